@@ -1,0 +1,75 @@
+"""The questions that the rest of the package asks of a model, answered by one file a family.
+
+Only adapters know layer names.  A site's weights travel under canonical names:
+
+    attention  query (H*d, D)   key (G*d, D)   value (G*d, D)   output (D, H*d)
+    ffn        gate (C, D), absent without a gated FFN   up (C, D)   down (D, C)
+
+and `<name>_bias` where there is one.  Query heads are ordered group by group.  `output` and
+`down` are the *output weights*: the inputs of their layers are what is cut and refitted.
+
+To add a family: subclass `Adapter`, answer the questions, list it in `families.py`, give
+`tiny.py` a toy of it; the tests in `tests/test_adapters.py` then run on it by themselves.
+
+Shapes: D hidden size, H query heads, G KV heads, d head size, C FFN channels, B batch, L length.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import ClassVar
+
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from lightstride.models.shapes import Geometry, Kind, Shape
+
+SiteWeights = dict[str, Tensor]
+OUTPUT_NAME: Mapping[Kind, str] = {"attention": "output", "ffn": "down"}
+
+
+class Adapter(ABC):
+    """One family's names and layouts. Stateless: every method is given the model or the block."""
+
+    family: ClassVar[str]
+    """Our name of the family, as in messages and on disk."""
+    model_types: ClassVar[tuple[str, ...]]
+    """Values of `config.model_type` this adapter answers for."""
+
+    @abstractmethod
+    def geometry(self, config: PreTrainedConfig) -> Geometry:
+        """Sizes and unit costs of a model with this config, per-layer overrides included."""
+
+    @abstractmethod
+    def decoder(self, model: PreTrainedModel) -> nn.Module:
+        """The headless model: embeddings, blocks, final norm."""
+
+    @abstractmethod
+    def blocks(self, model: PreTrainedModel) -> nn.ModuleList:
+        """The list of decoder blocks; its entries may be replaced."""
+
+    @abstractmethod
+    def read(self, block: nn.Module, kind: Kind) -> SiteWeights:
+        """A site's weights under canonical names: views where the layout allows, not copies."""
+
+    @abstractmethod
+    def write(self, block: nn.Module, kind: Kind, weights: SiteWeights, shape: Shape) -> None:
+        """Install weights of any width at a site, without copying them.
+
+        The parameters of the site's linear layers become the given tensors, and every size the
+        block remembers (head counts, features) follows `shape`.
+        """
+
+    @abstractmethod
+    def output_linear(self, block: nn.Module, kind: Kind) -> nn.Linear:
+        """The layer that holds the site's output weights (o or down)."""
+
+    @abstractmethod
+    @contextmanager
+    def bypass(self, block: nn.Module, kind: Kind, output_BLD: Tensor) -> Iterator[None]:
+        """Inside this context the site computes nothing and answers `output_BLD`."""
+        yield
+
+    @abstractmethod
+    def overrides(self, shape: Shape) -> dict[str, int]:
+        """Config keys, with values, that say this shape (for `per_layer_config`)."""

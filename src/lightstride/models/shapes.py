@@ -1,0 +1,156 @@
+"""Sites, shapes, kept units and their costs: the vocabulary of pruning, without torch.
+
+A *site* is one prunable place of one block: its attention or its feed-forward part (FFN).
+A *shape* is how wide a site is.  *Kept* says which units of the dense site stay.
+Attention loses whole KV groups (a K and a V head with all their query heads) and the same
+number of query heads from every kept group, so what is left is always a regular GQA layer.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, Self
+
+Kind = Literal["attention", "ffn"]
+KINDS: tuple[Kind, ...] = ("attention", "ffn")
+
+
+@dataclass(frozen=True, order=True)
+class Site:
+    """One prunable place, written `"12.attention"`. Sites sort in the order they are computed."""
+
+    block: int
+    kind: Kind
+
+    def __str__(self) -> str:
+        return f"{self.block}.{self.kind}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read back what `str` wrote; raises ValueError on anything else."""
+        block, _, kind = text.partition(".")
+        if kind == "attention":
+            return cls(int(block), "attention")
+        if kind == "ffn":
+            return cls(int(block), "ffn")
+        raise ValueError(f"not a site: {text!r}")
+
+
+@dataclass(frozen=True, order=True)
+class AttentionShape:
+    """Widths of a grouped-query attention: KV heads, and query heads for each of them."""
+
+    num_kv_heads: int
+    queries_per_group: int
+
+    @property
+    def num_heads(self) -> int:
+        return self.num_kv_heads * self.queries_per_group
+
+
+@dataclass(frozen=True, order=True)
+class FFNShape:
+    """Width of a feed-forward part."""
+
+    num_channels: int
+
+
+Shape = AttentionShape | FFNShape
+
+
+@dataclass(frozen=True)
+class AttentionKept:
+    """Which units of a dense attention stay: KV groups, and query heads inside each of them.
+
+    `groups` ascending; `queries[i]` are the ascending indices, inside group `groups[i]`, of the
+    query heads that stay; all `queries[i]` are equally long.
+    """
+
+    groups: tuple[int, ...]
+    queries: tuple[tuple[int, ...], ...]
+
+    @property
+    def shape(self) -> AttentionShape:
+        return AttentionShape(len(self.groups), len(self.queries[0]))
+
+    def heads(self, queries_per_group: int) -> tuple[int, ...]:
+        """Dense indices of the kept query heads, group by group."""
+        return tuple(
+            group * queries_per_group + query
+            for group, queries in zip(self.groups, self.queries, strict=True)
+            for query in queries
+        )
+
+
+@dataclass(frozen=True)
+class FFNKept:
+    """Which intermediate channels of a dense FFN stay, ascending."""
+
+    channels: tuple[int, ...]
+
+    @property
+    def shape(self) -> FFNShape:
+        return FFNShape(len(self.channels))
+
+
+Kept = AttentionKept | FFNKept
+
+
+def keep_all(shape: Shape) -> Kept:
+    """Everything of a dense site stays."""
+    if isinstance(shape, FFNShape):
+        return FFNKept(tuple(range(shape.num_channels)))
+    queries = tuple(range(shape.queries_per_group))
+    return AttentionKept(tuple(range(shape.num_kv_heads)), (queries,) * shape.num_kv_heads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometry:
+    """Sizes of a model as it stands, and what each unit costs in parameters (biases included)."""
+
+    family: str
+    hidden_size: int
+    head_dim: int
+    vocab_size: int
+    tied_head: bool
+    attention: tuple[AttentionShape, ...]
+    """Widths of each block's attention."""
+    ffn: tuple[FFNShape, ...]
+    """Widths of each block's FFN."""
+    query_head_parameters: int
+    """One query head: its rows of q and its columns of o."""
+    kv_head_parameters: int
+    """One KV head: its rows of k and of v."""
+    channel_parameters: int
+    """One FFN channel: its rows of gate and up and its column of down."""
+    attention_fixed: int = 0
+    """Parameters of an attention that no cut removes (the bias of o)."""
+    ffn_fixed: int = 0
+    """Parameters of an FFN that no cut removes (the bias of down)."""
+
+    @property
+    def num_blocks(self) -> int:
+        return len(self.attention)
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """All sites, in the order they are computed."""
+        return tuple(Site(block, kind) for block in range(self.num_blocks) for kind in KINDS)
+
+    def shape(self, site: Site) -> Shape:
+        """Dense shape of a site."""
+        shapes = self.attention if site.kind == "attention" else self.ffn
+        return shapes[site.block]
+
+    def parameters(self, shape: Shape) -> int:
+        """Parameters of one site of this shape, exactly."""
+        if isinstance(shape, FFNShape):
+            return shape.num_channels * self.channel_parameters + self.ffn_fixed
+        return (
+            shape.num_heads * self.query_head_parameters
+            + shape.num_kv_heads * self.kv_head_parameters
+            + self.attention_fixed
+        )
+
+    @property
+    def prunable_parameters(self) -> int:
+        """Parameters of all sites together: what sparsity is a share of."""
+        return sum(self.parameters(self.shape(site)) for site in self.sites)
