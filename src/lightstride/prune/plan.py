@@ -1,0 +1,197 @@
+"""Plans, and the space they are taken from: exact integers, without torch.
+
+A *space* lists for every site its admissible shapes, each with an integer cost (parameters,
+bytes or nanoseconds: see `budget.py`).  A *plan* picks one shape for every site and, once
+the units are chosen, says which of them stay.  A *limit* is what a plan may cost at most.
+
+Paper: Tyr-the-Pruner (https://arxiv.org/abs/2503.09657), section 3.3, where a site's
+variants lie at equal steps around a centre; we differ: a step is a share of the site's own
+parameters, widths are snapped to what the target allows, and budgets never drift.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Self
+
+from lightstride.errors import WorkError
+from lightstride.models.shapes import (
+    AttentionKept,
+    AttentionShape,
+    FFNKept,
+    FFNShape,
+    Geometry,
+    Kept,
+    Kind,
+    Shape,
+    Site,
+)
+
+Json = dict[str, object]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One shape for every site and, where they are chosen, the units that stay."""
+
+    shapes: Mapping[Site, Shape]
+    kept: Mapping[Site, Kept] | None = None
+
+    @cached_property
+    def key(self) -> str:
+        """The shapes in one line, such as `3x2,1152|2x2,768`: equal for equal shapes."""
+        blocks: dict[int, list[str]] = {}
+        for site in sorted(self.shapes):
+            blocks.setdefault(site.block, []).append(_shape_text(self.shapes[site]))
+        return "|".join(",".join(texts) for texts in blocks.values())
+
+    def replace(self, changes: Mapping[Site, Shape]) -> "Plan":
+        """The plan with other shapes at some sites; the choice of units is dropped."""
+        return Plan({**self.shapes, **changes})
+
+    def to_json(self) -> Json:
+        """A JSON document that `from_json` reads back."""
+        document: Json = {
+            "version": 1,
+            "shapes": {str(site): _shape_text(shape) for site, shape in self.shapes.items()},
+        }
+        if self.kept is not None:
+            document["kept"] = {str(site): _kept_json(kept) for site, kept in self.kept.items()}
+        return document
+
+    @classmethod
+    def from_json(cls, document: object) -> Self:
+        """The plan that `to_json` wrote; raises WorkError on anything else."""
+        try:
+            assert isinstance(document, dict)
+            if document["version"] != 1:
+                raise WorkError(f"a plan of version {document['version']}; this code reads 1")
+            shapes = {Site.parse(s): _parse_shape(text) for s, text in document["shapes"].items()}
+            kept = document.get("kept")
+            if kept is None:
+                return cls(shapes)
+            return cls(shapes, {Site.parse(s): _parse_kept(entry) for s, entry in kept.items()})
+        except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
+            raise WorkError(f"not a plan: {str(document)[:80]}") from error
+
+
+@dataclass(frozen=True)
+class Space:
+    """For every site its admissible shapes, cheapest first, and what each costs."""
+
+    geometry: Geometry
+    shapes: Mapping[Site, tuple[Shape, ...]]
+    costs: Mapping[Site, tuple[int, ...]]
+    uniform: bool = False
+    """Every block takes the same shapes."""
+
+    @cached_property
+    def sites(self) -> tuple[Site, ...]:
+        """All sites, in the order they are computed."""
+        return tuple(sorted(self.shapes))
+
+    @cached_property
+    def _cost_of(self) -> dict[tuple[Site, Shape], int]:
+        return {
+            (site, shape): cost
+            for site in self.sites
+            for shape, cost in zip(self.shapes[site], self.costs[site], strict=True)
+        }
+
+    def __contains__(self, plan: Plan) -> bool:
+        return set(plan.shapes) == set(self.sites) and all(
+            item in self._cost_of for item in plan.shapes.items()
+        )
+
+    def cost(self, site: Site, shape: Shape) -> int:
+        """What one site costs at one of its shapes."""
+        return self._cost_of[site, shape]
+
+    def total(self, plan: Plan) -> int:
+        """What a whole plan costs."""
+        return sum(self._cost_of[item] for item in plan.shapes.items())
+
+    @cached_property
+    def smallest(self) -> int:
+        """Cost of the cheapest plan."""
+        return sum(min(costs) for costs in self.costs.values())
+
+    @cached_property
+    def largest(self) -> int:
+        """Cost of the dearest plan."""
+        return sum(max(costs) for costs in self.costs.values())
+
+    @cached_property
+    def ffn_step(self) -> int:
+        """Largest difference between neighbouring costs of one FFN: how closely a budget is met."""
+        steps = [
+            upper - lower
+            for site in self.sites
+            if site.kind == "ffn"
+            for lower, upper in zip(self.costs[site], self.costs[site][1:], strict=False)
+        ]
+        return max(steps, default=0)
+
+    @cached_property
+    def num_plans(self) -> int:
+        """How many plans there are, of any cost."""
+        product = 1
+        for shapes in self.shapes.values():
+            product *= len(shapes)
+        return product
+
+
+def sparsity(plan: Plan, geometry: Geometry) -> float:
+    """Share of the blocks' own parameters that is gone, by true counts."""
+    kept = sum(geometry.parameters(plan.shapes[site]) for site in geometry.sites)
+    return 1 - kept / geometry.prunable_parameters
+
+
+def num_parameters(plan: Plan, geometry: Geometry) -> int:
+    """Parameters of the blocks' sites under a plan."""
+    return sum(geometry.parameters(plan.shapes[site]) for site in geometry.sites)
+
+
+def dense_plan(geometry: Geometry) -> Plan:
+    """The model as it stands."""
+    return Plan({site: geometry.shape(site) for site in geometry.sites})
+
+
+def _shape_text(shape: Shape) -> str:
+    if isinstance(shape, FFNShape):
+        return str(shape.num_channels)
+    return f"{shape.num_kv_heads}x{shape.queries_per_group}"
+
+
+def _parse_shape(text: str) -> Shape:
+    if "x" not in text:
+        return FFNShape(int(text))
+    groups, queries = text.split("x")
+    return AttentionShape(int(groups), int(queries))
+
+
+def _mask(units: tuple[int, ...]) -> str:
+    return f"{sum(1 << unit for unit in units):x}"
+
+
+def _units(mask: str) -> tuple[int, ...]:
+    bits = int(mask, 16)
+    return tuple(unit for unit in range(bits.bit_length()) if bits >> unit & 1)
+
+
+def _kept_json(kept: Kept) -> object:
+    if isinstance(kept, FFNKept):
+        return _mask(kept.channels)
+    return [_mask(kept.groups), *(_mask(queries) for queries in kept.queries)]
+
+
+def _parse_kept(entry: object) -> Kept:
+    if isinstance(entry, str):
+        return FFNKept(_units(entry))
+    assert isinstance(entry, list)
+    return AttentionKept(_units(entry[0]), tuple(_units(mask) for mask in entry[1:]))
+
+
+def kind_cost(space: Space, plan: Plan, kind: Kind) -> int:
+    """What the sites of one kind cost together."""
+    return sum(space.cost(s, shape) for s, shape in plan.shapes.items() if s.kind == kind)

@@ -1,0 +1,116 @@
+"""What an inference engine accepts, as limits on every site's shape, and the named targets.
+
+The search never proposes a shape outside the target, so what is found can be exported.
+Torch-free: the command line lists the names, and export checks a plan against the same table.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from lightstride.errors import BudgetError, ConfigError
+from lightstride.models.shapes import AttentionShape, FFNShape, Geometry, Shape, Site
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Limits on shapes; the defaults are what our own checkpoints need and nothing more."""
+
+    name: str
+    min_kv_heads: int = 1
+    """Fewest KV groups a block keeps (an engine's KV cache needs one)."""
+    min_channels: int = 1
+    """Fewest FFN channels a block keeps; rounded up to the multiple."""
+    channel_multiple: int = 32
+    """Widths of the FFN are multiples of this, or the dense width itself."""
+    heads_multiple: int = 1
+    """Query heads of a block are a multiple of this."""
+    head_shapes: tuple[AttentionShape, ...] | None = None
+    """The only attention shapes allowed beside the dense one; None allows all."""
+    heads_fixed: bool = False
+    """Attention stays as it is."""
+    tensor_parallel: int = 1
+    """KV groups and FFN channels divide by this number of devices."""
+    uniform: bool = False
+    """Every block has the same widths."""
+
+    def __post_init__(self) -> None:
+        for field in (
+            "min_kv_heads",
+            "min_channels",
+            "channel_multiple",
+            "heads_multiple",
+            "tensor_parallel",
+        ):
+            if getattr(self, field) < 1:
+                raise ConfigError(
+                    f"target {self.name}: {field} is {getattr(self, field)}, not >= 1"
+                )
+
+    def allows(self, shape: Shape, dense: Shape) -> bool:
+        """Whether a site whose dense shape is `dense` may be cut to `shape`."""
+        if isinstance(shape, FFNShape):
+            width = shape.num_channels
+            aligned = width % self.channel_multiple == 0 or shape == dense
+            return aligned and width >= self.min_channels and width % self.tensor_parallel == 0
+        if self.heads_fixed and shape != dense:
+            return False
+        listed = self.head_shapes is None or shape in self.head_shapes or shape == dense
+        return (
+            listed
+            and shape.num_kv_heads >= self.min_kv_heads
+            and shape.num_kv_heads % self.tensor_parallel == 0
+            and (shape.num_heads % self.heads_multiple == 0 or shape == dense)
+        )
+
+    def shapes(self, dense: Shape) -> tuple[Shape, ...]:
+        """Every shape a site may have, smallest first."""
+        allowed = [shape for shape in self._aligned(dense) if self.allows(shape, dense)]
+        if self.allows(dense, dense) and dense not in allowed:
+            allowed.append(dense)
+        if not allowed:
+            raise BudgetError(f"target {self.name} allows no shape of a site that is {dense}")
+        return tuple(allowed)
+
+    def _aligned(self, dense: Shape) -> Iterator[Shape]:
+        if isinstance(dense, FFNShape):
+            step = self.channel_multiple
+            yield from map(FFNShape, range(step, dense.num_channels + 1, step))
+            return
+        for groups in range(1, dense.num_kv_heads + 1):
+            for queries in range(1, dense.queries_per_group + 1):
+                yield AttentionShape(groups, queries)
+
+    def admissible(self, geometry: Geometry) -> dict[Site, tuple[Shape, ...]]:
+        """Every site's allowed shapes."""
+        dense = {site: geometry.shape(site) for site in geometry.sites}
+        allowed = {shape: self.shapes(shape) for shape in set(dense.values())}
+        return {site: allowed[shape] for site, shape in dense.items()}
+
+
+TARGETS: Mapping[str, Target] = {
+    target.name: target
+    for target in (
+        Target(name="any"),
+        Target(name="hf"),
+        Target(name="vllm", min_channels=128, channel_multiple=128),
+        Target(name="gguf", min_channels=256, channel_multiple=256),
+        Target(name="decilm", min_channels=256, channel_multiple=256, heads_fixed=True),
+        Target(name="uniform", uniform=True),
+    )
+}
+
+
+def named_target(
+    name: str, *, tensor_parallel: int = 1, channel_multiple: int | None = None
+) -> Target:
+    """The target of this name, for so many devices and, if given, another FFN multiple."""
+    if name not in TARGETS:
+        raise ConfigError(f"no target is called {name!r}; there are {', '.join(TARGETS)}")
+    target = TARGETS[name]
+    multiple = target.channel_multiple if channel_multiple is None else channel_multiple
+    if multiple % target.channel_multiple and name not in ("any", "hf", "uniform"):
+        raise ConfigError(
+            f"target {name} needs FFN widths in multiples of {target.channel_multiple}, "
+            f"which {multiple} is not"
+        )
+    return replace(target, tensor_parallel=tensor_parallel, channel_multiple=multiple)
