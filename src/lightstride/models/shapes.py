@@ -102,6 +102,45 @@ def keep_all(shape: Shape) -> Kept:
     return AttentionKept(tuple(range(shape.num_kv_heads)), (queries,) * shape.num_kv_heads)
 
 
+def shape_text(shape: Shape) -> str:
+    """A shape as written on disk: `"3x2"` (KV heads x queries each) or `"1152"`."""
+    if isinstance(shape, FFNShape):
+        return str(shape.num_channels)
+    return f"{shape.num_kv_heads}x{shape.queries_per_group}"
+
+
+def parse_shape(text: str) -> Shape:
+    """Read back what `shape_text` wrote; raises ValueError on anything else."""
+    if "x" not in text:
+        return FFNShape(int(text))
+    groups, queries = text.split("x")
+    return AttentionShape(int(groups), int(queries))
+
+
+def _mask(units: tuple[int, ...]) -> str:
+    return f"{sum(1 << unit for unit in units):x}"
+
+
+def _units(mask: str) -> tuple[int, ...]:
+    bits = int(mask, 16)
+    return tuple(unit for unit in range(bits.bit_length()) if bits >> unit & 1)
+
+
+def kept_json(kept: Kept) -> object:
+    """Kept units as hex bit masks: one of channels, or one of groups and one for each group."""
+    if isinstance(kept, FFNKept):
+        return _mask(kept.channels)
+    return [_mask(kept.groups), *(_mask(queries) for queries in kept.queries)]
+
+
+def parse_kept(entry: object) -> Kept:
+    """Read back what `kept_json` wrote."""
+    if isinstance(entry, str):
+        return FFNKept(_units(entry))
+    assert isinstance(entry, list)
+    return AttentionKept(_units(entry[0]), tuple(_units(mask) for mask in entry[1:]))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
     """Sizes of a model as it stands, and what each unit costs in parameters (biases included)."""

@@ -16,15 +16,15 @@ from typing import Self
 
 from lightstride.errors import WorkError
 from lightstride.models.shapes import (
-    AttentionKept,
-    AttentionShape,
-    FFNKept,
-    FFNShape,
     Geometry,
     Kept,
     Kind,
     Shape,
     Site,
+    kept_json,
+    parse_kept,
+    parse_shape,
+    shape_text,
 )
 
 Json = dict[str, object]
@@ -42,7 +42,7 @@ class Plan:
         """The shapes in one line, such as `3x2,1152|2x2,768`: equal for equal shapes."""
         blocks: dict[int, list[str]] = {}
         for site in sorted(self.shapes):
-            blocks.setdefault(site.block, []).append(_shape_text(self.shapes[site]))
+            blocks.setdefault(site.block, []).append(shape_text(self.shapes[site]))
         return "|".join(",".join(texts) for texts in blocks.values())
 
     def replace(self, changes: Mapping[Site, Shape]) -> "Plan":
@@ -53,10 +53,10 @@ class Plan:
         """A JSON document that `from_json` reads back."""
         document: Json = {
             "version": 1,
-            "shapes": {str(site): _shape_text(shape) for site, shape in self.shapes.items()},
+            "shapes": {str(site): shape_text(shape) for site, shape in self.shapes.items()},
         }
         if self.kept is not None:
-            document["kept"] = {str(site): _kept_json(kept) for site, kept in self.kept.items()}
+            document["kept"] = {str(site): kept_json(kept) for site, kept in self.kept.items()}
         return document
 
     @classmethod
@@ -66,11 +66,11 @@ class Plan:
             assert isinstance(document, dict)
             if document["version"] != 1:
                 raise WorkError(f"a plan of version {document['version']}; this code reads 1")
-            shapes = {Site.parse(s): _parse_shape(text) for s, text in document["shapes"].items()}
+            shapes = {Site.parse(s): parse_shape(text) for s, text in document["shapes"].items()}
             kept = document.get("kept")
             if kept is None:
                 return cls(shapes)
-            return cls(shapes, {Site.parse(s): _parse_kept(entry) for s, entry in kept.items()})
+            return cls(shapes, {Site.parse(s): parse_kept(entry) for s, entry in kept.items()})
         except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise WorkError(f"not a plan: {str(document)[:80]}") from error
 
@@ -155,41 +155,6 @@ def num_parameters(plan: Plan, geometry: Geometry) -> int:
 def dense_plan(geometry: Geometry) -> Plan:
     """The model as it stands."""
     return Plan({site: geometry.shape(site) for site in geometry.sites})
-
-
-def _shape_text(shape: Shape) -> str:
-    if isinstance(shape, FFNShape):
-        return str(shape.num_channels)
-    return f"{shape.num_kv_heads}x{shape.queries_per_group}"
-
-
-def _parse_shape(text: str) -> Shape:
-    if "x" not in text:
-        return FFNShape(int(text))
-    groups, queries = text.split("x")
-    return AttentionShape(int(groups), int(queries))
-
-
-def _mask(units: tuple[int, ...]) -> str:
-    return f"{sum(1 << unit for unit in units):x}"
-
-
-def _units(mask: str) -> tuple[int, ...]:
-    bits = int(mask, 16)
-    return tuple(unit for unit in range(bits.bit_length()) if bits >> unit & 1)
-
-
-def _kept_json(kept: Kept) -> object:
-    if isinstance(kept, FFNKept):
-        return _mask(kept.channels)
-    return [_mask(kept.groups), *(_mask(queries) for queries in kept.queries)]
-
-
-def _parse_kept(entry: object) -> Kept:
-    if isinstance(entry, str):
-        return FFNKept(_units(entry))
-    assert isinstance(entry, list)
-    return AttentionKept(_units(entry[0]), tuple(_units(mask) for mask in entry[1:]))
 
 
 def kind_cost(space: Space, plan: Plan, kind: Kind) -> int:
