@@ -1,0 +1,117 @@
+"""The command line: flags to a configuration, a configuration to one call.
+
+Data goes to stdout, progress to stderr; `--json` prints exactly one document.  A mistake of the
+user's is one line on stderr and exit code 2.  The commands import what they need inside, so that
+`--help` is instant.
+"""
+
+import contextlib
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import tyro
+
+from lightstride import __version__
+from lightstride.config import Command, PruneConfig
+from lightstride.errors import ConfigError, LightstrideError
+
+Document = Mapping[str, object]
+DESCRIPTION = (
+    "Light models, long strides: prune language models, and let them say several tokens a step. "
+    "`lightstride COMMAND --help` tells more, `lightstride --version` the version."
+)
+
+
+def prune(config: PruneConfig) -> Document:
+    """Prune a model; the result, as in `result.json`."""
+    from lightstride.prune.run import prune
+
+    return prune(config)
+
+
+COMMANDS: Mapping[str, tuple[type[Command], Callable[[Any], Document]]] = {
+    "prune": (PruneConfig, prune),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line; the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if given == ["--version"]:
+            sys.stdout.write(f"lightstride {__version__}\n")
+            return 0
+        config = parse(given)
+        if config is not None:
+            run(config)
+        return 0
+    except LightstrideError as error:
+        return complain(str(error), 2)
+    except BrokenPipeError:  # whoever read stdout has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:  # the system's own: a full disk, no permission
+        if error.strerror is None:
+            raise
+        where = "" if error.filename is None else f": {error.filename}"
+        return complain(f"{error.strerror}{where}", 2)
+    except KeyboardInterrupt:
+        return complain("interrupted", 130)
+
+
+def parse(arguments: Sequence[str]) -> Command | None:
+    """The configuration these arguments ask for; None where they ask for help, which is printed."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            config = tyro.extras.subcommand_cli_from_dict(
+                {name: command for name, (command, _) in COMMANDS.items()},
+                prog="lightstride",
+                description=DESCRIPTION,
+                args=arguments,
+                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
+            )
+    except SystemExit as stop:
+        if stop.code:
+            raise ConfigError(one_line(said.getvalue())) from None
+        examples = [command.example for command, _ in COMMANDS.values()]
+        named = [COMMANDS[name][0].example for name in arguments if name in COMMANDS]
+        sys.stdout.write(f"\nexample: {[*named, *examples][0]}\n")
+        return None
+    assert isinstance(config, Command)
+    return config
+
+
+def run(config: Command) -> None:
+    """Call the command; with `--json`, its document is all that reaches stdout."""
+    call = next(call for command, call in COMMANDS.values() if type(config) is command)
+    if not config.json:
+        call(config)
+        return
+    with contextlib.redirect_stdout(sys.stderr):
+        document = call(config)
+    if os.environ.get("RANK", "0") == "0":
+        sys.stdout.write(json.dumps(document, allow_nan=False) + "\n")
+
+
+def complain(message: str, code: int) -> int:
+    """Print one line on stderr; the exit code."""
+    sys.stderr.write(f"lightstride: error: {' '.join(message.split())}\n")
+    return code
+
+
+def one_line(box: str) -> str:
+    """What the parser said in a box of several lines, in one; its help texts are left out."""
+    parts: list[str] = [""]
+    for line in box.splitlines():
+        text = line.strip("│ ")
+        if set(line.strip()) <= set("│─ "):
+            parts.append("")
+        elif not line.startswith(("╭", "╰", "│" + 9 * " ")):  # a title, an end, a flag's help
+            parts[-1] = f"{parts[-1]} {text}".strip()
+    told = [part for part in parts if part and not part.startswith(("Argument help", "For full"))]
+    return "; ".join(told) or " ".join(box.split())

@@ -1,0 +1,20 @@
+"""One frozen dataclass a command: its flags, their help, their defaults and their checks."""
+
+from lightstride.config.base import Command, ModelCommand
+from lightstride.config.export import ExportConfig
+from lightstride.config.generate import GenerateConfig, SamplingCommand, ServeConfig
+from lightstride.config.judge import BenchConfig, EvaluateConfig, ReportConfig
+from lightstride.config.prune import PruneConfig
+
+__all__ = [
+    "BenchConfig",
+    "Command",
+    "EvaluateConfig",
+    "ExportConfig",
+    "GenerateConfig",
+    "ModelCommand",
+    "PruneConfig",
+    "ReportConfig",
+    "SamplingCommand",
+    "ServeConfig",
+]

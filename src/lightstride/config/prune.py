@@ -1,0 +1,112 @@
+"""Flags of `lightstride prune`."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from tyro.conf import arg
+
+from lightstride.config.base import (
+    FromPreset,
+    Model,
+    OptionalPath,
+    OptionalSource,
+    PresetCommand,
+    Source,
+    require,
+    require_choice,
+)
+
+Accumulation = Literal["none", "median", "expectation"]
+Search = Literal["none", "fast", "paper"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneConfig(PresetCommand):
+    """Make a model smaller where it hurts least, one checkpoint per sparsity."""
+
+    command: ClassVar[str] = "prune"
+    example: ClassVar[str] = (
+        "lightstride prune smollm2-135m -o smollm2-pruned --sparsity 0.25 --preset demo"
+    )
+
+    model: Model
+    """The model to prune: a hub id, a folder, a .gguf file, or smollm2-135m (built in)."""
+    output: Annotated[str, arg(aliases=("-o",), metavar="DIR")]
+    """Folder for the result; must be new or empty. Several sparsities go to DIR/25, DIR/50, …"""
+    sparsity: Annotated[tuple[float, ...], arg(metavar="S [S ...]")]
+    """Share of the blocks' parameters to remove, above 0 and below 1; several from low to high."""
+    target: Literal["any", "hf", "vllm", "gguf", "decilm", "uniform"] = "any"
+    """The engine that will run the result: only widths that it accepts are considered."""
+    tp: int = 1
+    """Devices that will share the result by tensor parallelism: widths divide by it."""
+    budget: Literal["params", "memory", "latency"] = "params"
+    """What the sparsity is a share of: parameters, bytes with KV cache, or measured time."""
+    context: int = 4096
+    """Tokens of KV cache in a memory or latency budget."""
+    batch: int = 1
+    """Sequences at once in a memory or latency budget."""
+    calibration: Source = "pydoc"
+    """Text for the statistics: a file, a folder, a hub data set, pydoc (built in), or self."""
+    search_text: OptionalSource = None
+    """Text for the search; without it, other documents of the calibration source."""
+    held_out: OptionalSource = None
+    """Text for the perplexity before and after; without it, other documents of the same source."""
+    search: Annotated[
+        Search | None,
+        arg(metavar="{none,fast,paper}", help_behavior_hint="(default: the preset's)"),
+    ] = None
+    """How to choose widths: none (all blocks alike), fast, or the paper's evolution."""
+    accumulation: Accumulation = "median"
+    """What the next block sees: the dense stream, the pruned one, or a mean over all levels."""
+    calibration_tokens: FromPreset = None
+    """Tokens for the statistics."""
+    search_tokens: FromPreset = None
+    """Tokens for the search."""
+    held_out_tokens: FromPreset = None
+    """Tokens for the perplexity before and after."""
+    window: FromPreset = None
+    """Length of the calibration windows, in tokens."""
+    levels: FromPreset = None
+    """Widths tried per site and round."""
+    rounds: FromPreset = None
+    """Rounds of the search, each with half the step of the one before."""
+    generations: FromPreset = None
+    """Generations of the search in each round."""
+    offspring: FromPreset = None
+    """Candidates in each generation."""
+    seed: int = 0
+    """Seed of everything random: same seed, same result."""
+    work: OptionalPath = None
+    """Folder for what a killed run can go on from; without it, the output folder's name + .work."""
+    resume: bool = False
+    """Go on from what is in the work folder."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.sparsity), "--sparsity", "without a number", "above 0 and below 1")
+        for share in self.sparsity:
+            require(0 < share < 1, "--sparsity", f"{share:g}", "above 0 and below 1")
+        given = " ".join(f"{share:g}" for share in self.sparsity)
+        ascending = tuple(sorted(set(self.sparsity))) == self.sparsity
+        require(ascending, "--sparsity", given, "ascending, each number once")
+        require(bool(self.output), "-o", "''", "the name of a folder")
+        require_choice("--accumulation", self.accumulation, Accumulation)
+        for flag in ("tp", "context", "batch", *NUMBERS):
+            value = getattr(self, flag)
+            require(value is None or value >= 1, f"--{flag.replace('_', '-')}", value, "at least 1")
+
+    @property
+    def work_folder(self) -> str:
+        """Where the supernet and the search's record are kept."""
+        return self.work or f"{self.output.rstrip('/')}.work"
+
+
+NUMBERS = (
+    "calibration_tokens",
+    "search_tokens",
+    "held_out_tokens",
+    "window",
+    "levels",
+    "rounds",
+    "generations",
+    "offspring",
+)
