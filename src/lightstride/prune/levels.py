@@ -110,7 +110,7 @@ def _fill_ffn(space: Space, attention: Mapping[Site, Shape], limit: int) -> Plan
 
 
 def _widest_within(space: Space, site: Site, share: Fraction) -> Shape:
-    room = share * _parameters(space, site)
+    room = int(share * _parameters(space, site))
     shapes = space.shapes[site]
     fitting = bisect_right(shapes, room, key=lambda shape: _parameters(space, site, shape))
     return shapes[max(fitting - 1, 0)]
