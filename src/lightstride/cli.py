@@ -65,23 +65,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse(arguments: Sequence[str]) -> Command | None:
     """The configuration these arguments ask for; None where they ask for help, which is printed."""
-    said = io.StringIO()
+    said = io.TextIOWrapper(io.BytesIO(), "utf-8")
     try:
-        with contextlib.redirect_stderr(said):
-            config = tyro.extras.subcommand_cli_from_dict(
-                {name: command for name, (command, _) in COMMANDS.items()},
-                prog="lightstride",
-                description=DESCRIPTION,
-                args=arguments,
-                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
-            )
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            return configuration(arguments)
     except SystemExit as stop:
         if stop.code:
-            raise ConfigError(one_line(said.getvalue())) from None
-        examples = [command.example for command, _ in COMMANDS.values()]
-        named = [COMMANDS[name][0].example for name in arguments if name in COMMANDS]
-        sys.stdout.write(f"\nexample: {[*named, *examples][0]}\n")
-        return None
+            said.seek(0)
+            raise ConfigError(one_line(said.read())) from None
+    with contextlib.suppress(SystemExit):  # again, as the terminal likes it
+        configuration(arguments)
+    examples = [command.example for command, _ in COMMANDS.values()]
+    named = [COMMANDS[name][0].example for name in arguments if name in COMMANDS]
+    sys.stdout.write(f"\nexample: {[*named, *examples][0]}\n")
+    return None
+
+
+def configuration(arguments: Sequence[str]) -> Command:
+    """What tyro makes of the arguments; SystemExit on a mistake or a wish for help."""
+    config = tyro.extras.subcommand_cli_from_dict(
+        {name: command for name, (command, _) in COMMANDS.items()},
+        prog="lightstride",
+        description=DESCRIPTION,
+        args=arguments,
+        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
+    )
     assert isinstance(config, Command)
     return config
 

@@ -32,7 +32,7 @@ class PruneConfig(PresetCommand):
     model: Model
     """The model to prune: a hub id, a folder, a .gguf file, or smollm2-135m (built in)."""
     output: Annotated[str, arg(aliases=("-o",), metavar="DIR")]
-    """Folder for the result; must be new or empty. Several sparsities go to DIR/25, DIR/50, …"""
+    """Folder for the result, new or empty; several sparsities go to DIR/25, DIR/50 and so on."""
     sparsity: Annotated[tuple[float, ...], arg(metavar="S [S ...]")]
     """Share of the blocks' parameters to remove, above 0 and below 1; several from low to high."""
     target: Literal["any", "hf", "vllm", "gguf", "decilm", "uniform"] = "any"

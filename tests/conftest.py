@@ -1,0 +1,35 @@
+"""Every test runs without a network, on one thread, with its own cache folder."""
+
+import os
+import socket
+import tempfile
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("LIGHTSTRIDE_CACHE", tempfile.mkdtemp(prefix="lightstride-tests-"))
+
+import torch  # after the environment is set, which the hub reads at import
+
+torch.set_num_threads(1)
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail at once where a test reaches for anything but this machine."""
+    connect = socket.socket.connect
+
+    def local_only(self: socket.socket, address: object) -> None:
+        if isinstance(address, tuple) and address[0] not in LOOPBACK:
+            raise AssertionError(f"a test tried to reach {address}")
+        connect(self, address)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket.socket, "connect", local_only)
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """The same random numbers in every test, whichever ran before."""
+    torch.manual_seed(0)
