@@ -1,0 +1,99 @@
+"""How far a student's next-token distribution is from its teacher's, from the teacher's top k.
+
+For every token the teacher's k likeliest tokens are outcomes of their own and all the others
+together are one more: KL = sum_i p_i (log p_i - log q_i) + p_rest (log p_rest - log q_rest).
+That is a lower bound of the divergence over the whole vocabulary, and near it once the k hold
+most of the mass.
+
+Paper: Tyr-the-Pruner (https://arxiv.org/abs/2503.09657), eq. 6.  We differ: it forgets the
+rest and renormalizes over the k alone (`renormalize=True`), so that mass which a student gives
+to tokens the teacher hardly considers goes unpunished.
+
+Shapes: N positions, V vocabulary, K tokens kept.
+"""
+
+from dataclasses import dataclass
+from math import log
+
+import torch
+from torch import Tensor
+
+SMALLEST = 1e-7
+"""Probability below which the rest of the mass is not resolved in fp32."""
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """What is remembered of the teacher's distributions."""
+
+    log_probability_NK: Tensor
+    """Log-probabilities of the likeliest tokens, in fp16."""
+    token_NK: Tensor
+    """Which tokens they are, int32."""
+    log_rest_N: Tensor
+    """Log-probability of all other tokens together, fp32."""
+
+    def rows(self, where: slice) -> "Teacher":
+        """The same for some of the positions."""
+        return Teacher(self.log_probability_NK[where], self.token_NK[where], self.log_rest_N[where])
+
+    @staticmethod
+    def bytes_per_position(top_k: int) -> int:
+        """What one position takes in the cache."""
+        return top_k * (2 + 4) + 4
+
+
+def remember(logits_NV: Tensor, top_k: int) -> Teacher:
+    """The k likeliest tokens of each position."""
+    logits_NV = logits_NV.float()
+    values_NK, token_NK = logits_NV.topk(min(top_k, logits_NV.shape[1]), dim=1)
+    total_N1 = logits_NV.logsumexp(1, keepdim=True)
+    others_NV = logits_NV.scatter(1, token_NK, -torch.inf)
+    log_rest_N = others_NV.logsumexp(1) - total_N1[:, 0]
+    return Teacher(
+        (values_NK - total_N1).half(), token_NK.int(), log_rest_N.clamp_min(log(SMALLEST))
+    )
+
+
+def divergence(teacher: Teacher, logits_NV: Tensor, *, renormalize: bool = False) -> Tensor:
+    """KL divergence of the student from the teacher at each position in nats, (N,)."""
+    student_NK = logits_NV.gather(1, teacher.token_NK.long()).float()
+    teacher_NK = teacher.log_probability_NK.float()
+    if renormalize:
+        student_NK = student_NK.log_softmax(1)
+        teacher_NK = teacher_NK.log_softmax(1)
+        return (teacher_NK.exp() * (teacher_NK - student_NK)).sum(1)
+    student_NK = student_NK - logits_NV.float().logsumexp(1, keepdim=True)
+    shared_N = (teacher_NK.exp() * (teacher_NK - student_NK)).sum(1)
+    if teacher.token_NK.shape[1] == logits_NV.shape[1]:
+        return shared_N
+    student_log_rest_N = (1 - student_NK.exp().sum(1)).clamp_min(SMALLEST).log()
+    return shared_N + teacher.log_rest_N.exp() * (teacher.log_rest_N - student_log_rest_N)
+
+
+def plain_divergence(teacher_NV: Tensor, student_NV: Tensor) -> Tensor:
+    """KL divergence over the whole vocabulary in nats, (N,): the plain twin."""
+    teacher_NV = teacher_NV.double().log_softmax(1)
+    student_NV = student_NV.double().log_softmax(1)
+    return (teacher_NV.exp() * (teacher_NV - student_NV)).sum(1)
+
+
+def relative_error(teacher_BLD: Tensor, student_BLD: Tensor) -> Tensor:
+    """Squared distance of hidden states over the teacher's squared length, a scalar."""
+    difference_BLD = student_BLD.float() - teacher_BLD.float()
+    return difference_BLD.square().sum() / teacher_BLD.float().square().sum()
+
+
+def concatenate(parts: list[Teacher]) -> Teacher:
+    """Positions of several teachers, one after the other."""
+    return Teacher(
+        torch.cat([part.log_probability_NK for part in parts]),
+        torch.cat([part.token_NK for part in parts]),
+        torch.cat([part.log_rest_N for part in parts]),
+    )
+
+
+def split(teacher: Teacher, num_parts: int) -> list[Teacher]:
+    """A teacher's positions in equal parts."""
+    size = len(teacher.log_rest_N) // num_parts
+    return [teacher.rows(slice(i * size, (i + 1) * size)) for i in range(num_parts)]

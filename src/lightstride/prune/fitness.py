@@ -1,0 +1,297 @@
+"""Fitness of a plan: how far the cut model's answers are from the dense model's.
+
+Candidates are run as cut layers.  They are sorted, so that those with the same first blocks
+stand together, and blocks that two neighbours share are computed once (`run_sorted`).  The
+dense model's answers are remembered for its likeliest tokens only (`divergence.py`), logits
+exist for a slice of positions at a time, and cut weights are kept as long as memory allows.
+
+Paper: Tyr-the-Pruner (https://arxiv.org/abs/2503.09657), eq. 6 and section 3.4:
+sum_l alpha_l |h_l dense - h_l sparse|^2 + beta KL(dense | sparse).  We differ: the mass
+outside the top k counts, hidden states are compared relative to the dense ones' length, and
+nothing is zeroed, so that a candidate costs what it will cost when it is used.
+
+Shapes: N windows, L tokens each, B windows of a batch, D hidden size, P scored positions.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lightstride.distributed import gather_objects, pieces, rank, world_size
+from lightstride.errors import ConfigError
+from lightstride.models.adapter import Adapter, SiteWeights
+from lightstride.models.shapes import KINDS, Shape, Site
+from lightstride.prune.divergence import (
+    Teacher,
+    concatenate,
+    divergence,
+    relative_error,
+    remember,
+    split,
+)
+from lightstride.prune.ledger import Sample
+from lightstride.prune.local import Level
+from lightstride.prune.materialize import DenseSites
+from lightstride.prune.plan import Plan
+from lightstride.prune.stream import Call, Recorder, recorders
+
+LevelOf = Callable[[Site, Shape], Level]
+"""A site at one of its shapes, as a supernet has it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitnessSettings:
+    """How candidates are compared with the dense model."""
+
+    top_k: int = 512
+    """Likeliest tokens of the dense model that are outcomes of their own."""
+    stride: int = 1
+    """Score every so many positions."""
+    batch_tokens: int = 2048
+    """Tokens that run through a block at once."""
+    slice_positions: int = 256
+    """Positions whose logits exist at once."""
+    cache_bytes: int = 2 << 30
+    """Memory for what the teacher said and for cut weights, half each."""
+    renormalize: bool = False
+    """Compare over the top k alone, as published."""
+    hidden_weight: float = 0.0
+    """Weight of the hidden states' relative error, 0 as in the published runs."""
+    hidden_blocks: tuple[int, ...] = ()
+    """Blocks after which hidden states are compared."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What the dense model says about one window."""
+
+    teacher: Teacher
+    hidden: dict[int, Tensor]
+    """Its hidden states after the blocks that are compared, each (L, D)."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some windows, embedded, and how the decoder calls every block on them."""
+
+    tokens_BL: Tensor
+    hidden_BLD: Tensor
+    calls: list[Call]
+    lessons: list[Lesson]
+
+
+class WeightCache:
+    """The cut weights used last, up to a number of bytes."""
+
+    def __init__(self, dense: DenseSites, level_of: LevelOf, capacity: int) -> None:
+        self.dense = dense
+        self.level_of = level_of
+        self.capacity = capacity
+        self.size = 0
+        self.entries: OrderedDict[tuple[Site, Shape], SiteWeights] = OrderedDict()
+
+    def __call__(self, site: Site, shape: Shape) -> SiteWeights:
+        """Weights of a site at a shape, made if need be."""
+        if shape == self.dense.geometry.shape(site):
+            return self.dense.weights[site]
+        key = (site, shape)
+        if key in self.entries:
+            self.entries.move_to_end(key)
+            return self.entries[key]
+        weights, _ = self.dense.cut(site, self.level_of(site, shape))
+        self.entries[key] = weights
+        self.size += num_bytes(weights)
+        while self.size > self.capacity and len(self.entries) > 1:
+            self.size -= num_bytes(self.entries.popitem(last=False)[1])
+        return weights
+
+
+def num_bytes(weights: SiteWeights) -> int:
+    """Bytes of a site's weights."""
+    return sum(tensor.nbytes for tensor in weights.values())
+
+
+@dataclass
+class Fitness:
+    """Answers `Evaluate` for plans whose levels there are; leaves the model dense."""
+
+    model: PreTrainedModel
+    adapter: Adapter
+    windows_NL: Tensor
+    level_of: LevelOf
+    settings: FitnessSettings = field(default_factory=FitnessSettings)
+
+    def __post_init__(self) -> None:
+        self.device = next(self.model.parameters()).device
+        self.blocks = list(self.adapter.blocks(self.model))
+        self.dense = DenseSites.of(self.model, self.adapter)
+        self.installed = {site: self.dense.geometry.shape(site) for site in self.dense.weights}
+        half = self.settings.cache_bytes // 2
+        self.weights = WeightCache(self.dense, self.level_of, half)
+        per_position = Teacher.bytes_per_position(self.settings.top_k)
+        positions = self.windows_NL.numel() // self.settings.stride
+        if per_position * positions > half:
+            raise ConfigError(
+                f"remembering {self.settings.top_k} answers for {positions} positions takes "
+                f"{per_position * positions >> 20} MiB, {half >> 20} MiB are allowed"
+            )
+        self.teachers: dict[int, Lesson] = {}
+
+    def __call__(self, plans: Sequence[Plan], sample: Sample) -> list[float]:
+        """Fitness of each plan in nats a token, lower is better; ranks share the plans out."""
+        order = sorted(range(len(plans)), key=lambda i: block_keys(plans[i]))
+        mine = pieces(range(len(order)), world_size())[rank()]
+        chosen = [plans[order[i]] for i in mine]
+        with torch.inference_mode(), self.restoring():
+            sums = [0.0] * len(chosen)
+            batches = self.sample_batches(sample)
+            for batch in batches:
+                for i, value in enumerate(self.run_sorted(chosen, batch)):
+                    sums[i] += value
+        num_windows = sum(len(batch.lessons) for batch in batches)
+        answers = [total / num_windows for part in gather_objects(sums) for total in part]
+        by_plan = dict(zip(order, answers, strict=True))
+        return [by_plan[i] for i in range(len(plans))]
+
+    def run_sorted(self, plans: Sequence[Plan], batch: Batch) -> Iterator[float]:
+        """Fitness of each plan on one batch; neighbours' common first blocks run once."""
+        hidden = [batch.hidden_BLD]
+        before: Plan | None = None
+        for plan in plans:
+            start = 0 if before is None else common_blocks(before, plan)
+            del hidden[start + 1 :]
+            for index in range(start, len(self.blocks)):
+                for site in (Site(index, kind) for kind in KINDS):
+                    self.install(site, plan.shapes[site])
+                hidden.append(self.run_block(index, batch, hidden[-1]))
+            before = plan
+            yield self.score(batch, hidden)
+
+    def install(self, site: Site, shape: Shape) -> None:
+        """Give one site a width."""
+        if self.installed[site] != shape:
+            weights = self.weights(site, shape)
+            self.adapter.write(self.blocks[site.block], site.kind, weights, shape)
+            self.installed[site] = shape
+
+    @contextmanager
+    def restoring(self) -> Iterator[None]:
+        """The model is dense again afterwards."""
+        try:
+            yield
+        finally:
+            for site in self.installed:
+                self.install(site, self.dense.geometry.shape(site))
+
+    def run_block(self, index: int, batch: Batch, hidden_BLD: Tensor) -> Tensor:
+        """Outputs of one block as it stands."""
+        call = batch.calls[index]
+        output: Tensor = self.blocks[index](hidden_BLD, *call.args, **call.kwargs)
+        return output
+
+    def score(self, batch: Batch, hidden: Sequence[Tensor]) -> float:
+        """Fitness on one batch, summed over its windows, given all hidden states."""
+        teacher = concatenate([lesson.teacher for lesson in batch.lessons])
+        total, where = 0.0, 0
+        for logits_PV in self.logits(batch.tokens_BL, hidden[-1]):
+            rows = slice(where, where + len(logits_PV))
+            where = rows.stop
+            values_P = divergence(
+                teacher.rows(rows), logits_PV, renormalize=self.settings.renormalize
+            )
+            total += float(values_P.double().sum())
+        fitness = total / where * len(batch.lessons)
+        for row, lesson in enumerate(batch.lessons):
+            for index, dense_LD in lesson.hidden.items():
+                error = relative_error(dense_LD, hidden[index + 1][row])
+                fitness += self.settings.hidden_weight * float(error)
+        return fitness
+
+    def logits(self, tokens_BL: Tensor, hidden_BLD: Tensor) -> Iterator[Tensor]:
+        """Logits of the scored positions of all windows, a slice of positions at a time.
+
+        The model's own forward makes them, final norm and all, from the given hidden states:
+        its blocks are stand-ins, and the last of them answers `hidden_BLD`.
+        """
+        stride, most = self.settings.stride, self.settings.slice_positions
+        scored_P = torch.arange(stride - 1, tokens_BL.shape[1], stride, device=self.device)
+        rows = max(1, most // len(scored_P))
+        with recorders(self.model, self.adapter) as stand_ins:
+            for tokens, hidden in zip(tokens_BL.split(rows), hidden_BLD.split(rows), strict=True):
+                with answer(stand_ins[-1], hidden):
+                    for positions_P in scored_P.split(most):
+                        output = self.model(tokens, use_cache=False, logits_to_keep=positions_P)
+                        yield output.logits.flatten(0, 1)
+
+    def sample_batches(self, sample: Sample) -> list[Batch]:
+        """The batches of a sample; the model must be dense."""
+        num_windows, length = self.windows_NL.shape
+        count = -(-sample.tokens // length)
+        if count > num_windows:
+            raise ConfigError(
+                f"a sample of {sample.tokens} tokens, but the search text has "
+                f"{self.windows_NL.numel()}"
+            )
+        wanted = [(sample.first + i) % num_windows for i in range(count)]
+        step = max(1, self.settings.batch_tokens // length)
+        return [self.batch(wanted[start : start + step]) for start in range(0, count, step)]
+
+    def batch(self, windows: list[int]) -> Batch:
+        """Some windows with their teachers; the dense model runs for those not seen before."""
+        tokens_BL = self.windows_NL[windows].to(self.device)
+        batch = self.calls(tokens_BL)
+        new = [i for i, window in enumerate(windows) if window not in self.teachers]
+        if new:
+            for i, lesson in zip(new, self.teach(self.calls(tokens_BL[new])), strict=True):
+                self.teachers[windows[i]] = lesson
+        batch.lessons.extend(self.teachers[window] for window in windows)
+        return batch
+
+    def calls(self, tokens_BL: Tensor) -> Batch:
+        """Embedded windows, and how the decoder calls its blocks on them."""
+        with recorders(self.model, self.adapter) as stand_ins:
+            self.model(tokens_BL, use_cache=False, logits_to_keep=1)
+        return Batch(tokens_BL, stand_ins[0].hidden_BLD, [each.call for each in stand_ins], [])
+
+    def teach(self, batch: Batch) -> list[Lesson]:
+        """What the dense model says about each window."""
+        hidden = [batch.hidden_BLD]
+        for index in range(len(self.blocks)):
+            hidden.append(self.run_block(index, batch, hidden[-1]))
+        parts = [remember(p, self.settings.top_k) for p in self.logits(batch.tokens_BL, hidden[-1])]
+        teachers = split(concatenate(parts), len(batch.tokens_BL))
+        compared = self.settings.hidden_blocks if self.settings.hidden_weight else ()
+        return [
+            Lesson(teacher, {index: hidden[index + 1][row] for index in compared})
+            for row, teacher in enumerate(teachers)
+        ]
+
+
+@contextmanager
+def answer(stand_in: Recorder, hidden_BLD: Tensor) -> Iterator[None]:
+    """Inside, a stand-in answers these hidden states whatever it is given."""
+    with stand_in.register_forward_hook(lambda *_: hidden_BLD):
+        yield
+
+
+def block_keys(plan: Plan) -> tuple[tuple[Shape, ...], ...]:
+    """The shapes of every block, in order: plans with the same first blocks sort together."""
+    num_blocks = len(plan.shapes) // len(KINDS)
+    return tuple(
+        tuple(plan.shapes[Site(index, kind)] for kind in KINDS) for index in range(num_blocks)
+    )
+
+
+def common_blocks(one: Plan, other: Plan) -> int:
+    """How many first blocks two plans share."""
+    count = 0
+    for left, right in zip(block_keys(one), block_keys(other), strict=True):
+        if left != right:
+            break
+        count += 1
+    return count
