@@ -1,0 +1,253 @@
+"""Measure the inputs of every site's output weights, while the model streams by.
+
+At every site, in the order they are computed, the Gram matrix H = sum x x^T of the inputs of
+its output weights is taken over all tokens and shown to a visitor, whose answer is what the
+stream goes on with: the next site sees what the sites cut before it really give it.
+
+Paper: Tyr-the-Pruner (https://arxiv.org/abs/2503.09657), section 3.3, algorithm 2.  We
+differ: attention is cut before the FFN's inputs are taken, as the paper says and its
+published code does not.
+
+Sums are taken over fixed chunks of fixed shards, so they do not depend on how many ranks there
+are, nor on the batch size as far as the model's own products do not (see `distributed.py`).
+
+Shapes: N windows, L tokens each, I inputs of output weights, O outputs.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from lightstride.distributed import (
+    NUM_SHARDS,
+    TreeSum,
+    broadcast_object,
+    broadcast_tensor,
+    owned_shards,
+    pieces,
+    rank,
+    world_size,
+)
+from lightstride.models.adapter import Adapter, SiteWeights
+from lightstride.models.shapes import KINDS, Geometry, Kind, Site
+from lightstride.prune.gram import add_cross, add_gram, mirror
+from lightstride.prune.local import Level
+from lightstride.prune.materialize import masked_weights
+from lightstride.prune.stream import Call, Output, Shelf, Store, Stream, embed, resident
+
+CHUNK_TOKENS = 4096
+"""Tokens whose products are added up in one go."""
+
+
+@dataclass(frozen=True)
+class SiteStatistics:
+    """What was measured at one site over all tokens, and the weights it has."""
+
+    gram_II: Tensor
+    """Sum of x x^T over all tokens, fp32, not normalized."""
+    num_tokens: int
+    weights: SiteWeights
+    """All weights of the dense site, in the model's own type."""
+    cross_IO: Tensor | None = None
+    """Sum of x t^T, t = W x of the dense site on the dense stream; only if asked for."""
+
+
+Visit = Callable[[Site, SiteStatistics], Level | None]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How this rank's windows are cut: into shards, these into chunks, these into batches."""
+
+    num_shards: int
+    """Shards of all ranks."""
+    windows: slice
+    """This rank's windows among all."""
+    chunks: Mapping[int, Sequence[Sequence[slice]]]
+    """For each shard of this rank its chunks, for each its batches of this rank's windows."""
+
+    @classmethod
+    def of(cls, num_windows: int, length: int, batch_size: int, num_shards: int) -> "Layout":
+        """The layout on this rank; shards and chunks do not depend on ranks or batch size."""
+        num_shards = min(num_shards, num_windows)
+        mine = owned_shards(num_shards)
+        shards = pieces(range(num_windows), num_shards)
+        start = shards[mine.start].start
+        step = max(1, CHUNK_TOKENS // length)
+        chunks = {
+            shard: [
+                batches_of(shards[shard][first : first + step], batch_size, start)
+                for first in range(0, len(shards[shard]), step)
+            ]
+            for shard in mine
+        }
+        return cls(num_shards, slice(start, shards[mine[-1]].stop), chunks)
+
+    @property
+    def batches(self) -> list[slice]:
+        """All batches, in order."""
+        return [batch for chunks in self.chunks.values() for chunk in chunks for batch in chunk]
+
+
+def batches_of(windows: range, batch_size: int, start: int) -> list[slice]:
+    """Consecutive windows in batches, counted from `start`."""
+    firsts = windows[::batch_size]
+    return [slice(f - start, min(f + batch_size, windows.stop) - start) for f in firsts]
+
+
+@dataclass(frozen=True)
+class Streams:
+    """The stream that is measured and, for cross sums, the same of the dense model."""
+
+    pruned: Stream
+    dense: Stream | None
+    layout: Layout
+
+    @property
+    def all(self) -> list[Stream]:
+        return [self.pruned] if self.dense is None else [self.pruned, self.dense]
+
+    def measure(
+        self, block: nn.Module, kind: Kind, weight_OI: Tensor, calls: Mapping[int, Call]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Bring all streams to a site; its Gram matrix and cross sum on rank 0, None elsewhere."""
+        num_outputs, num_inputs = weight_OI.shape
+        grams, crosses = TreeSum(self.layout.num_shards), TreeSum(self.layout.num_shards)
+        for shard, chunks in self.layout.chunks.items():
+            gram_II = torch.zeros(num_inputs, num_inputs, device=weight_OI.device)
+            cross_IO = gram_II.new_zeros(num_inputs, num_outputs)
+            for chunk in chunks:
+                rows_TI = self._rows(self.pruned, block, kind, chunk, calls)
+                add_gram(gram_II, rows_TI)
+                if self.dense is not None:
+                    dense_TI = self._rows(self.dense, block, kind, chunk, calls)
+                    add_cross(cross_IO, rows_TI, dense_TI @ weight_OI.T)
+            grams.add(shard, gram_II)
+            if self.dense is not None:
+                crosses.add(shard, cross_IO)
+        gram = grams.total()
+        return gram if gram is None else mirror(gram), crosses.total() if self.dense else None
+
+    def pass_by(self, block: nn.Module, kind: Kind, calls: Mapping[int, Call]) -> None:
+        """Bring all streams to a site without measuring anything."""
+        for stream in self.all:
+            for batch in self.layout.batches:
+                stream.reach(block, kind, batch, calls[batch.stop - batch.start])
+
+    def advance(self, block: nn.Module, calls: Mapping[int, Call]) -> None:
+        """Bring all streams to the end of a block."""
+        for stream in self.all:
+            for batch in self.layout.batches:
+                stream.advance(block, batch, calls[batch.stop - batch.start])
+            stream.outputs.clear()
+
+    def _rows(
+        self,
+        stream: Stream,
+        block: nn.Module,
+        kind: Kind,
+        chunk: Sequence[slice],
+        calls: Mapping[int, Call],
+    ) -> Tensor:
+        rows = [stream.reach(block, kind, b, calls[b.stop - b.start]) for b in chunk]
+        return (rows[0] if len(rows) == 1 else torch.cat(rows)).flatten(0, 1)
+
+
+def open_streams(
+    model: PreTrainedModel,
+    adapter: Adapter,
+    tokens_NL: Tensor,
+    layout: Layout,
+    shelf: Shelf,
+    device: torch.device,
+    *,
+    cross: bool,
+) -> tuple[Streams, Mapping[int, Sequence[Call]]]:
+    """The streams before the first block, and for each batch size how the blocks are called."""
+    mine_NL = tokens_NL[layout.windows]
+    hidden_NLD, calls = embed(model, adapter, mine_NL, layout.batches, shelf)
+    dense = None
+    if cross:
+        copy_NLD = shelf.room(*hidden_NLD.shape, dtype=hidden_NLD.dtype).copy_(hidden_NLD)
+        dense = Stream(copy_NLD, adapter, shelf, device)
+    return Streams(Stream(hidden_NLD, adapter, shelf, device), dense, layout), calls
+
+
+def agree(weights: SiteWeights, site: Site, geometry: Geometry, level: Level | None) -> Output:
+    """What a site answers with at the level that rank 0 gives, on every rank."""
+    dense = Output.of(weights, site.kind)
+    if level is not None:
+        weights = masked_weights(weights, level, geometry.shape(site), geometry.head_dim)
+    mine = Output.of(weights, site.kind)
+    is_cut, has_bias = broadcast_object((level is not None, mine.bias_O is not None))
+    if not is_cut or world_size() == 1:
+        return mine
+    if rank() > 0:
+        bias_O = dense.weight_OI.new_empty(dense.weight_OI.shape[0]) if has_bias else None
+        mine = Output(torch.empty_like(dense.weight_OI), bias_O)
+    bias_O = None if mine.bias_O is None else broadcast_tensor(mine.bias_O)
+    return Output(broadcast_tensor(mine.weight_OI), bias_O)
+
+
+@torch.no_grad()
+def stream_blocks(
+    model: PreTrainedModel,
+    adapter: Adapter,
+    tokens_NL: Tensor,
+    visit: Visit,
+    *,
+    finished: Mapping[Site, Level | None] = MappingProxyType({}),
+    cross: bool = False,
+    batch_size: int = 8,
+    num_shards: int = NUM_SHARDS,
+    store: Store = "memory",
+    device: torch.device | str | None = None,
+    progress: bool = False,
+) -> None:
+    """Show `visit` the statistics of every site, in order; go on with the level it answers.
+
+    None stands for the site as it is.  `visit` is called on rank 0 alone, and what it answers
+    is sent to the others.  Sites that are `finished` (on rank 0) are neither measured nor
+    visited.  `device` is where to compute, if not where the model is.  The model stays as it is.
+    """
+    device = model.device if device is None else torch.device(device)
+    geometry = adapter.geometry(model.config)
+    num_windows, length = tokens_NL.shape
+    layout = Layout.of(num_windows, length, batch_size, num_shards)
+    known = {Site.parse(text) for text in broadcast_object([str(site) for site in finished])}
+
+    def settle(site: Site, block: nn.Module, calls: Mapping[int, Call]) -> None:
+        weights = adapter.read(block, site.kind)
+        output = Output.of(weights, site.kind)
+        if site in known:
+            streams.pass_by(block, site.kind, calls)
+            level = finished.get(site)
+        else:
+            gram_II, cross_IO = streams.measure(block, site.kind, output.weight_OI, calls)
+            level = None
+            if gram_II is not None:
+                seen = SiteStatistics(gram_II, tokens_NL.numel(), weights, cross_IO)
+                level = visit(site, seen)
+        streams.pruned.outputs[site.kind] = agree(weights, site, geometry, level)
+        if streams.dense is not None:
+            streams.dense.outputs[site.kind] = output
+
+    with ExitStack() as stack:
+        shelf = Shelf(store, stack)
+        streams, calls = open_streams(model, adapter, tokens_NL, layout, shelf, device, cross=cross)
+        bar = stack.enter_context(
+            tqdm(total=len(geometry.sites), unit="site", disable=not progress or rank() > 0)
+        )
+        for index, block in enumerate(adapter.blocks(model)):
+            here = {size: block_calls[index].to(device) for size, block_calls in calls.items()}
+            with resident(block, device):
+                for kind in KINDS:
+                    settle(Site(index, kind), block, here)
+                    bar.update()
+                streams.advance(block, here)

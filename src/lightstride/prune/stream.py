@@ -1,0 +1,200 @@
+"""Activations on their way through a model, one block at a time, site by site.
+
+A block is run up to the input of a site's output layer, and that input is kept; from then on
+the site is bypassed and answers what its (perhaps cut) output weights make of that input.  So
+each product of a block is computed about once, whatever is decided at its sites.  Only the
+block's weights and a batch of activations are on the device; the rest lies in memory, or in a
+memory-mapped temporary file.
+
+Shapes: N windows of this rank, L tokens each, D hidden size, I inputs of output weights,
+O = D outputs, B windows in a batch.
+"""
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from accelerate.utils import send_to_device
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from lightstride.models.adapter import OUTPUT_NAME, Adapter, SiteWeights
+from lightstride.models.shapes import Kind
+
+Store = Literal["memory", "disk"]
+
+
+class Reached(Exception):  # noqa: N818 - no error: it ends a forward pass early
+    """A block has come to the layer whose input was wanted."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a decoder hands to a block besides the hidden states."""
+
+    args: tuple[object, ...]
+    kwargs: dict[str, object]
+
+    def to(self, device: torch.device) -> "Call":
+        """The same, on a device."""
+        return Call(send_to_device(self.args, device), send_to_device(self.kwargs, device))
+
+
+class Recorder(nn.Module):
+    """Stands in for a block: notes how it is called and hands the hidden states on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden_BLD = torch.empty(0)
+        self.call = Call((), {})
+
+    def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor:
+        self.hidden_BLD = hidden_states
+        self.call = Call(args, kwargs)
+        return hidden_states
+
+
+@contextmanager
+def recorders(model: PreTrainedModel, adapter: Adapter) -> Iterator[list[Recorder]]:
+    """Inside, every block of the model is a recorder."""
+    blocks = adapter.blocks(model)
+    originals = list(blocks)
+    stand_ins = [Recorder() for _ in originals]
+    for index, stand_in in enumerate(stand_ins):
+        blocks[index] = stand_in
+    try:
+        yield stand_ins
+    finally:
+        for index, block in enumerate(originals):
+            blocks[index] = block
+
+
+@contextmanager
+def resident(block: nn.Module, device: torch.device) -> Iterator[None]:
+    """Inside, the block's weights are on the device."""
+    home = next(block.parameters()).device
+    block.to(device)
+    try:
+        yield
+    finally:
+        block.to(home)
+
+
+@dataclass(frozen=True)
+class Output:
+    """Output weights of a site, as wide as the dense ones."""
+
+    weight_OI: Tensor
+    bias_O: Tensor | None
+
+    @classmethod
+    def of(cls, weights: SiteWeights, kind: Kind) -> "Output":
+        """The output weights among a site's weights."""
+        return cls(weights[OUTPUT_NAME[kind]], weights.get(f"{OUTPUT_NAME[kind]}_bias"))
+
+    def __call__(self, input_BLI: Tensor) -> Tensor:
+        return functional.linear(input_BLI, self.weight_OI, self.bias_O)
+
+
+class Shelf:
+    """Where activations rest between two uses: in memory, or in a temporary file."""
+
+    def __init__(self, store: Store, stack: ExitStack) -> None:
+        self.folder: Path | None = None
+        self.count = 0
+        if store == "disk":
+            folder = tempfile.TemporaryDirectory(prefix="lightstride-")
+            self.folder = Path(stack.enter_context(folder))
+
+    def room(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        """A tensor of this shape; its values are not set."""
+        if self.folder is None:
+            return torch.empty(shape, dtype=dtype)
+        self.count += 1
+        path = str(self.folder / str(self.count))
+        size = torch.Size(shape).numel()
+        return torch.from_file(path, shared=True, size=size, dtype=dtype).view(shape)
+
+
+@dataclass
+class Stream:
+    """Activations of this rank's windows, as far as the model has been run."""
+
+    hidden_NLD: Tensor
+    """Inputs of the block at hand."""
+    adapter: Adapter
+    shelf: Shelf
+    device: torch.device
+    inputs: dict[Kind, Tensor] = field(default_factory=dict)
+    """Inputs (N, L, I) of the output weights of the sites that were reached."""
+    outputs: dict[Kind, Output] = field(default_factory=dict)
+    """Output weights that the sites of the block at hand answer with from now on."""
+
+    def reach(self, block: nn.Module, kind: Kind, windows: slice, call: Call) -> Tensor:
+        """Run the block up to a site's output weights; their input (B, L, I), which is kept."""
+        caught: list[Tensor] = []
+
+        def catch(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            caught.append(args[0])
+            raise Reached
+
+        handle = self.adapter.output_linear(block, kind).register_forward_pre_hook(catch)
+        try:
+            self._run(block, windows, call)
+        except Reached:
+            pass
+        finally:
+            handle.remove()
+        length = self.hidden_NLD.shape[1]
+        return self._keep(kind, windows, caught[0].reshape(-1, length, caught[0].shape[-1]))
+
+    def advance(self, block: nn.Module, windows: slice, call: Call) -> None:
+        """Replace the block's inputs by its outputs; every site has an output to answer with."""
+        self.hidden_NLD[windows] = self._run(block, windows, call)
+
+    def _run(self, block: nn.Module, windows: slice, call: Call) -> Tensor:
+        with ExitStack() as stack:
+            for kind, output in self.outputs.items():
+                answer = output(self.inputs[kind][windows].to(self.device))
+                stack.enter_context(self.adapter.bypass(block, kind, answer))
+            result: Tensor = block(
+                self.hidden_NLD[windows].to(self.device), *call.args, **call.kwargs
+            )
+        return result
+
+    def _keep(self, kind: Kind, windows: slice, input_BLI: Tensor) -> Tensor:
+        shape = (*self.hidden_NLD.shape[:2], input_BLI.shape[-1])
+        if kind not in self.inputs or self.inputs[kind].shape != shape:
+            self.inputs[kind] = self.shelf.room(*shape, dtype=input_BLI.dtype)
+        self.inputs[kind][windows] = input_BLI
+        return input_BLI
+
+
+def embed(
+    model: PreTrainedModel,
+    adapter: Adapter,
+    tokens_NL: Tensor,
+    batches: Sequence[slice],
+    shelf: Shelf,
+) -> tuple[Tensor, Mapping[int, Sequence[Call]]]:
+    """What enters the first block (N, L, D), and for each batch size how the blocks are called."""
+    hidden_NLD: Tensor | None = None
+    calls: dict[int, Sequence[Call]] = {}
+    decoder = adapter.decoder(model)
+    with recorders(model, adapter) as stand_ins:
+        for windows in batches:
+            tokens_BL = tokens_NL[windows].to(model.device)
+            decoder(input_ids=tokens_BL, use_cache=False)
+            hidden_BLD = stand_ins[0].hidden_BLD
+            calls.setdefault(len(tokens_BL), [stand_in.call for stand_in in stand_ins])
+            if hidden_NLD is None:
+                shape = (*tokens_NL.shape, hidden_BLD.shape[-1])
+                hidden_NLD = shelf.room(*shape, dtype=hidden_BLD.dtype)
+            hidden_NLD[windows] = hidden_BLD
+    assert hidden_NLD is not None
+    return hidden_NLD, calls
