@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -29,9 +30,7 @@ from lightstride.prune.local import (
     retarget,
 )
 from lightstride.prune.removal import (
-    all_cuts,
-    best_cut,
-    choose_heads,
+    Cut,
     factorize,
     num_cuts,
     removal_cost,
@@ -48,6 +47,14 @@ def layer(outputs: int, inputs: int, *, tokens: int = 400, seed: int = 0) -> tup
     scale_I = torch.rand(inputs, generator=generator) + 0.1
     inputs_NI = (torch.randn(tokens, inputs, generator=generator) @ mixing_II) * scale_I
     return torch.randn(outputs, inputs, generator=generator), inputs_NI
+
+
+def all_cuts(shape: AttentionShape, dense: AttentionShape) -> Iterator[AttentionKept]:
+    """Every way to cut a dense attention to a shape."""
+    some = list(itertools.combinations(range(dense.queries_per_group), shape.queries_per_group))
+    for groups in itertools.combinations(range(dense.num_kv_heads), shape.num_kv_heads):
+        for queries in itertools.product(some, repeat=shape.num_kv_heads):
+            yield AttentionKept(groups, queries)
 
 
 def gram(inputs_NI: Tensor) -> Tensor:
@@ -171,18 +178,19 @@ def test_greedy_cuts_come_close_to_the_best(seed: int) -> None:
     assert mean / len(shapes) < 1.1
 
 
-def test_greedy_path_costs_add_up_to_the_refit_loss() -> None:
+def test_costs_along_a_path_add_up_to_the_refit_loss() -> None:
     dense = AttentionShape(3, 3)
     weight_OI, inputs_NI = layer(8, dense.num_heads * HEAD)
     inverse_II = torch.cholesky_inverse(factorize(damp(gram(inputs_NI), 0.01)[0]))
-    shape = AttentionShape(2, 1)
-    kept = choose_heads(weight_OI.double(), inverse_II, [shape], dense, 0)[shape]
-    exact = best_cut(weight_OI.double(), inverse_II, shape, dense)
-    losses = [
-        brute_loss(weight_OI, inputs_NI, kept_columns(k, dense, HEAD).tolist(), 0.01)
-        for k in (exact, kept)
-    ]
-    assert losses[0] <= losses[1]
+    heads = tuple(itertools.product(range(3), range(3)))
+    start = Cut(weight_OI.double(), inverse_II, heads)
+    cut = start.without(heads[3:6]).without(heads[:1]).without(heads[7:])
+    columns = kept_columns(cut.kept, dense, HEAD)
+    assert columns.tolist() == [*range(4, 12), *range(24, 28)]
+    expected = brute_loss(weight_OI, inputs_NI, columns.tolist(), 0.01)
+    assert cut.cost == pytest.approx(expected, rel=1e-5)
+    fitted = refit(weight_OI, damp(gram(inputs_NI), 0.01)[0], columns)
+    torch.testing.assert_close(cut.weight_OK, fitted, rtol=1e-6, atol=1e-6)
 
 
 def test_dead_channels_go_first_and_keep_their_weights() -> None:

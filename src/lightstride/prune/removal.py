@@ -13,14 +13,14 @@ Shapes: O outputs, I inputs (C channels, or heads of size d), K kept, R removed 
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from lightstride.errors import ConfigError
-from lightstride.models.shapes import AttentionKept, AttentionShape, keep_all
+from lightstride.models.shapes import AttentionKept, AttentionShape
 
 
 def factorize(gram_II: Tensor) -> Tensor:
@@ -78,15 +78,87 @@ def eliminate(table: Tensor, num_outputs: int, num_live: int, count: int) -> Non
 
 def head_columns(heads: Sequence[int], head_dim: int) -> Tensor:
     """Inputs that belong to these heads, shape (K,)."""
-    return (torch.tensor(heads)[:, None] * head_dim + torch.arange(head_dim)).flatten()
+    return (
+        torch.tensor(heads, dtype=torch.long)[:, None] * head_dim + torch.arange(head_dim)
+    ).flatten()
 
 
 def removal_cost(weight_OI: Tensor, inverse_gram_II: Tensor, removed_R: Tensor) -> float:
     """Loss added by removing these inputs."""
-    weight_OR = weight_OI[:, removed_R]
     factor_RR = factorize(inverse_gram_II[removed_R][:, removed_R])
-    whitened = torch.linalg.solve_triangular(factor_RR, weight_OR.T, upper=False)
-    return float(whitened.square().sum()) / 2
+    weight_RO = weight_OI[:, removed_R].T
+    return (
+        float(torch.linalg.solve_triangular(factor_RR, weight_RO, upper=False).square().sum()) / 2
+    )
+
+
+Head = tuple[int, int]
+"""A KV group and the number of a query head inside it."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """An attention on its way to fewer heads: weights and inverse Gram of the inputs left."""
+
+    weight_OK: Tensor
+    inverse_KK: Tensor
+    heads: tuple[Head, ...]
+    """Heads left, in order."""
+    cost: float = 0.0
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """Groups left, in order."""
+        return tuple(sorted({group for group, _ in self.heads}))
+
+    @property
+    def kept(self) -> AttentionKept:
+        members = [tuple(q for g, q in self.heads if g == group) for group in self.groups]
+        return AttentionKept(self.groups, tuple(members))
+
+    def group_heads(self, *groups: int) -> tuple[Head, ...]:
+        """Heads left of these groups."""
+        return tuple(head for head in self.heads if head[0] in groups)
+
+    def columns(self, heads: Sequence[Head]) -> Tensor:
+        """Where the inputs of these heads are among those left."""
+        head_dim = len(self.inverse_KK) // len(self.heads)
+        places = [self.heads.index(head) for head in heads]
+        return head_columns(places, head_dim).to(self.weight_OK.device)
+
+    def cost_of(self, heads: Sequence[Head]) -> float:
+        """Cost of removing these heads now."""
+        return removal_cost(self.weight_OK, self.inverse_KK, self.columns(heads))
+
+    def without(self, heads: Sequence[Head]) -> "Cut":
+        """What is left without these heads."""
+        if not heads:
+            return self
+        left = tuple(head for head in self.heads if head not in heads)
+        gone_R, rest_K = self.columns(heads), self.columns(left)
+        factor_RR = factorize(self.inverse_KK[gone_R][:, gone_R])
+        inverse_RK = self.inverse_KK[gone_R][:, rest_K]
+        pull_RK = torch.cholesky_solve(inverse_RK, factor_RR)
+        return Cut(
+            self.weight_OK[:, rest_K] - self.weight_OK[:, gone_R] @ pull_RK,
+            self.inverse_KK[rest_K][:, rest_K] - inverse_RK.T @ pull_RK,
+            left,
+            self.cost + self.cost_of(heads),
+        )
+
+    def without_cheapest(self, choices: Iterable[Sequence[Head]]) -> "Cut":
+        """What is left without the cheapest of these sets of heads."""
+        return self.without(min(choices, key=self.cost_of))
+
+    def without_cheapest_group(self) -> "Cut":
+        return self.without_cheapest(self.group_heads(group) for group in self.groups)
+
+    def without_cheapest_queries(self) -> "Cut":
+        """What is left without one query head of every group, taken one after the other."""
+        cut = self
+        for group in self.groups:
+            cut = cut.without_cheapest((head,) for head in self.group_heads(group))
+        return cut
 
 
 def choose_heads(
@@ -96,12 +168,13 @@ def choose_heads(
     dense: AttentionShape,
     exhaustive: int,
 ) -> dict[AttentionShape, AttentionKept]:
-    """Heads to keep for each smaller shape: the best of all cuts if there are few, else greedily."""
+    """Heads to keep for each smaller shape: the best cut if there are few, else greedily."""
+    every = itertools.product(range(dense.num_kv_heads), range(dense.queries_per_group))
+    start = Cut(weight_OI, inverse_gram_II, tuple(every))
     smaller = [shape for shape in shapes if shape != dense]
     few = [shape for shape in smaller if num_cuts(shape, dense) <= exhaustive]
     many = [shape for shape in smaller if num_cuts(shape, dense) > exhaustive]
-    best = {shape: best_cut(weight_OI, inverse_gram_II, shape, dense) for shape in few}
-    return best | greedy_cuts(weight_OI, inverse_gram_II, many, dense)
+    return {shape: best_cut(start, shape) for shape in few} | greedy_cuts(start, many)
 
 
 def num_cuts(shape: AttentionShape, dense: AttentionShape) -> int:
@@ -110,98 +183,42 @@ def num_cuts(shape: AttentionShape, dense: AttentionShape) -> int:
     return math.comb(dense.num_kv_heads, shape.num_kv_heads) * int(ways**shape.num_kv_heads)
 
 
-def all_cuts(shape: AttentionShape, dense: AttentionShape) -> Iterator[AttentionKept]:
-    """Every way to cut a dense attention to a shape."""
-    some = list(itertools.combinations(range(dense.queries_per_group), shape.queries_per_group))
-    for groups in itertools.combinations(range(dense.num_kv_heads), shape.num_kv_heads):
-        for queries in itertools.product(some, repeat=shape.num_kv_heads):
-            yield AttentionKept(groups, queries)
-
-
-def best_cut(
-    weight_OI: Tensor, inverse_gram_II: Tensor, shape: AttentionShape, dense: AttentionShape
-) -> AttentionKept:
+def best_cut(start: Cut, shape: AttentionShape) -> AttentionKept:
     """The cheapest of all ways to cut to a shape."""
-    head_dim = weight_OI.shape[1] // dense.num_heads
+    best: tuple[float, AttentionKept] | None = None
+    for groups in itertools.combinations(start.groups, shape.num_kv_heads):
+        others = [group for group in start.groups if group not in groups]
+        cut = start.without(start.group_heads(*others))
+        candidate = best_queries(cut, groups, shape.queries_per_group)
+        if best is None or candidate[0] < best[0]:
+            best = candidate
+    assert best is not None
+    return best[1]
 
-    def cost(kept: AttentionKept) -> float:
-        stays = set(kept.heads(dense.queries_per_group))
-        gone = [head for head in range(dense.num_heads) if head not in stays]
-        removed_R = head_columns(gone, head_dim).to(weight_OI.device)
-        return removal_cost(weight_OI, inverse_gram_II, removed_R)
 
-    return min(all_cuts(shape, dense), key=cost)
+def best_queries(cut: Cut, groups: Sequence[int], num_kept: int) -> tuple[float, AttentionKept]:
+    """The cheapest way to leave so many queries in each of these groups, and its cost.
 
-
-@dataclass(frozen=True)
-class Cut:
-    """An attention on its way to fewer heads: weights and inverse Gram of the inputs left."""
-
-    weight_OK: Tensor
-    inverse_KK: Tensor
-    queries: dict[int, tuple[int, ...]]
-    """Query heads left, of every group left."""
-    head_dim: int
-    cost: float = 0.0
-
-    @property
-    def kept(self) -> AttentionKept:
-        return AttentionKept(tuple(self.queries), tuple(self.queries.values()))
-
-    def columns(self, group: int, queries: Sequence[int]) -> Tensor:
-        """Where these heads of a group are among the inputs left."""
-        heads = [(g, q) for g, members in self.queries.items() for q in members]
-        places = [heads.index((group, query)) for query in queries]
-        return head_columns(places, self.head_dim).to(self.weight_OK.device)
-
-    def cost_of(self, group: int, queries: Sequence[int]) -> float:
-        """Cost of removing these heads of a group now."""
-        return removal_cost(self.weight_OK, self.inverse_KK, self.columns(group, queries))
-
-    def without(self, group: int, queries: Sequence[int]) -> "Cut":
-        """The cut after removing these heads of a group."""
-        columns = self.columns(group, queries)
-        rest = torch.ones(len(self.inverse_KK), dtype=torch.bool, device=columns.device)
-        rest[columns] = False
-        factor_RR = factorize(self.inverse_KK[columns][:, columns])
-        pull_RK = torch.cholesky_solve(self.inverse_KK[columns][:, rest], factor_RR)
-        left = tuple(query for query in self.queries[group] if query not in queries)
-        members = {**self.queries, group: left}
-        return Cut(
-            self.weight_OK[:, rest] - self.weight_OK[:, columns] @ pull_RK,
-            self.inverse_KK[rest][:, rest] - self.inverse_KK[rest][:, columns] @ pull_RK,
-            {g: members[g] for g in members if members[g]},
-            self.head_dim,
-            self.cost + self.cost_of(group, queries),
-        )
-
-    def without_cheapest_group(self) -> "Cut":
-        """The cut after removing one whole group."""
-        group = min(self.queries, key=lambda group: self.cost_of(group, self.queries[group]))
-        return self.without(group, self.queries[group])
-
-    def without_cheapest_queries(self) -> "Cut":
-        """The cut after removing one query head of every group, one after the other."""
-        cut = self
-        for group, queries in self.queries.items():
-            cheapest = min(queries, key=lambda query: cut.cost_of(group, (query,)))
-            cut = cut.without(group, (cheapest,))
-        return cut
+    A tree: every choice in the first group is worked out once for all choices in the others.
+    """
+    heads = cut.group_heads(groups[0])
+    choices = itertools.combinations(heads, len(heads) - num_kept)
+    if len(groups) > 1:
+        branches = (best_queries(cut.without(gone), groups[1:], num_kept) for gone in choices)
+        return min(branches, key=lambda branch: branch[0])
+    costs = {gone: cut.cost_of(gone) for gone in choices}
+    cheapest = min(costs, key=costs.__getitem__)
+    left = replace(cut, heads=tuple(head for head in cut.heads if head not in cheapest))
+    return cut.cost + costs[cheapest], left.kept
 
 
 def greedy_cuts(
-    weight_OI: Tensor,
-    inverse_gram_II: Tensor,
-    shapes: Sequence[AttentionShape],
-    dense: AttentionShape,
+    start: Cut, shapes: Sequence[AttentionShape]
 ) -> dict[AttentionShape, AttentionKept]:
     """The cheaper of two greedy paths to each shape: queries first, and groups first."""
     if not shapes:
         return {}
-    every = keep_all(dense)
-    assert isinstance(every, AttentionKept)
-    queries = dict(zip(every.groups, every.queries, strict=True))
-    start = Cut(weight_OI, inverse_gram_II, queries, weight_OI.shape[1] // dense.num_heads)
+    dense = start.kept.shape
     group_steps = dense.num_kv_heads - min(shape.num_kv_heads for shape in shapes)
     query_steps = dense.queries_per_group - min(shape.queries_per_group for shape in shapes)
     best: dict[AttentionShape, Cut] = {}
