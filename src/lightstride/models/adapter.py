@@ -53,6 +53,10 @@ class Adapter(ABC):
         """A site's weights under canonical names: views where the layout allows, not copies."""
 
     @abstractmethod
+    def shape(self, block: nn.Module, kind: Kind) -> Shape:
+        """How wide a site is now, counted from its weights."""
+
+    @abstractmethod
     def write(self, block: nn.Module, kind: Kind, weights: SiteWeights, shape: Shape) -> None:
         """Install weights of any width at a site, without copying them.
 

@@ -4,9 +4,23 @@ from transformers import PreTrainedConfig
 
 from lightstride.errors import UnknownFamilyError
 from lightstride.models.adapter import Adapter
+from lightstride.models.gemma3 import Gemma3Adapter
 from lightstride.models.llama import LlamaAdapter
+from lightstride.models.mistral import MistralAdapter
+from lightstride.models.opt import OPTAdapter
+from lightstride.models.phi3 import Phi3Adapter
+from lightstride.models.qwen2 import Qwen2Adapter
+from lightstride.models.qwen3 import Qwen3Adapter
 
-ADAPTERS: tuple[Adapter, ...] = (LlamaAdapter(),)
+ADAPTERS: tuple[Adapter, ...] = (
+    Gemma3Adapter(),
+    LlamaAdapter(),
+    MistralAdapter(),
+    OPTAdapter(),
+    Phi3Adapter(),
+    Qwen2Adapter(),
+    Qwen3Adapter(),
+)
 
 
 def adapter_for(config: PreTrainedConfig) -> Adapter:

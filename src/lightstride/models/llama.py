@@ -7,14 +7,14 @@ from typing import ClassVar
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from lightstride.models.adapter import Adapter, SiteWeights
+from lightstride.models.adapter import OUTPUT_NAME, Adapter, SiteWeights
 from lightstride.models.shapes import AttentionShape, FFNShape, Geometry, Kind, Shape
 
 
 class Answer(nn.Module):
     """Stands in for a site and answers a tensor computed before."""
 
-    def __init__(self, output_BLD: Tensor, as_tuple: bool) -> None:
+    def __init__(self, output_BLD: Tensor, *, as_tuple: bool) -> None:
         super().__init__()
         self.output = (output_BLD, None) if as_tuple else output_BLD
 
@@ -25,15 +25,40 @@ class Answer(nn.Module):
 def set_linear(linear: nn.Linear, weight_OI: Tensor, bias_O: Tensor | None) -> None:
     """Give a linear layer these tensors, of whatever size, without copying them."""
     linear.weight = nn.Parameter(weight_OI, requires_grad=False)
-    linear.bias = None if bias_O is None else nn.Parameter(bias_O, requires_grad=False)
+    linear.register_parameter(
+        "bias", None if bias_O is None else nn.Parameter(bias_O, requires_grad=False)
+    )
     linear.out_features, linear.in_features = weight_OI.shape
+
+
+def remember(module: nn.Module, **sizes: int) -> None:
+    """Set sizes that a module keeps beside its weights."""
+    for name, size in sizes.items():
+        setattr(module, name, size)
+
+
+@contextmanager
+def replaced(block: nn.Module, **modules: nn.Module) -> Iterator[None]:
+    """Inside this context the block has these submodules in the place of its own."""
+    own = {name: getattr(block, name) for name in modules}
+    try:
+        for name, module in modules.items():
+            setattr(block, name, module)
+        yield
+    finally:
+        for name, module in own.items():
+            setattr(block, name, module)
 
 
 def layer_configs(config: PreTrainedConfig) -> list[PreTrainedConfig]:
     """The resolved config of every block; the same one again and again for an even model."""
-    if getattr(config, "per_layer_config", None):
-        return [config.per_layer_config[i] for i in range(config.num_hidden_layers)]
-    return [config] * config.num_hidden_layers
+    return [config.per_layer_config[block] for block in range(config.num_hidden_layers)]
+
+
+def head_dim_of(layer: PreTrainedConfig) -> int:
+    """Size of a head; the configs of older families leave it to be computed."""
+    given = getattr(layer, "head_dim", None)
+    return int(given or layer.hidden_size // layer.num_attention_heads)
 
 
 class LlamaAdapter(Adapter):
@@ -45,11 +70,11 @@ class LlamaAdapter(Adapter):
         "attention": {"query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "o_proj"},
         "ffn": {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"},
     }
+    """Canonical names of the weights that have a linear layer of their own, and its name."""
 
     def geometry(self, config: PreTrainedConfig) -> Geometry:
         layers = layer_configs(config)
-        hidden_size = config.hidden_size
-        head_dim = layers[0].head_dim or hidden_size // layers[0].num_attention_heads
+        hidden_size, head_dim = config.hidden_size, head_dim_of(layers[0])
         query_bias, output_bias, ffn_bias = self.biases(config)
         return Geometry(
             family=self.family,
@@ -78,14 +103,16 @@ class LlamaAdapter(Adapter):
         return attention_bias, attention_bias, bool(getattr(config, "mlp_bias", False))
 
     def decoder(self, model: PreTrainedModel) -> nn.Module:
-        return model.model
+        return model.get_submodule("model")
 
     def blocks(self, model: PreTrainedModel) -> nn.ModuleList:
-        return model.model.layers
+        blocks = self.decoder(model).get_submodule("layers")
+        assert isinstance(blocks, nn.ModuleList)
+        return blocks
 
     def site_module(self, block: nn.Module, kind: Kind) -> nn.Module:
         """The submodule of a block that holds a site's layers."""
-        return block.self_attn if kind == "attention" else block.mlp
+        return block.get_submodule("self_attn" if kind == "attention" else "mlp")
 
     def read(self, block: nn.Module, kind: Kind) -> SiteWeights:
         weights: SiteWeights = {}
@@ -97,30 +124,35 @@ class LlamaAdapter(Adapter):
                 weights[f"{name}_bias"] = linear.bias.detach()
         return weights
 
+    def shape(self, block: nn.Module, kind: Kind) -> Shape:
+        weights = self.read(block, kind)
+        if kind == "ffn":
+            return FFNShape(weights["down"].shape[1])
+        head_dim = self.site_module(block, kind).head_dim
+        assert isinstance(head_dim, int)
+        num_heads, num_kv_heads = (len(weights[name]) // head_dim for name in ("query", "key"))
+        return AttentionShape(num_kv_heads, num_heads // num_kv_heads)
+
     def write(self, block: nn.Module, kind: Kind, weights: SiteWeights, shape: Shape) -> None:
         module = self.site_module(block, kind)
         for name, layer_name in self.linears[kind].items():
             set_linear(getattr(module, layer_name), weights[name], weights.get(f"{name}_bias"))
         if isinstance(shape, AttentionShape):
-            module.num_key_value_groups = shape.queries_per_group
+            remember(module, num_key_value_groups=shape.queries_per_group)
         else:
-            module.intermediate_size = shape.num_channels
+            remember(module, intermediate_size=shape.num_channels)
 
     def output_linear(self, block: nn.Module, kind: Kind) -> nn.Linear:
-        name = "output" if kind == "attention" else "down"
+        name = OUTPUT_NAME[kind]
         linear = getattr(self.site_module(block, kind), self.linears[kind][name])
         assert isinstance(linear, nn.Linear)
         return linear
 
     @contextmanager
     def bypass(self, block: nn.Module, kind: Kind, output_BLD: Tensor) -> Iterator[None]:
-        name = "self_attn" if kind == "attention" else "mlp"
-        module = getattr(block, name)
-        setattr(block, name, Answer(output_BLD, as_tuple=kind == "attention"))
-        try:
+        answer = Answer(output_BLD, as_tuple=kind == "attention")
+        with replaced(block, **{"self_attn" if kind == "attention" else "mlp": answer}):
             yield
-        finally:
-            setattr(block, name, module)
 
     def overrides(self, shape: Shape) -> dict[str, int]:
         if isinstance(shape, FFNShape):
