@@ -137,13 +137,14 @@ class Cut:
         left = tuple(head for head in self.heads if head not in heads)
         gone_R, rest_K = self.columns(heads), self.columns(left)
         factor_RR = factorize(self.inverse_KK[gone_R][:, gone_R])
-        inverse_RK = self.inverse_KK[gone_R][:, rest_K]
-        pull_RK = torch.cholesky_solve(inverse_RK, factor_RR)
+        pulled = torch.cat([self.weight_OK[:, gone_R], self.inverse_KK[rest_K][:, gone_R]]).T
+        whitened = torch.linalg.solve_triangular(factor_RR, pulled, upper=False)
+        whitened_RO, whitened_RK = whitened.split([len(self.weight_OK), len(rest_K)], dim=1)
         return Cut(
-            self.weight_OK[:, rest_K] - self.weight_OK[:, gone_R] @ pull_RK,
-            self.inverse_KK[rest_K][:, rest_K] - inverse_RK.T @ pull_RK,
+            self.weight_OK[:, rest_K] - whitened_RO.T @ whitened_RK,
+            self.inverse_KK[rest_K][:, rest_K] - whitened_RK.T @ whitened_RK,
             left,
-            self.cost + self.cost_of(heads),
+            self.cost + float(whitened_RO.square().sum()) / 2,
         )
 
     def without_cheapest(self, choices: Iterable[Sequence[Head]]) -> "Cut":
@@ -174,7 +175,7 @@ def choose_heads(
     smaller = [shape for shape in shapes if shape != dense]
     few = [shape for shape in smaller if num_cuts(shape, dense) <= exhaustive]
     many = [shape for shape in smaller if num_cuts(shape, dense) > exhaustive]
-    return {shape: best_cut(start, shape) for shape in few} | greedy_cuts(start, many)
+    return best_cuts(start, few) | greedy_cuts(start, many)
 
 
 def num_cuts(shape: AttentionShape, dense: AttentionShape) -> int:
@@ -183,17 +184,19 @@ def num_cuts(shape: AttentionShape, dense: AttentionShape) -> int:
     return math.comb(dense.num_kv_heads, shape.num_kv_heads) * int(ways**shape.num_kv_heads)
 
 
-def best_cut(start: Cut, shape: AttentionShape) -> AttentionKept:
-    """The cheapest of all ways to cut to a shape."""
-    best: tuple[float, AttentionKept] | None = None
-    for groups in itertools.combinations(start.groups, shape.num_kv_heads):
-        others = [group for group in start.groups if group not in groups]
-        cut = start.without(start.group_heads(*others))
-        candidate = best_queries(cut, groups, shape.queries_per_group)
-        if best is None or candidate[0] < best[0]:
-            best = candidate
-    assert best is not None
-    return best[1]
+def best_cuts(start: Cut, shapes: Sequence[AttentionShape]) -> dict[AttentionShape, AttentionKept]:
+    """The cheapest of all ways to cut to each shape."""
+    best: dict[AttentionShape, tuple[float, AttentionKept]] = {}
+    for num_groups in {shape.num_kv_heads for shape in shapes}:
+        for groups in itertools.combinations(start.groups, num_groups):
+            others = [group for group in start.groups if group not in groups]
+            cut = start.without(start.group_heads(*others))
+            for shape in shapes:
+                if shape.num_kv_heads == num_groups:
+                    candidate = best_queries(cut, groups, shape.queries_per_group)
+                    if shape not in best or candidate[0] < best[shape][0]:
+                        best[shape] = candidate
+    return {shape: kept for shape, (_, kept) in best.items()}
 
 
 def best_queries(cut: Cut, groups: Sequence[int], num_kept: int) -> tuple[float, AttentionKept]:
