@@ -1,0 +1,209 @@
+"""Log-likelihoods of continuations, with every context computed once.
+
+A multiple-choice item asks for log P(choice | question) of several choices after one question.
+The question runs once, for many items together; its keys and values are kept, a row of them is
+copied for each choice, and the choices run on top.  A choice of one token costs nothing more
+than the question.  Logits exist only where a continuation token is predicted.
+
+Rows of a batch are of similar length: contexts padded on the left, continuations on the right,
+so that positions in the cache are contiguous and sliding windows see the right tokens.
+The plain twin is `HFLM._loglikelihood_tokens` of lm-eval: one full row for each choice.
+
+Shapes: B contexts, R continuations, L length, N tokens, V vocabulary.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+
+Pair = tuple[Sequence[int], Sequence[int]]
+SLICE = 256
+CACHE_DISCOUNT = 8
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one continuation got."""
+
+    log_likelihood: float
+    is_greedy: bool
+
+
+@dataclass(frozen=True)
+class Row:
+    """One continuation: where its score goes, and its tokens (at least one)."""
+
+    index: int
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """A context (at least one token) and everything asked after it."""
+
+    context: tuple[int, ...]
+    rows: tuple[Row, ...]
+
+
+def group_by_context(pairs: Sequence[Pair], max_length: int) -> list[Group]:
+    """Pairs with the same context together, longest context first.
+
+    What does not fit in `max_length` inputs is cut from the left, as lm-eval does; the last token
+    of a continuation is no input.
+    """
+    groups: dict[tuple[int, ...], list[Row]] = {}
+    for index, (context, continuation) in enumerate(pairs):
+        assert context
+        assert 0 < len(continuation) <= max_length
+        room = max_length + 1 - len(continuation)
+        groups.setdefault(tuple(context[-room:]), []).append(Row(index, tuple(continuation)))
+    longest_first = sorted(groups.items(), key=lambda item: (-len(item[0]), item[0]))
+    return [Group(context, tuple(rows)) for context, rows in longest_first]
+
+
+def batches(lengths: Sequence[int], budget: int) -> Iterator[slice]:
+    """Cut items, longest first, into runs whose padded size is at most the budget (or one item)."""
+    start = 0
+    while start < len(lengths):
+        stop = start + max(1, budget // lengths[start])
+        yield slice(start, stop)
+        start = stop
+
+
+def token_scores(logits_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probability of each target in fp32, and whether it is the most likely token: (N,), (N,).
+
+    Equal logits at the top count as greedy only for the first of them, as argmax says.
+    """
+    log_probabilities, greedy = [], []
+    for logits_SV, targets_S in zip(logits_NV.split(SLICE), targets_N.split(SLICE), strict=True):
+        chosen_S = logits_SV.gather(1, targets_S[:, None])[:, 0].float()
+        log_probabilities.append(chosen_S - logits_SV.float().logsumexp(1))
+        greedy.append(logits_SV.argmax(1) == targets_S)
+    return torch.cat(log_probabilities), torch.cat(greedy)
+
+
+def pad(
+    rows: Sequence[Sequence[int]], *, left: bool, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Token ids padded with zeros and the mask of real tokens, both (rows, longest) int64."""
+    tokens_BL = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+    mask_BL = torch.zeros_like(tokens_BL)
+    for i, row in enumerate(rows):
+        where = slice(tokens_BL.shape[1] - len(row), None) if left else slice(len(row))
+        tokens_BL[i, where] = torch.tensor(row, dtype=torch.long)
+        mask_BL[i, where] = 1
+    return tokens_BL.to(device), mask_BL.to(device)
+
+
+def positions(mask_BL: Tensor) -> Tensor:
+    """Position of every token among the real ones of its row, (B, L)."""
+    return (mask_BL.cumsum(1) - 1).clamp_min(0)
+
+
+def copy_rows(cache: Cache, rows_R: Tensor) -> Cache:
+    """A cache whose rows are copies of these rows of another, which is left as it is."""
+    copied = copy.copy(cache)
+    copied.layers = [copy.copy(layer) for layer in cache.layers]
+    copied.batch_select_indices(rows_R)
+    return copied
+
+
+def run_contexts(model: PreTrainedModel, groups: Sequence[Group]) -> tuple[Tensor, Tensor, Cache]:
+    """Logits after each context (B, V), the contexts' mask (B, L), and their keys and values."""
+    tokens_BL, mask_BL = pad([g.context for g in groups], left=True, device=model.device)
+    output = model(
+        input_ids=tokens_BL,
+        attention_mask=mask_BL,
+        position_ids=positions(mask_BL),
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    return output.logits[:, -1], mask_BL, output.past_key_values
+
+
+def first_scores(logits_BV: Tensor, groups: Sequence[Group]) -> list[list[tuple[float, bool]]]:
+    """Score of the first token of every row, group by group, from the logits after the contexts."""
+    normalizers = torch.cat([part.float().logsumexp(1) for part in logits_BV.split(SLICE)])
+    greedy = logits_BV.argmax(1).tolist()
+    scores = []
+    for b, group in enumerate(groups):
+        firsts = [row.tokens[0] for row in group.rows]
+        values = (logits_BV[b, firsts].float() - normalizers[b]).tolist()
+        scores.append(
+            [(value, first == greedy[b]) for value, first in zip(values, firsts, strict=True)]
+        )
+    return scores
+
+
+def rest_scores(
+    model: PreTrainedModel, cache: Cache, context_mask_BL: Tensor, rows: Sequence[tuple[int, Row]]
+) -> list[tuple[float, bool]]:
+    """Score of all but the first token of these rows; each comes with its context's place."""
+    device = model.device
+    places_R = torch.tensor([b for b, _ in rows], device=device)
+    inputs_RL, mask_RL = pad([row.tokens[:-1] for _, row in rows], left=False, device=device)
+    targets_RL, _ = pad([row.tokens[1:] for _, row in rows], left=False, device=device)
+    mask = torch.cat([context_mask_BL[places_R], mask_RL], dim=1)
+    logits_RLV = model(
+        input_ids=inputs_RL,
+        attention_mask=mask,
+        position_ids=positions(mask)[:, -inputs_RL.shape[1] :],
+        past_key_values=copy_rows(cache, places_R),
+        use_cache=True,
+    ).logits
+    values_N, greedy_N = token_scores(logits_RLV.flatten(0, 1), targets_RL.flatten())
+    real_RL = mask_RL.bool()
+    values_R = values_N.view_as(real_RL).where(real_RL, 0.0).sum(1)
+    greedy_R = (greedy_N.view_as(real_RL) | ~real_RL).all(1)
+    return list(zip(values_R.tolist(), greedy_R.tolist(), strict=True))
+
+
+def score_groups(
+    model: PreTrainedModel, groups: Sequence[Group], batch_tokens: int
+) -> dict[int, Score]:
+    """Score of every row of these groups, whose contexts run as one batch, by the row's index."""
+    logits_BV, mask_BL, cache = run_contexts(model, groups)
+    scores: dict[int, Score] = {}
+    longer: list[tuple[int, Row]] = []
+    for b, (group, firsts) in enumerate(zip(groups, first_scores(logits_BV, groups), strict=True)):
+        for row, first in zip(group.rows, firsts, strict=True):
+            scores[row.index] = Score(*first)
+            if len(row.tokens) > 1:
+                longer.append((b, row))
+    longer.sort(key=lambda place: -len(place[1].tokens))
+    share = mask_BL.shape[1] // CACHE_DISCOUNT
+    for part in batches([len(row.tokens) + share for _, row in longer], batch_tokens):
+        rows = longer[part]
+        for (_, row), rest in zip(rows, rest_scores(model, cache, mask_BL, rows), strict=True):
+            first_score = scores[row.index]
+            scores[row.index] = Score(
+                first_score.log_likelihood + rest[0], first_score.is_greedy and rest[1]
+            )
+    return scores
+
+
+@torch.inference_mode()
+def score(
+    model: PreTrainedModel,
+    pairs: Sequence[Pair],
+    *,
+    max_length: int,
+    batch_tokens: int = 2048,
+    done: Callable[[int], object] = lambda count: None,
+) -> list[Score]:
+    """Score of every (context, continuation) pair of token ids, in the order given.
+
+    `batch_tokens` bounds the padded size of a batch; `done` is told how many pairs were finished.
+    """
+    scores: dict[int, Score] = {}
+    groups = group_by_context(pairs, max_length)
+    for batch in batches([len(group.context) for group in groups], batch_tokens):
+        scores |= (finished := score_groups(model, groups[batch], batch_tokens))
+        done(len(finished))
+    return [scores[index] for index in range(len(pairs))]
