@@ -1,12 +1,15 @@
 """Opening models and tokenizers: a hub id, a local folder, a .gguf file, or a built-in name."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import TypedDict, cast
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import torch
+from huggingface_hub import constants
 from huggingface_hub.errors import (
     GatedRepoError,
     LocalEntryNotFoundError,
@@ -23,14 +26,25 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging
 
 from lightstride.errors import ModelError, NetworkError
 from lightstride.models.builtin import BUILT_IN, gguf_file
 from lightstride.models.families import adapter_for
 from lightstride.models.gguf import converted
 
-HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
+PATIENCE = 5.0
+"""Seconds to wait for the hub before taking it for unreachable."""
 OFFLINE = (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, TimeoutError)
+
+
+class LoadReport(TypedDict):
+    """What transformers says about the weights it found."""
+
+    missing_keys: set[str]
+    unexpected_keys: set[str]
+    mismatched_keys: set[tuple[str, torch.Size, torch.Size]]
 
 
 def load_model(
@@ -46,18 +60,23 @@ def load_model(
     weights are missing, damaged, of other sizes than the config says, NaN or infinite.
     """
     place = locate(source)
-    with reading(source):
-        config = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
+    local = is_local(place)
+    with reading(source, "config"):
+        config = AutoConfig.from_pretrained(
+            place, local_files_only=local, trust_remote_code=trust_remote_code
+        )
     adapter_for(config)
-    with reading(source):
+    with reading(source, "weights"):
         opened = AutoModelForCausalLM.from_pretrained(
             place,
             config=config,
             dtype=dtype,
+            local_files_only=local,
             trust_remote_code=trust_remote_code,
+            ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-    model, report = cast("tuple[PreTrainedModel, Mapping[str, set[str]]]", opened)
+    model, report = cast("tuple[PreTrainedModel, LoadReport]", opened)
     check_complete(source, report)
     check_finite(source, model)
     cast(nn.Module, model).to(device)
@@ -68,9 +87,11 @@ def load_model(
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a model; raises ModelError when it does not fit the model's vocabulary."""
     place = locate(source)
-    with reading(source):
-        tokenizer = AutoTokenizer.from_pretrained(place)
-        config = AutoConfig.from_pretrained(place)
+    local = is_local(place)
+    with reading(source, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=local)
+    with reading(source, "config"):
+        config = AutoConfig.from_pretrained(place, local_files_only=local)
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     check_tokenizer(tokenizer, config)
     return tokenizer
@@ -94,18 +115,49 @@ def locate(source: str) -> str:
     return source
 
 
+def is_local(place: str) -> bool:
+    """Whether only files of this machine can be read: a folder, or a hub id without a network.
+
+    Asked once and briefly, since the hub's own client would try for half a minute.
+    """
+    if Path(place).is_dir() or constants.HF_HUB_OFFLINE:
+        return True
+    try:
+        urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=PATIENCE).close()
+    except HTTPError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
 @contextmanager
-def reading(source: str) -> Iterator[None]:
-    """Turns what transformers raises about a source into one line of ours."""
+def quiet() -> Iterator[None]:
+    """Without transformers' progress bars and reports, whose complaints are errors of ours."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def reading(source: str, part: str) -> Iterator[None]:
+    """Turns what transformers raises about a part of a source into one line of ours."""
+    try:
+        with quiet():
+            yield
     except SafetensorError as error:
         raise ModelError(f"the weights of {source} are truncated or damaged: {error}") from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise explained(source, error) from error
+        raise explained(source, part, error) from error
 
 
-def explained(source: str, error: Exception) -> ModelError | NetworkError:
+def explained(source: str, part: str, error: Exception) -> ModelError | NetworkError:
     """Our error for what transformers raised about a source."""
     causes = list(chain(error))
     if any(isinstance(cause, GatedRepoError | RepositoryNotFoundError) for cause in causes):
@@ -116,7 +168,8 @@ def explained(source: str, error: Exception) -> ModelError | NetworkError:
             f"{source} is no local folder, and the hub cannot be reached; without a network give"
             f" a folder, a .gguf file, or a built-in model ({names})"
         )
-    return ModelError(f"{source} cannot be read: {str(error).strip().splitlines()[0]}")
+    first_line = str(error).strip().splitlines()[0].rstrip(": ")
+    return ModelError(f"the {part} of {source} cannot be read: {first_line}")
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -126,15 +179,18 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def check_complete(source: str, report: Mapping[str, set[str]]) -> None:
-    """Raise ModelError when weights are missing, of other sizes, or have no place in the model."""
+def check_complete(source: str, report: LoadReport) -> None:
+    """Raise ModelError when weights are missing, of other sizes, or more than the blocks hold."""
+    mismatched = {name[0] for name in report["mismatched_keys"]}
+    surplus = {name for name in report["unexpected_keys"] if ".layers." in name}
     for problem, names in (
         ("lacks the weights", report["missing_keys"]),
-        ("has weights of other sizes than config.json says:", report["mismatched_keys"]),
+        ("has, in other sizes than its config.json says, the weights", mismatched),
+        ("has weights that its config.json has no place for:", surplus),
     ):
         if names:
-            first = min(str(name) for name in names)
-            raise ModelError(f"{source} {problem} {first} (and {len(names) - 1} more)")
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise ModelError(f"{source} {problem} {min(names)}{more}")
 
 
 def check_finite(source: str, model: PreTrainedModel) -> None:
