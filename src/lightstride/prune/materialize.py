@@ -137,6 +137,7 @@ def configure(
     overrides: list[dict[str, int]] = [{} for _ in range(geometry.num_blocks)]
     for site, shape in shapes.items():
         overrides[site.block] |= adapter.overrides(shape)
+    model.config.head_dim = geometry.head_dim  # some families would derive it from the heads
     if all(override == overrides[0] for override in overrides):
         for key, value in overrides[0].items():
             setattr(model.config, key, value)
