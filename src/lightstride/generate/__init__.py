@@ -1,0 +1,17 @@
+"""Answering: the protocol that plain, pruned and smashed decoders share, and the plain decoder."""
+
+from lightstride.generate.answer import Generation, generate
+from lightstride.generate.decoder import Decoder, Hooks, PlainDecoder, Step
+from lightstride.generate.settings import MODES, Mode, Settings
+
+__all__ = [
+    "MODES",
+    "Decoder",
+    "Generation",
+    "Hooks",
+    "Mode",
+    "PlainDecoder",
+    "Settings",
+    "Step",
+    "generate",
+]

@@ -1,0 +1,86 @@
+"""From logits to a token: pure functions of tensors, and a uniform number for every draw.
+
+The order of the filters is that of transformers: repetition penalty (Keskar et al., 2019,
+arXiv 1909.05858: a logit l of a seen token becomes l / c if positive, else l * c), temperature,
+top-k, top-p, min-p.  A draw inverts the cumulative distribution at one uniform number, which is
+a hash of (row key, index of the token in the answer, purpose): no state, so a row draws the same
+alone, in a batch, or after a rejected draft.
+
+Shapes: N rows, V vocabulary.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from lightstride.generate.settings import Settings
+
+
+class Purpose(IntEnum):
+    """What a uniform number is for; different purposes are independent."""
+
+    TOKEN = 0
+    DRAFT = 1
+    ACCEPT = 2
+
+
+def row_key(seed: int, prompt: Sequence[int], copy: int) -> bytes:
+    """Identity of a row for its draws: seed, prompt, and which copy of that prompt it is."""
+    text = f"{seed}:{copy}:" + ",".join(map(str, prompt))
+    return hashlib.sha256(text.encode()).digest()
+
+
+def uniform(key: bytes, index: int, purpose: Purpose) -> float:
+    """A number in [0, 1) that depends on nothing but the arguments."""
+    message = index.to_bytes(8, "little") + bytes([purpose])
+    digest = hashlib.blake2b(message, digest_size=8, key=key).digest()
+    return (int.from_bytes(digest, "little") >> 11) / (1 << 53)
+
+
+def penalize(logits_NV: Tensor, seen_NV: Tensor, penalty: float) -> Tensor:
+    """Logits with those of seen tokens made smaller."""
+    penalized_NV = torch.where(logits_NV > 0, logits_NV / penalty, logits_NV * penalty)
+    return torch.where(seen_NV, penalized_NV, logits_NV)
+
+
+def distribution(logits_NV: Tensor, settings: Settings) -> Tensor:
+    """Probabilities to sample from, in float64, each row summing to 1."""
+    scores_NV = logits_NV.double() / settings.temperature
+    if 0 < settings.top_k < scores_NV.shape[-1]:
+        smallest_N1 = scores_NV.topk(settings.top_k, dim=-1).values[:, -1:]
+        scores_NV = scores_NV.masked_fill(scores_NV < smallest_N1, -torch.inf)
+    if settings.top_p < 1:
+        scores_NV = nucleus(scores_NV, settings.top_p)
+    probabilities_NV = scores_NV.softmax(-1)
+    if settings.min_p > 0:
+        least_N1 = settings.min_p * probabilities_NV.amax(-1, keepdim=True)
+        probabilities_NV = probabilities_NV.masked_fill(probabilities_NV < least_N1, 0)
+        probabilities_NV = probabilities_NV / probabilities_NV.sum(-1, keepdim=True)
+    return probabilities_NV
+
+
+def nucleus(scores_NV: Tensor, top_p: float) -> Tensor:
+    """Scores with all but the fewest likeliest that hold `top_p` set to -inf; one always stays."""
+    ascending_NV, order_NV = scores_NV.sort(dim=-1)
+    outside_NV = ascending_NV.softmax(-1).cumsum(-1) <= 1 - top_p
+    outside_NV[:, -1] = False
+    return scores_NV.masked_fill(outside_NV.scatter(-1, order_NV, outside_NV), -torch.inf)
+
+
+def draw(probabilities_NV: Tensor, uniforms_N: Tensor) -> Tensor:
+    """One token a row: the first whose cumulative probability exceeds the uniform number."""
+    cumulative_NV = probabilities_NV.cumsum(-1)
+    target_N1 = uniforms_N[:, None] * cumulative_NV[:, -1:]
+    tokens_N = torch.searchsorted(cumulative_NV, target_N1, right=True)[:, 0]
+    last_N = probabilities_NV.shape[-1] - 1 - (probabilities_NV.flip(-1) > 0).int().argmax(-1)
+    return torch.minimum(tokens_N, last_N)
+
+
+def residual(target_NV: Tensor, draft_NV: Tensor) -> Tensor:
+    """What to sample from after a draft was refused: the positive part of target - draft."""
+    excess_NV = (target_NV - draft_NV).clamp(min=0)
+    total_N1 = excess_NV.sum(-1, keepdim=True)
+    return torch.where(total_N1 > 0, excess_NV / total_N1, target_NV)
