@@ -65,7 +65,7 @@ class Rows:
         check_prompts(prompts, context, model.config.vocab_size)
         if settings.stop and tokenizer is None:
             raise ConfigError("stop strings were given, but there is no tokenizer to read them")
-        self.ends = end_tokens(model, tokenizer)
+        self.ends = frozenset() if settings.ignore_end_tokens else end_tokens(model, tokenizer)
         self.stopper = stopper
         self.all = []
         copies: Counter[tuple[int, ...]] = Counter()

@@ -29,6 +29,8 @@ class Settings:
     """Same seed, prompt and settings: same answer, alone or in a batch."""
     stop: tuple[str, ...] = ()
     """Strings that end the answer; they are not part of its text."""
+    ignore_end_tokens: bool = False
+    """Whether an answer goes on after an end token, as when speed is measured."""
     mode: Mode | None = None
     """How a smashed model decodes; None is its own default. Other models know only "ar"."""
     confidence: float = 0.9
