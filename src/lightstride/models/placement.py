@@ -1,0 +1,27 @@
+"""What `--device` and `--dtype` mean on this machine."""
+
+import torch
+
+from lightstride.errors import ConfigError
+
+
+def pick_device(name: str) -> str:
+    """The device to compute on: the accelerator for auto, if there is one."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    available = ("cpu",) if found is None else ("cpu", found.type)
+    if name == "auto":
+        return available[-1]
+    if name not in available:
+        raise ConfigError(
+            f"--device {name} is not on this machine; there is {', '.join(available)}"
+        )
+    return name
+
+
+def pick_dtype(name: str, suits: torch.dtype) -> torch.dtype:
+    """The precision of the weights: for auto, what suits the command."""
+    if name == "auto":
+        return suits
+    dtype = getattr(torch, name)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
