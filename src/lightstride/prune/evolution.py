@@ -7,6 +7,7 @@ parent, no loop is unbounded, and exchange between attention and FFN is on unles
 fixed (see `moves.py`).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
@@ -49,8 +50,22 @@ class Found:
     """Tokens evaluated so far, over all candidates."""
 
 
+Report = Callable[[int, int, float], None]
+"""Told after each generation: its number, how many there are at most, the best fitness."""
+
+
+def silent(generation: int, generations: int, fitness: float) -> None:
+    """Report nothing."""
+
+
 def evolve(
-    moves: Moves, centre: Plan, settings: Evolution, ledger: Ledger, seed: int, num_windows: int
+    moves: Moves,
+    centre: Plan,
+    settings: Evolution,
+    ledger: Ledger,
+    seed: int,
+    num_windows: int,
+    report: Report = silent,
 ) -> Found:
     """The parent after the last generation; `num_windows` is how many search windows there are."""
     random = Random(seed)
@@ -60,6 +75,7 @@ def evolve(
         first = random.randrange(num_windows) if settings.fresh else 0
         children = offspring(moves, parent, settings.offspring, random)
         parent, fitness = select(moves, parent, children, settings, ledger, generation, first)
+        report(generation + 1, settings.generations, fitness)
     return Found(moves.plan(parent), fitness, ledger.tokens)
 
 

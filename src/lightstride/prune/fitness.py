@@ -125,6 +125,8 @@ class Fitness:
     windows_NL: Tensor
     level_of: LevelOf
     settings: FitnessSettings = field(default_factory=FitnessSettings)
+    teachers: dict[int, Lesson] = field(default_factory=dict)
+    """What the dense model said, by window; may be shared by fitnesses of equal settings."""
 
     def __post_init__(self) -> None:
         self.device = next(self.model.parameters()).device
@@ -140,7 +142,6 @@ class Fitness:
                 f"remembering {self.settings.top_k} answers for {positions} positions takes "
                 f"{per_position * positions >> 20} MiB, {half >> 20} MiB are allowed"
             )
-        self.teachers: dict[int, Lesson] = {}
 
     def __call__(self, plans: Sequence[Plan], sample: Sample) -> list[float]:
         """Fitness of each plan in nats a token, lower is better; ranks share the plans out."""

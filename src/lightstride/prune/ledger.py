@@ -3,6 +3,7 @@
 A search is a function of its seed and of the answers to its evaluations.  The ledger appends
 each answer to `search.jsonl`; a killed run is resumed by running it again from the start, with
 the ledger answering what was evaluated before.  A line cut off by the kill is dropped.
+With several processes every one remembers everything, and rank 0 writes.
 """
 
 import json
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from lightstride.distributed import broadcast_object, rank
 from lightstride.errors import WorkError
 from lightstride.prune.plan import Plan
 
@@ -49,10 +51,11 @@ class Ledger:
     def __post_init__(self) -> None:
         if self.path is None:
             return
-        for record in read_ledger(self.path):
+        for record in broadcast_object(read_ledger(self.path) if rank() == 0 else []):
             if record["scope"] == self.scope:
                 self._remember(record)
-        self.stream = self.path.open("a", encoding="utf-8")
+        if rank() == 0:
+            self.stream = self.path.open("a", encoding="utf-8")
 
     def __call__(self, plans: Sequence[Plan], sample: Sample, note: Note) -> list[float]:
         """Fitness of each plan; plans already asked about on this sample cost nothing."""

@@ -1,0 +1,271 @@
+"""From a space to a plan, coarse to fine, and from a plan to its weights.
+
+Round r builds a supernet around the last round's plan, with steps of 12.5%, 6.25%, 3.125%, ...
+of each site, and searches it; every round cuts the dense weights afresh.  The first round is
+shared by all sparsities of a run.  The closing round cuts and refits the chosen widths exactly,
+each site on the stream that the cut sites before it give, with all calibration tokens.
+
+Paper: https://arxiv.org/abs/2503.09657, section 3.5.  We differ: several sparsities share the
+first supernet and what the dense model said about the search text, early rounds measure on
+fewer tokens, and the closing round is ours.
+
+What is finished is a file in the work folder, so that a killed run goes on where it was.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lightstride.distributed import barrier, broadcast_object, rank
+from lightstride.errors import WorkError
+from lightstride.models.adapter import Adapter
+from lightstride.models.shapes import Shape, Site
+from lightstride.prune.evolution import Evolution, Found, Report, evolve, silent
+from lightstride.prune.fitness import Fitness, FitnessSettings, Lesson
+from lightstride.prune.guided import Guided, GuidedSearch
+from lightstride.prune.ledger import Ledger
+from lightstride.prune.levels import limit_for, narrow, uniform_plan
+from lightstride.prune.local import Level
+from lightstride.prune.moves import Moves
+from lightstride.prune.plan import Plan, Space
+from lightstride.prune.supernet import Accumulation, Supernet, build_supernet, write_json
+from lightstride.prune.uniform import race_even_plans
+
+FIRST_STEP = Fraction(1, 8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rounds:
+    """How to go from a space to a plan."""
+
+    search: Guided | Evolution | None = field(default_factory=Guided)
+    """None keeps the uniform plan."""
+    num_rounds: int = 4
+    num_levels: int = 9
+    split: Literal["free", "fixed"] = "free"
+    """Whether attention and FFN trade parameters, or keep the uniform plan's shares."""
+    accumulation: Accumulation = "median"
+    damping: float = 0.01
+    batch_size: int = 8
+    """Windows that run through a block at once while statistics are taken."""
+    early_share: float = 0.25
+    """Share of the calibration windows that supernets are built from; the closing round has all."""
+    fitness: FitnessSettings = field(default_factory=FitnessSettings)
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one search of one round found."""
+
+    share: float
+    round: int
+    plan: Plan
+    fitness: float
+    tokens: int
+    seconds: float
+
+    def to_json(self) -> dict[str, object]:
+        """A JSON document that `from_json` reads back."""
+        return {**vars(self), "plan": self.plan.to_json()}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, object]) -> "Outcome":
+        """What `to_json` wrote."""
+        values = {**document, "plan": Plan.from_json(document["plan"])}
+        return cls(**values)  # type: ignore[arg-type]
+
+
+@dataclass
+class Pruner:
+    """A dense model with its texts, a space of plans, and a work folder."""
+
+    model: PreTrainedModel
+    adapter: Adapter
+    space: Space
+    dense_cost: int
+    """What the dense model costs in the space's coin."""
+    calibration_NL: Tensor
+    search_NL: Tensor
+    work: Path
+    settings: Rounds
+    progress: bool = False
+    report: Callable[[str], Report] = lambda title: silent
+    """Given the title of a search, who is told of its generations."""
+
+    def __post_init__(self) -> None:
+        self.lessons: dict[int, Lesson] = {}
+        self.limits: dict[float, int] = {}
+
+    def centre(self, share: float) -> Plan:
+        """The uniform plan of a sparsity."""
+        return uniform_plan(self.space, share, self.limit(share))
+
+    def limit(self, share: float) -> int:
+        """What a plan of this sparsity may cost; raises BudgetError if there is none."""
+        return limit_for(share, self.dense_cost, self.space)
+
+    def plans(self, shares: Sequence[float]) -> dict[float, list[Outcome]]:
+        """For every sparsity, what each round found; the last is the plan to take."""
+        found: dict[float, list[Outcome]] = {share: [] for share in shares}
+        centres = {share: self.centre(share) for share in shares}
+        if self.settings.search is None:
+            return found
+        for number in range(1, self.settings.num_rounds + 1):
+            groups = [list(shares)] if number == 1 else [[share] for share in shares]
+            for group in groups:
+                for outcome in self.round(number, group, centres):
+                    found[outcome.share].append(outcome)
+                    centres[outcome.share] = outcome.plan
+        return found
+
+    def round(
+        self, number: int, group: Sequence[float], centres: Mapping[float, Plan]
+    ) -> list[Outcome]:
+        """Search one supernet for each sparsity of a group."""
+        step = FIRST_STEP / 2 ** (number - 1)
+        spaces = {
+            share: narrow(self.space, centres[share], step, self.settings.num_levels)
+            for share in group
+        }
+        name = f"round-{number}" if number == 1 else f"round-{number}-{name_of(group[0])}"
+        folder = self.work / name
+        finished = {share: self.recall(f"{name}-{name_of(share)}.json") for share in group}
+        if any(outcome is None for outcome in finished.values()):
+            middle = centres[group[len(group) // 2]]
+            supernet = self.supernet(folder, spaces, middle)
+            for share, outcome in finished.items():
+                if outcome is None:
+                    scope = f"{name}-{name_of(share)}"
+                    finished[share] = self.search(number, share, spaces, centres, supernet, scope)
+        if rank() == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+        return [outcome for outcome in finished.values() if outcome is not None]
+
+    def supernet(self, folder: Path, spaces: Mapping[float, Space], centre: Plan) -> Supernet:
+        """The supernet that holds all shapes of these spaces."""
+        union = {
+            site: [
+                shape
+                for shape in self.space.shapes[site]
+                if any(shape in space.shapes[site] for space in spaces.values())
+            ]
+            for site in self.space.sites
+        }
+        count = max(1, round(len(self.calibration_NL) * self.settings.early_share))
+        return self.build(folder, self.calibration_NL[:count], union, centre)
+
+    def build(
+        self, folder: Path, tokens_NL: Tensor, shapes: Mapping[Site, Sequence[Shape]], centre: Plan
+    ) -> Supernet:
+        return build_supernet(
+            self.model,
+            self.adapter,
+            tokens_NL,
+            shapes,
+            centre.shapes,
+            folder,
+            accumulation=self.settings.accumulation,
+            damping=self.settings.damping,
+            batch_size=self.settings.batch_size,
+            progress=self.progress,
+        )
+
+    def search(
+        self,
+        number: int,
+        share: float,
+        spaces: Mapping[float, Space],
+        centres: Mapping[float, Plan],
+        supernet: Supernet,
+        scope: str,
+    ) -> Outcome:
+        """Search one supernet for one sparsity and write down what was found."""
+        space, limit, centre = spaces[share], self.limit(share), centres[share]
+        fitness = Fitness(
+            self.model,
+            self.adapter,
+            self.search_NL,
+            supernet.load,
+            self.settings.fitness,
+            self.lessons,
+        )
+        ledger = Ledger(fitness, self.work / "search.jsonl", scope)
+        seed = self.settings.seed * 1000 + number
+        report = self.report(f"{share:.4g}, round {number}")
+        found = self.find(space, limit, centre, supernet, ledger, seed, report)
+        ledger.close()
+        outcome = Outcome(share, number, found.plan, found.fitness, found.tokens, ledger.seconds)
+        self.note(f"{scope}.json", outcome)
+        return outcome
+
+    def find(
+        self,
+        space: Space,
+        limit: int,
+        centre: Plan,
+        supernet: Supernet,
+        ledger: Ledger,
+        seed: int,
+        report: Report,
+    ) -> Found:
+        """The best plan of a supernet, by the search that was asked for."""
+        search = self.settings.search
+        assert search is not None
+        window = self.search_NL.shape[1]
+        if space.uniform:
+            return race_even_plans(space, limit, ledger, self.search_NL.numel())
+        fixed = None
+        if self.settings.split == "fixed":
+            fixed = sum(
+                space.cost(site, shape)
+                for site, shape in centre.shapes.items()
+                if site.kind == "attention"
+            )
+        moves = Moves(space, limit, fixed)
+        if isinstance(search, Evolution):
+            num_windows = len(self.search_NL)
+            return evolve(moves, centre, search, ledger, seed, num_windows, report)
+        losses = {
+            (site, shape): supernet.loss(site, shape)
+            for site in space.sites
+            for shape in space.shapes[site]
+        }
+        return GuidedSearch(moves, losses, search, ledger, window).run(centre, seed, report)
+
+    def close(self, share: float, plan: Plan) -> dict[Site, Level]:
+        """The closing round: the plan's widths, cut and refitted exactly."""
+        shapes = {site: (shape,) for site, shape in plan.shapes.items()}
+        folder = self.work / f"closing-{name_of(share)}"
+        supernet = self.build(folder, self.calibration_NL, shapes, plan)
+        return {site: supernet.load(site, shape) for site, shape in plan.shapes.items()}
+
+    def recall(self, name: str) -> Outcome | None:
+        """What a finished search found, on every rank."""
+        path = self.work / name
+        text = path.read_text("utf-8") if rank() == 0 and path.exists() else ""
+        text = broadcast_object(text)
+        if not text:
+            return None
+        try:
+            return Outcome.from_json(json.loads(text))
+        except (TypeError, ValueError) as error:
+            raise WorkError(f"{path} is damaged: delete it") from error
+
+    def note(self, name: str, outcome: Outcome) -> None:
+        """Write down what a search found."""
+        if rank() == 0:
+            write_json(self.work / name, outcome.to_json())
+        barrier()
+
+
+def name_of(share: float) -> str:
+    """A sparsity as part of a file name: 0.125 is `12.5`."""
+    return f"{100 * share:.6g}"
