@@ -113,6 +113,8 @@ def add_blocks(
 
 @strict
 class LayeredLlamaConfig(LlamaConfig):
+    """Config of a Llama whose layers differ."""
+
     model_type: ClassVar[str] = "lightstride_llama"
 
     def validate_architecture(self) -> None:
@@ -120,6 +122,8 @@ class LayeredLlamaConfig(LlamaConfig):
 
 
 class LayeredLlamaModel(LlamaModel):
+    """A Llama whose layers differ, without its head."""
+
     config_class = LayeredLlamaConfig
 
     def __init__(self, config: LayeredLlamaConfig) -> None:
@@ -129,6 +133,8 @@ class LayeredLlamaModel(LlamaModel):
 
 
 class LayeredLlamaForCausalLM(LlamaForCausalLM):
+    """A Llama whose layers differ."""
+
     config_class = LayeredLlamaConfig
 
     def __init__(self, config: LayeredLlamaConfig) -> None:
@@ -139,6 +145,8 @@ class LayeredLlamaForCausalLM(LlamaForCausalLM):
 
 @strict
 class LayeredMistralConfig(MistralConfig):
+    """Config of a Mistral whose layers differ."""
+
     model_type: ClassVar[str] = "lightstride_mistral"
 
     def validate_architecture(self) -> None:
@@ -146,6 +154,8 @@ class LayeredMistralConfig(MistralConfig):
 
 
 class LayeredMistralModel(MistralModel):
+    """A Mistral whose layers differ, without its head."""
+
     config_class = LayeredMistralConfig
 
     def __init__(self, config: LayeredMistralConfig) -> None:
@@ -155,6 +165,8 @@ class LayeredMistralModel(MistralModel):
 
 
 class LayeredMistralForCausalLM(MistralForCausalLM):
+    """A Mistral whose layers differ."""
+
     config_class = LayeredMistralConfig
 
     def __init__(self, config: LayeredMistralConfig) -> None:
@@ -165,6 +177,8 @@ class LayeredMistralForCausalLM(MistralForCausalLM):
 
 @strict
 class LayeredQwen2Config(Qwen2Config):
+    """Config of a Qwen2 whose layers differ."""
+
     model_type: ClassVar[str] = "lightstride_qwen2"
     head_dim: int | None = None
 
@@ -173,6 +187,8 @@ class LayeredQwen2Config(Qwen2Config):
 
 
 class LayeredQwen2Model(Qwen2Model):
+    """A Qwen2 whose layers differ, without its head."""
+
     config_class = LayeredQwen2Config
 
     def __init__(self, config: LayeredQwen2Config) -> None:
@@ -182,6 +198,8 @@ class LayeredQwen2Model(Qwen2Model):
 
 
 class LayeredQwen2ForCausalLM(Qwen2ForCausalLM):
+    """A Qwen2 whose layers differ."""
+
     config_class = LayeredQwen2Config
 
     def __init__(self, config: LayeredQwen2Config) -> None:
@@ -192,6 +210,8 @@ class LayeredQwen2ForCausalLM(Qwen2ForCausalLM):
 
 @strict
 class LayeredQwen3Config(Qwen3Config):
+    """Config of a Qwen3 whose layers differ."""
+
     model_type: ClassVar[str] = "lightstride_qwen3"
 
     def validate_architecture(self) -> None:
@@ -199,6 +219,8 @@ class LayeredQwen3Config(Qwen3Config):
 
 
 class LayeredQwen3Model(Qwen3Model):
+    """A Qwen3 whose layers differ, without its head."""
+
     config_class = LayeredQwen3Config
 
     def __init__(self, config: LayeredQwen3Config) -> None:
@@ -208,6 +230,8 @@ class LayeredQwen3Model(Qwen3Model):
 
 
 class LayeredQwen3ForCausalLM(Qwen3ForCausalLM):
+    """A Qwen3 whose layers differ."""
+
     config_class = LayeredQwen3Config
 
     def __init__(self, config: LayeredQwen3Config) -> None:
@@ -218,6 +242,8 @@ class LayeredQwen3ForCausalLM(Qwen3ForCausalLM):
 
 @strict
 class LayeredGemma3TextConfig(Gemma3TextConfig):
+    """Config of a Gemma 3 whose layers differ."""
+
     model_type: ClassVar[str] = "lightstride_gemma3_text"
 
     def validate_architecture(self) -> None:
@@ -225,6 +251,8 @@ class LayeredGemma3TextConfig(Gemma3TextConfig):
 
 
 class LayeredGemma3TextModel(Gemma3TextModel):
+    """A Gemma 3 whose layers differ, without its head."""
+
     config_class = LayeredGemma3TextConfig
 
     def __init__(self, config: LayeredGemma3TextConfig) -> None:
@@ -234,6 +262,8 @@ class LayeredGemma3TextModel(Gemma3TextModel):
 
 
 class LayeredGemma3ForCausalLM(Gemma3ForCausalLM):
+    """A Gemma 3 whose layers differ."""
+
     config_class = LayeredGemma3TextConfig
 
     def __init__(self, config: LayeredGemma3TextConfig) -> None:
@@ -244,6 +274,8 @@ class LayeredGemma3ForCausalLM(Gemma3ForCausalLM):
 
 @strict
 class LayeredPhi3Config(Phi3Config):
+    """Config of a Phi-3 whose layers differ."""
+
     model_type: ClassVar[str] = "lightstride_phi3"
     head_dim: int | None = None
 
@@ -258,6 +290,8 @@ class LayeredPhi3Config(Phi3Config):
 
 
 class LayeredPhi3Model(Phi3Model):
+    """A Phi-3 whose layers differ, without its head."""
+
     config_class = LayeredPhi3Config
 
     def __init__(self, config: LayeredPhi3Config) -> None:
@@ -270,6 +304,8 @@ class LayeredPhi3Model(Phi3Model):
 
 
 class LayeredPhi3ForCausalLM(Phi3ForCausalLM):
+    """A Phi-3 whose layers differ."""
+
     config_class = LayeredPhi3Config
 
     def __init__(self, config: LayeredPhi3Config) -> None:
@@ -280,6 +316,8 @@ class LayeredPhi3ForCausalLM(Phi3ForCausalLM):
 
 @strict
 class LayeredOPTConfig(OPTConfig):
+    """Config of an OPT whose layers differ."""
+
     model_type: ClassVar[str] = "lightstride_opt"
     head_dim: int | None = None
 
@@ -301,6 +339,8 @@ class LayeredOPTDecoderLayer(OPTDecoderLayer):
 
 
 class LayeredOPTModel(OPTModel):
+    """An OPT whose layers differ, without its head."""
+
     config_class = LayeredOPTConfig
 
     def __init__(self, config: LayeredOPTConfig) -> None:
@@ -310,6 +350,8 @@ class LayeredOPTModel(OPTModel):
 
 
 class LayeredOPTForCausalLM(OPTForCausalLM):
+    """An OPT whose layers differ."""
+
     config_class = LayeredOPTConfig
 
     def __init__(self, config: LayeredOPTConfig) -> None:
