@@ -10,11 +10,12 @@ import lm_eval.tasks
 import pytest
 import torch
 import yaml
+from huggingface_hub import constants
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from lightstride.errors import ConfigError, DataError
+from lightstride.errors import ConfigError, DataError, NetworkError
 from lightstride.evaluate import harness
 from lightstride.evaluate.harness import HarnessModel, load_tasks, offline_tasks, run_task
 from lightstride.evaluate.scoring import batches, group_by_context, score
@@ -316,6 +317,28 @@ def test_what_a_task_asks_of_generation_is_kept_or_refused() -> None:
     assert (settings.max_new_tokens, settings.temperature, settings.top_p) == (7, 0.5, 0.9)
     with pytest.raises(ConfigError, match="num_beams"):
         harness.generation_settings({"num_beams": 4}, 7)
+
+
+class Unreachable:
+    """lm-eval's task manager on a machine without a network."""
+
+    all_tasks = ("arc_easy",)
+
+    def load(self, names: list[str]) -> None:
+        raise ConnectionError(f"no network for {names}")
+
+
+def test_hub_tasks_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "TaskManager", Unreachable)
+    with pytest.raises(ConfigError, match="lm-eval has no task arc_simple"):
+        load_tasks(["arc_simple"])
+    with pytest.raises(NetworkError, match="--task-data FOLDER reads arc_challenge"):
+        load_tasks(["arc_easy"])
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(harness, "is_local", lambda place: True)
+    monkeypatch.setattr(Unreachable, "load", None)
+    with pytest.raises(NetworkError, match="cannot be fetched"):
+        load_tasks(["arc_easy"])
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:

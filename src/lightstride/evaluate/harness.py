@@ -17,6 +17,7 @@ from importlib import resources
 from pathlib import Path
 
 import yaml
+from huggingface_hub import constants
 from lm_eval.api.instance import Instance
 from lm_eval.api.task import Task
 from lm_eval.evaluator import evaluate
@@ -29,10 +30,13 @@ from lightstride.errors import ConfigError, DataError, NetworkError
 from lightstride.evaluate.outcome import Metric, TaskResult
 from lightstride.evaluate.scoring import score
 from lightstride.generate import Decoder, Settings, generate
+from lightstride.models.load import is_local
 
 HEADLINES = ("acc_norm,none", "acc,none")
 FEWSHOT_SEED = 1234
 BOOTSTRAPS = 1000
+HUB_ID = "any/dataset"
+"""Stands for the hub when it is asked whether it can be reached."""
 FOLDERS = ("", "zeroshot", "instruct")
 SUFFIXES = (".jsonl.gz", ".jsonl")
 GENERATION_KEYS = {"until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p"}
@@ -168,17 +172,20 @@ def load_tasks(
 
 
 def load_from_hub(names: Sequence[str]) -> Mapping[str, dict[str, Task]]:
-    """lm-eval's own tasks; their data comes from the hub."""
+    """lm-eval's own tasks; their data comes from the hub, or offline from its cache."""
     manager = TaskManager()
     if unknown := [name for name in names if name not in manager.all_tasks]:
         raise ConfigError(f"lm-eval has no task {', '.join(unknown)}; see `lm-eval ls tasks`")
+    unreachable = NetworkError(
+        f"the data of {', '.join(names)} cannot be fetched from the hub; "
+        f"--task-data FOLDER reads {', '.join(offline_tasks())} from local files"
+    )
+    if is_local(HUB_ID) and not constants.HF_HUB_OFFLINE:
+        raise unreachable
     try:
         loaded: Mapping[str, dict[str, Task]] = manager.load(list(names))
     except (OSError, ConnectionError) as error:
-        raise NetworkError(
-            f"the data of {', '.join(names)} cannot be fetched from the hub; "
-            f"--task-data FOLDER reads {', '.join(offline_tasks())} from local files"
-        ) from error
+        raise unreachable from error
     return loaded
 
 
