@@ -1,0 +1,106 @@
+"""Model folders: written whole or not at all, opened as something that answers.
+
+A folder is laid out as transformers wants it.  Even widths are transformers' own classes and need
+nothing of ours.  Uneven widths come with one modeling file and an `auto_map` that names its
+classes.  `lightstride.json` is the record of where a checkpoint comes from.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from transformers import (
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+import lightstride
+from lightstride.errors import ModelError
+from lightstride.generate import Decoder, PlainDecoder
+from lightstride.models import layered
+from lightstride.models.folders import whole_folder
+from lightstride.models.load import load_model, load_tokenizer, quiet
+from lightstride.models.registration import LAYERED
+from lightstride.models.widths import rebuilt
+
+RECORD_NAME = "lightstride.json"
+RECORD_FORMAT = 1
+MODELING_NAME = "modeling_lightstride.py"
+AUTO_CLASSES = ("AutoConfig", "AutoModel", "AutoModelForCausalLM")
+
+Record = dict[str, object]
+
+
+def save_checkpoint(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | Path,
+    *,
+    record: Mapping[str, object] | None = None,
+    max_shard_size: str = "5GB",
+) -> None:
+    """Write a model at the widths that its blocks have, with its tokenizer and a record.
+
+    Raises OutputError when the folder is not new or empty, or cannot be written; nothing that
+    looks like a checkpoint is left then.
+    """
+    saved = rebuilt(model)
+    with whole_folder(Path(folder)) as partial, quiet():
+        if isinstance(saved.config, tuple(classes[0] for classes in LAYERED.values())):
+            saved.config.auto_map = auto_map(saved.config)
+            shutil.copyfile(layered.__file__, partial / MODELING_NAME)
+        generation, saved.generation_config = saved.generation_config, GenerationConfig()
+        saved.save_pretrained(partial, max_shard_size=max_shard_size)
+        # Without the check in GenerationConfig.save_pretrained, which refuses published ones.
+        generation.to_json_file(partial / "generation_config.json", use_diff=True)
+        tokenizer.save_pretrained(partial)
+        if record is not None:
+            write_record(partial, record)
+
+
+def auto_map(config: PreTrainedConfig) -> dict[str, str]:
+    """Which class of the modeling file each of transformers' Auto classes should take."""
+    base_type = config.model_type.removeprefix("lightstride_")
+    stem = MODELING_NAME.removesuffix(".py")
+    return {
+        auto_class: f"{stem}.{own.__name__}"
+        for auto_class, own in zip(AUTO_CLASSES, LAYERED[base_type], strict=True)
+    }
+
+
+def write_record(folder: Path, record: Mapping[str, object]) -> None:
+    """Write a record, with its format and this package's version, into a folder in the making."""
+    versioned = {"format": RECORD_FORMAT, "lightstride": lightstride.__version__, **record}
+    text = json.dumps(versioned, indent=2, ensure_ascii=False, allow_nan=False)
+    (folder / RECORD_NAME).write_text(text + "\n", encoding="utf-8")
+
+
+def read_record(folder: str | Path) -> Record:
+    """The record in a folder; empty for a model that is not ours."""
+    path = Path(folder) / RECORD_NAME
+    if not path.is_file():
+        return {}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path} is damaged: {error}") from error
+    if not isinstance(record, dict) or record.get("format") != RECORD_FORMAT:
+        raise ModelError(f"{path} is of another version; this one reads format {RECORD_FORMAT}")
+    return record
+
+
+def open_decoder(
+    source: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    trust_remote_code: bool = False,
+) -> Decoder:
+    """What answers with a model: hub id, folder, .gguf file or built-in name."""
+    tokenizer = load_tokenizer(source)
+    model = load_model(source, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    return PlainDecoder(model, tokenizer)
