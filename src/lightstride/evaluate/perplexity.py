@@ -1,0 +1,104 @@
+"""Perplexity of a text: exp of the mean negative log-likelihood of its tokens.
+
+    perplexity = exp(-1/T sum_t log p(x_t | x_<t, within the window))
+
+The logits of a whole window over the whole vocabulary are never there at once.  The decoder runs
+on the window; then the model's own forward makes the logits, a slice of positions at a time, with
+the decoder answering what it answered before.  So a family's own scaling or capping applies.
+
+Shapes: N windows, L tokens in each, B windows at once, P positions of a slice, V vocabulary.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import exp, inf
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from lightstride.data.text import Windows
+
+SLICE_BYTES = {"cpu": 24 * 2**20}
+"""Size of a slice of logits in fp32; on a CPU small enough for the allocator to use again."""
+ACCELERATOR_SLICE_BYTES = 512 * 2**20
+LARGEST_EXPONENT = 700
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """What a model makes of a text."""
+
+    value: float
+    nll: float
+    """Mean negative log-likelihood in nats."""
+    num_tokens: int
+    """Predicted tokens."""
+
+
+def perplexity(
+    model: PreTrainedModel,
+    windows: Windows | Tensor,
+    *,
+    batch_size: int = 1,
+    progress: bool = False,
+) -> Perplexity:
+    """Perplexity over all tokens of all windows but the first and those that are context only."""
+    if isinstance(windows, Tensor):
+        windows_NL, context_N = windows, torch.zeros(len(windows), dtype=torch.int64)
+    else:
+        windows_NL, context_N = windows.tokens_NL, windows.context_N
+    losses_NL = token_losses(model, windows_NL, batch_size=batch_size, progress=progress)
+    predicted_L = torch.arange(1, windows_NL.shape[1])
+    losses = losses_NL[predicted_L >= context_N[:, None]]
+    nll = float(losses.double().mean())
+    return Perplexity(inf if nll > LARGEST_EXPONENT else exp(nll), nll, len(losses))
+
+
+def token_losses(
+    model: PreTrainedModel, windows_NL: Tensor, *, batch_size: int = 1, progress: bool = False
+) -> Tensor:
+    """Negative log-likelihood of every token but each window's first, fp32 on the CPU, (N, L-1)."""
+    batches = windows_NL.split(batch_size)
+    bar = tqdm(batches, desc="perplexity", disable=not progress)
+    return torch.cat(
+        [_batch_losses(model, windows_BL.to(model.device)).cpu() for windows_BL in bar]
+    )
+
+
+@torch.inference_mode()
+def _batch_losses(model: PreTrainedModel, windows_BL: Tensor) -> Tensor:
+    slices = []
+    for start, logits_BPV in logits_in_slices(model, windows_BL):
+        targets_BP = windows_BL[:, start + 1 : start + 1 + logits_BPV.shape[1]]
+        logits_BVP = logits_BPV[:, : targets_BP.shape[1]].float().transpose(1, 2)
+        slices.append(cross_entropy(logits_BVP, targets_BP, reduction="none"))
+    return torch.cat(slices, dim=1)
+
+
+def logits_in_slices(model: PreTrainedModel, windows_BL: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """The first position and the logits, (B, P, V), of one slice of positions after the other."""
+    batch_size, length = windows_BL.shape
+    limit = SLICE_BYTES.get(windows_BL.device.type, ACCELERATOR_SLICE_BYTES)
+    vocab_size = model.get_output_embeddings().weight.shape[0]
+    step = max(1, limit // (4 * batch_size * vocab_size))
+    decoder = model.get_decoder()
+    answer = decoder(windows_BL, use_cache=False)
+    with answering(decoder, answer):
+        for start in range(0, length, step):
+            positions_P = torch.arange(start, min(start + step, length), device=windows_BL.device)
+            output = model(windows_BL, use_cache=False, logits_to_keep=positions_P)
+            yield start, output.logits
+
+
+@contextmanager
+def answering(module: nn.Module, answer: object) -> Iterator[None]:
+    """Inside this context the module computes nothing and answers what it is given here."""
+    module.forward = lambda *_, **__: answer
+    try:
+        yield
+    finally:
+        del module.forward
