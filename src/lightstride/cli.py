@@ -16,7 +16,7 @@ from typing import Any
 import tyro
 
 from lightstride import __version__
-from lightstride.config import Command, PruneConfig
+from lightstride.config import BenchConfig, Command, EvaluateConfig, PruneConfig, ReportConfig
 from lightstride.errors import ConfigError, LightstrideError
 
 Document = Mapping[str, object]
@@ -33,8 +33,61 @@ def prune(config: PruneConfig) -> Document:
     return prune(config)
 
 
+def evaluate(config: EvaluateConfig) -> Document:
+    """Measure what a model knows; the result, as in `result.json`."""
+    from lightstride.evaluate.run import evaluate
+
+    return evaluate(config)
+
+
+def bench(config: BenchConfig) -> Document:
+    """Measure how fast a model is; the result, as in `result.json`."""
+    from lightstride.bench.run import bench
+
+    return bench(config)
+
+
+def report(config: ReportConfig) -> Document:
+    """Make a page of results; the names of the files written."""
+    from lightstride.report.run import report
+
+    return report(config)
+
+
+def evaluate(config: EvaluateConfig) -> Document:
+    """Perplexity and task scores; the result, as in `result.json`."""
+    from lightstride.evaluate.run import evaluate
+
+    return evaluate(config)
+
+
+def bench(config: BenchConfig) -> Document:
+    """Speed and memory; the result, as in `result.json`."""
+    from lightstride.bench.run import bench
+
+    return bench(config)
+
+
+def export(config: ExportConfig) -> Document:
+    """Write a model for another engine; what was written."""
+    from lightstride.export.run import export
+
+    return export(config)
+
+
+def report(config: ReportConfig) -> Document:
+    """One page about folders of results; where it is."""
+    from lightstride.report.run import report
+
+    return report(config)
+
+
 COMMANDS: Mapping[str, tuple[type[Command], Callable[[Any], Document]]] = {
     "prune": (PruneConfig, prune),
+    "evaluate": (EvaluateConfig, evaluate),
+    "bench": (BenchConfig, bench),
+    "export": (ExportConfig, export),
+    "report": (ReportConfig, report),
 }
 
 

@@ -14,7 +14,7 @@ from lightstride.bench.measure import Load, measure_weights, ratios, run_in_turn
 from lightstride.checkpoint import open_decoder
 from lightstride.config import BenchConfig
 from lightstride.generate import Decoder
-from lightstride.models.placement import pick_device, pick_dtype
+from lightstride.models.placement import pick_device, pick_dtype, suitable_dtype
 from lightstride.results import markdown_table, write_result
 
 Numbers = dict[str, object]
@@ -25,7 +25,7 @@ def bench(config: BenchConfig) -> Mapping[str, object]:
     """Measure the model and the one it is held against; the result, as in `result.json`."""
     sources = [config.model, *([config.against] if config.against is not None else [])]
     device = pick_device(config.device)
-    dtype = pick_dtype(config.dtype, torch.bfloat16)
+    dtype = pick_dtype(config.dtype, suitable_dtype(device))
     decoders = [
         open_decoder(source, dtype=dtype, device=device, trust_remote_code=config.trust_remote_code)
         for source in sources

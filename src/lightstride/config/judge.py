@@ -15,7 +15,7 @@ from lightstride.config.base import (
 )
 
 OptionalModel = Annotated[str | None, arg(metavar="MODEL")]
-Output = Annotated[str | None, arg(aliases=("-o",), metavar="FILE")]
+Output = Annotated[str, arg(aliases=("-o",), metavar="DIR")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,12 +44,15 @@ class EvaluateConfig(ModelCommand):
     """Folder with the tasks' data, so that no network is needed."""
     limit: Annotated[int | None, arg(metavar="N", constructor=int)] = None
     """Questions per task; without it, all."""
-    num_fewshot: int = 0
+    num_fewshot: Annotated[
+        int | None,
+        arg(metavar="N", help_behavior_hint="(default: the task's own)", constructor=int),
+    ] = None
     """Solved examples before each question."""
     batch_size: int = 8
     """Sequences at once."""
-    output: Output = None
-    """File for the result."""
+    output: Output = "evaluation"
+    """Folder for result.json, which replaces one that is there."""
 
     def __post_init__(self) -> None:
         asked = self.perplexity is not None or bool(self.tasks)
@@ -60,7 +63,8 @@ class EvaluateConfig(ModelCommand):
         require(1 <= stride <= self.window, "--stride", stride, allowed)
         require(self.every >= 1, "--every", self.every, "at least 1")
         require(self.limit is None or self.limit >= 1, "--limit", self.limit, "at least 1")
-        require(self.num_fewshot >= 0, "--num-fewshot", self.num_fewshot, "0 or more")
+        shots = self.num_fewshot
+        require(shots is None or shots >= 0, "--num-fewshot", shots, "0 or more")
         require(self.batch_size >= 1, "--batch-size", self.batch_size, "at least 1")
 
     @property
@@ -89,8 +93,8 @@ class BenchConfig(ModelCommand):
     """Runs of each setting; the median counts."""
     seed: int = 0
     """Seed of the prompts."""
-    output: Output = None
-    """File for the result."""
+    output: Output = "bench"
+    """Folder for result.json, which replaces one that is there."""
 
     def __post_init__(self) -> None:
         for flag in ("batch", "prompt"):

@@ -25,3 +25,11 @@ def pick_dtype(name: str, suits: torch.dtype) -> torch.dtype:
     dtype = getattr(torch, name)
     assert isinstance(dtype, torch.dtype)
     return dtype
+
+
+def suitable_dtype(device: str) -> torch.dtype:
+    """bf16 where it is fast, else fp32."""
+    if device != "cpu":
+        return torch.bfloat16
+    fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32

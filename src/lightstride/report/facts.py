@@ -1,0 +1,191 @@
+"""What the run folders say, gathered model by model. No torch, no model is opened.
+
+Results of several commands about one model are joined by the name it was opened under.  What is
+read from `numbers`, by the kind of the result:
+
+    prune      checkpoints (each: sparsity, output, plan, parameters, perplexity), dense
+    evaluate   model, against, retained
+    bench      model, against, machine
+    smash      nothing but its own table
+
+A plan is a line such as `3x2,1152|2x2,768`: for each block KV heads x queries a group, channels.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lightstride.errors import DataError
+from lightstride.results import Result, read_result
+
+Numbers = Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Widths of one block."""
+
+    heads: int
+    kv_heads: int
+    channels: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One line of `search.jsonl`: a candidate and what it scored."""
+
+    scope: str
+    generation: int
+    stage: int
+    tokens: int
+    fitness: float
+
+
+@dataclass
+class ModelFacts:
+    """All that is known of one model."""
+
+    source: str
+    parameters: int | None = None
+    weight_bytes: int | None = None
+    sparsity: float | None = None
+    perplexities: dict[str, float] = field(default_factory=dict)
+    """By the text: its source and number of tokens."""
+    tasks: dict[str, tuple[float, float | None]] = field(default_factory=dict)
+    """Score and standard error of each task."""
+    items: int = 0
+    """Items of all tasks together."""
+    loads: list[Numbers] = field(default_factory=list)
+    plan: str | None = None
+    dense_plan: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What to call it in a table."""
+        parts = Path(self.source).parts
+        return "/".join(parts[-2:]) if len(parts) > 2 else self.source
+
+    @property
+    def accuracy(self) -> float | None:
+        """Mean score over its tasks."""
+        scores = [score for score, _ in self.tasks.values()]
+        return sum(scores) / len(scores) if scores else None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything the page is made of."""
+
+    models: tuple[ModelFacts, ...]
+    """Largest first."""
+    searches: Mapping[str, Sequence[Evaluation]]
+    """By the file's folder."""
+    results: Mapping[str, Result]
+    """By the file's path."""
+    retained: tuple[tuple[str, str, Numbers], ...]
+    """(model, against, task -> numbers) of every comparison."""
+
+    def text(self) -> str | None:
+        """The text on which most models have a perplexity."""
+        texts = [text for model in self.models for text in model.perplexities]
+        return max(sorted(set(texts)), key=texts.count, default=None)
+
+
+def read_plan(plan: str) -> list[Block]:
+    """Widths of every block of a plan's line."""
+    blocks = []
+    for text in plan.split("|"):
+        attention, _, channels = text.partition(",")
+        kv_heads, _, queries = attention.partition("x")
+        blocks.append(Block(int(kv_heads) * int(queries), int(kv_heads), int(channels)))
+    return blocks
+
+
+def gather(folders: Sequence[str]) -> Facts:
+    """Everything in these folders and below; DataError where there is no result."""
+    models: dict[str, ModelFacts] = {}
+    retained: list[tuple[str, str, Numbers]] = []
+    results: dict[str, Result] = {}
+    searches: dict[str, list[Evaluation]] = {}
+    for folder in folders:
+        for path in sorted(find(folder, "result.json")):
+            results[str(path)] = (result := read_result(path))
+            READERS.get(result["kind"], ignore)(result, models, retained)
+        for path in sorted(find(folder, "search.jsonl")):
+            searches[str(path.parent)] = list(read_search(path))
+    if not results:
+        raise DataError(f"no result.json in {', '.join(folders)} or below")
+    largest_first = sorted(models.values(), key=lambda one: (-(one.parameters or 0), one.source))
+    return Facts(tuple(largest_first), searches, results, tuple(retained))
+
+
+def find(folder: str, name: str) -> Iterator[Path]:
+    """Files of this name in a folder and below it."""
+    path = Path(folder)
+    if not path.is_dir():
+        raise DataError(f"{folder} is no folder")
+    return path.rglob(name)
+
+
+def read_search(path: Path) -> Iterator[Evaluation]:
+    """Every whole line of a search's record."""
+    for number, line in enumerate(path.read_text("utf-8").splitlines(keepends=True), start=1):
+        if not line.endswith("\n"):
+            return
+        try:
+            record = json.loads(line)
+            yield Evaluation(
+                scope=str(record.get("scope", "")),
+                generation=int(record.get("generation", 0)),
+                stage=int(record.get("stage", 0)),
+                tokens=int(record["tokens"]),
+                fitness=float(record["fitness"]),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{path} line {number} is no evaluation: {line[:60]!r}") from error
+
+
+Retained = list[tuple[str, str, Numbers]]
+
+
+def ignore(result: Result, models: dict[str, ModelFacts], retained: Retained) -> None:
+    """A result that only its own table shows."""
+
+
+def read_evaluation(result: Result, models: dict[str, ModelFacts], retained: Retained) -> None:
+    """Perplexity, tasks and size of one model or two."""
+    numbers, config = result["numbers"], result["config"]
+    for role in ("model", "against"):
+        found = numbers.get(role)
+        if not isinstance(found, dict):
+            continue
+        model = models.setdefault(found["source"], ModelFacts(found["source"]))
+        model.parameters, model.weight_bytes = found["parameters"], found["weight_bytes"]
+        if found["perplexity"] is not None:
+            perplexity = found["perplexity"]
+            text = f"{Path(str(config['perplexity'])).name}, {perplexity['num_tokens']:,} tokens"
+            model.perplexities[text] = perplexity["value"]
+        for task, score in found["tasks"].items():
+            model.tasks[task] = (score["value"], score["stderr"])
+        model.items = sum(score["num_items"] for score in found["tasks"].values())
+    compared = numbers.get("retained")
+    if isinstance(compared, dict) and compared:
+        retained.append((str(config["model"]), str(config["against"]), compared))
+
+
+def read_bench(result: Result, models: dict[str, ModelFacts], retained: Retained) -> None:
+    """Speed and memory of one model or two."""
+    for role in ("model", "against"):
+        found = result["numbers"].get(role)
+        if isinstance(found, dict):
+            model = models.setdefault(found["source"], ModelFacts(found["source"]))
+            model.parameters, model.weight_bytes = found["parameters"], found["total_bytes"]
+            model.loads = found["loads"]
+
+
+def read_prune(result: Result, models: dict[str, ModelFacts], retained: Retained) -> None:
+    """The checkpoints of one pruning run, and the dense model."""
+
+
+READERS = {"evaluate": read_evaluation, "bench": read_bench, "prune": read_prune}

@@ -1,0 +1,38 @@
+"""What `lightstride report` does: folders of results to one page, its pictures beside it."""
+
+import importlib
+import sys
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+
+from lightstride.config import ReportConfig
+from lightstride.errors import ConfigError, OutputError
+from lightstride.report.facts import gather
+
+
+def report(config: ReportConfig) -> Mapping[str, object]:
+    """Write the page and its pictures; their names."""
+    if find_spec("matplotlib") is None:
+        raise ConfigError("report needs matplotlib: pip install 'lightstride[report]'")
+    charts = importlib.import_module("lightstride.report.charts")
+    page = importlib.import_module("lightstride.report.page")
+    facts = gather(config.folder)
+    pictures = charts.pictures(facts)
+    output = Path(config.output)
+    files = {output.with_name(f"{output.stem}-{one.name}.png"): one.png for one in pictures}
+    for path, content in (*files.items(), (output, page.render(facts, pictures).encode())):
+        write_whole(path, content)
+    sys.stdout.write(f"{page.answer(facts)}\n{output}\n")
+    return {"page": str(output), "pictures": [str(path) for path in files]}
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name and rename it."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(content)
+        partial.replace(path)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}") from error
