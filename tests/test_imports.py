@@ -111,10 +111,10 @@ def test_files_and_functions_stay_short(module: tuple[str, Path, ast.Module]) ->
 
 
 @pytest.mark.parametrize("name", [n for n in FILES if n.endswith("__init__")])
-def test_public_names_exist_and_are_sorted(name: str) -> None:
+def test_public_names_exist(name: str) -> None:
     package = importlib.import_module(f"lightstride.{name}".removesuffix(".__init__"))
     public = getattr(package, "__all__", [])
-    assert list(public) == sorted(public)
+    assert len(public) == len(set(public))
     assert all(hasattr(package, each) for each in public)
 
 

@@ -16,7 +16,14 @@ from typing import Any
 import tyro
 
 from lightstride import __version__
-from lightstride.config import BenchConfig, Command, EvaluateConfig, PruneConfig, ReportConfig
+from lightstride.config import (
+    BenchConfig,
+    Command,
+    EvaluateConfig,
+    ExportConfig,
+    PruneConfig,
+    ReportConfig,
+)
 from lightstride.errors import ConfigError, LightstrideError
 
 Document = Mapping[str, object]
@@ -54,32 +61,11 @@ def report(config: ReportConfig) -> Document:
     return report(config)
 
 
-def evaluate(config: EvaluateConfig) -> Document:
-    """Perplexity and task scores; the result, as in `result.json`."""
-    from lightstride.evaluate.run import evaluate
-
-    return evaluate(config)
-
-
-def bench(config: BenchConfig) -> Document:
-    """Speed and memory; the result, as in `result.json`."""
-    from lightstride.bench.run import bench
-
-    return bench(config)
-
-
 def export(config: ExportConfig) -> Document:
     """Write a model for another engine; what was written."""
     from lightstride.export.run import export
 
     return export(config)
-
-
-def report(config: ReportConfig) -> Document:
-    """One page about folders of results; where it is."""
-    from lightstride.report.run import report
-
-    return report(config)
 
 
 COMMANDS: Mapping[str, tuple[type[Command], Callable[[Any], Document]]] = {
