@@ -5,85 +5,17 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, PreTrainedModel
 
+from cutting import VARIANTS, cached_logits, cut, kept_units, logits, mask, tokens
 from lightstride.errors import UnknownFamilyError
-from lightstride.models.adapter import OUTPUT_NAME, Adapter, SiteWeights
+from lightstride.models.adapter import OUTPUT_NAME, Adapter
 from lightstride.models.families import ADAPTERS, adapter_for
-from lightstride.models.shapes import KINDS, AttentionShape, FFNShape, Kind, Shape, Site
-from lightstride.models.tiny import TINY, tiny_llama, tiny_opt
-
-VARIANTS = {
-    **TINY,
-    "llama-bias": lambda: tiny_llama(bias=True),
-    "opt-350m": lambda: tiny_opt(norm_before=False),
-}
+from lightstride.models.shapes import KINDS, Site
+from lightstride.models.tiny import TINY
 
 
 @pytest.fixture(params=VARIANTS)
 def model(request) -> PreTrainedModel:
     return VARIANTS[request.param]()
-
-
-def tokens(length: int = 24) -> Tensor:
-    return torch.randint(0, 256, (2, length), generator=torch.Generator().manual_seed(1))
-
-
-@torch.no_grad()
-def logits(model: PreTrainedModel) -> Tensor:
-    return model(tokens()).logits
-
-
-@torch.no_grad()
-def cached_logits(model: PreTrainedModel) -> Tensor:
-    """The same logits, the tokens given in three parts."""
-    cache, parts = None, []
-    for part in tokens().split([13, 1, 10], dim=1):
-        answer = model(part, past_key_values=cache, use_cache=True)
-        cache = answer.past_key_values
-        parts.append(answer.logits)
-    return torch.cat(parts, dim=1)
-
-
-def kept_units(dense: Shape) -> tuple[Shape, dict[str, list[int]]]:
-    """A narrower shape, and which heads, KV heads or channels stay for it."""
-    if isinstance(dense, FFNShape):
-        channels = list(range(0, dense.num_channels, 3))
-        return FFNShape(len(channels)), {"channels": channels}
-    if dense.queries_per_group == 1:
-        return AttentionShape(3, 1), {"heads": [0, 2, 3], "kv_heads": [0, 2, 3]}
-    return AttentionShape(1, 1), {"heads": [3], "kv_heads": [1]}
-
-
-def elements(units: list[int], size: int) -> Tensor:
-    return (torch.tensor(units)[:, None] * size + torch.arange(size)).flatten()
-
-
-def cut(weights: SiteWeights, units: dict[str, list[int]], head_dim: int) -> SiteWeights:
-    """The rows and columns of the units that stay."""
-    if "channels" in units:
-        columns = torch.tensor(units["channels"])
-        rows = {"gate": columns, "up": columns}
-    else:
-        columns = elements(units["heads"], head_dim)
-        kv_rows = elements(units["kv_heads"], head_dim)
-        rows = {"query": columns, "key": kv_rows, "value": kv_rows}
-    narrow = {}
-    for name, tensor in weights.items():
-        own = rows.get(name.removesuffix("_bias"))
-        if own is not None:
-            narrow[name] = tensor[own]
-        elif name.endswith("_bias"):
-            narrow[name] = tensor
-        else:
-            narrow[name] = tensor[:, columns].contiguous()
-    return narrow
-
-
-def mask(weights: SiteWeights, units: dict[str, list[int]], kind: Kind, head_dim: int):
-    """The same weights, with zeros for the inputs of the output layer that do not stay."""
-    name = OUTPUT_NAME[kind]
-    stay = torch.zeros(weights[name].shape[1])
-    stay[elements(units["heads"], head_dim) if kind == "attention" else units["channels"]] = 1
-    return weights | {name: weights[name] * stay}
 
 
 def test_every_family_has_a_toy_and_every_toy_an_adapter():
