@@ -39,12 +39,21 @@ class PruneConfig(PresetCommand):
     """The engine that will run the result: only widths that it accepts are considered."""
     tp: int = 1
     """Devices that will share the result by tensor parallelism: widths divide by it."""
+    multiple: Annotated[
+        int | None,
+        arg(metavar="N", help_behavior_hint="(default: the target's)", constructor=int),
+    ] = None
+    """FFN widths are multiples of this, or the dense width."""
     budget: Literal["params", "memory", "latency"] = "params"
     """What the sparsity is a share of: parameters, bytes with KV cache, or measured time."""
     context: int = 4096
     """Tokens of KV cache in a memory or latency budget."""
     batch: int = 1
     """Sequences at once in a memory or latency budget."""
+    prefill_weight: float = 1.0
+    """Prefills of the whole context that a latency budget counts."""
+    decode_weight: float = 256.0
+    """Decoding steps that a latency budget counts."""
     calibration: Source = "pydoc"
     """Text for the statistics: a file, a folder, a hub data set, pydoc (built in), or self."""
     search_text: OptionalSource = None
@@ -56,8 +65,16 @@ class PruneConfig(PresetCommand):
         arg(metavar="{none,fast,paper}", help_behavior_hint="(default: the preset's)"),
     ] = None
     """How to choose widths: none (all blocks alike), fast, or the paper's evolution."""
+    split: Literal["free", "fixed"] = "free"
+    """Whether attention and FFN trade parameters freely, or lose fixed shares (as published)."""
     accumulation: Accumulation = "median"
     """What the next block sees: the dense stream, the pruned one, or a mean over all levels."""
+    damping: float = 0.01
+    """Ridge of the refit, as a share of the mean diagonal of a site's Gram matrix."""
+    top_k: int = 512
+    """Likeliest tokens of the dense model that the search compares; the rest counts as one more."""
+    cache_gib: float = 2.0
+    """Memory for the dense model's answers and for cut weights during the search, in GiB."""
     calibration_tokens: FromPreset = None
     """Tokens for the statistics."""
     search_tokens: FromPreset = None
@@ -90,7 +107,12 @@ class PruneConfig(PresetCommand):
         require(ascending, "--sparsity", given, "ascending, each number once")
         require(bool(self.output), "-o", "''", "the name of a folder")
         require_choice("--accumulation", self.accumulation, Accumulation)
-        for flag in ("tp", "context", "batch", *NUMBERS):
+        for flag in ("prefill_weight", "decode_weight"):
+            weight = getattr(self, flag)
+            require(weight >= 0, f"--{flag.replace('_', '-')}", f"{weight:g}", "0 or more")
+        require(self.damping > 0, "--damping", f"{self.damping:g}", "above 0")
+        require(self.cache_gib > 0, "--cache-gib", f"{self.cache_gib:g}", "above 0")
+        for flag in ("tp", "multiple", "context", "batch", "top_k", *NUMBERS):
             value = getattr(self, flag)
             require(value is None or value >= 1, f"--{flag.replace('_', '-')}", value, "at least 1")
 

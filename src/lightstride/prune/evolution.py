@@ -8,6 +8,7 @@ fixed (see `moves.py`).
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from random import Random
 
@@ -56,6 +57,15 @@ Report = Callable[[int, int, float], None]
 
 def silent(generation: int, generations: int, fitness: float) -> None:
     """Report nothing."""
+
+
+Reporter = Callable[[str], AbstractContextManager[Report]]
+"""Given the title of a search: who is told while it lasts."""
+
+
+def unreported(title: str) -> AbstractContextManager[Report]:
+    """Nobody."""
+    return nullcontext(silent)
 
 
 def evolve(

@@ -14,7 +14,7 @@ What is finished is a file in the work folder, so that a killed run goes on wher
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -26,8 +26,8 @@ from transformers import PreTrainedModel
 from lightstride.distributed import barrier, broadcast_object, rank
 from lightstride.errors import WorkError
 from lightstride.models.adapter import Adapter
-from lightstride.models.shapes import Shape, Site
-from lightstride.prune.evolution import Evolution, Found, Report, evolve, silent
+from lightstride.models.shapes import FFNShape, Shape, Site
+from lightstride.prune.evolution import Evolution, Found, Report, Reporter, evolve, unreported
 from lightstride.prune.fitness import Fitness, FitnessSettings, Lesson
 from lightstride.prune.guided import Guided, GuidedSearch
 from lightstride.prune.ledger import Ledger
@@ -97,12 +97,11 @@ class Pruner:
     work: Path
     settings: Rounds
     progress: bool = False
-    report: Callable[[str], Report] = lambda title: silent
+    report: Reporter = unreported
     """Given the title of a search, who is told of its generations."""
 
     def __post_init__(self) -> None:
         self.lessons: dict[int, Lesson] = {}
-        self.limits: dict[float, int] = {}
 
     def centre(self, share: float) -> Plan:
         """The uniform plan of a sparsity."""
@@ -130,41 +129,58 @@ class Pruner:
         self, number: int, group: Sequence[float], centres: Mapping[float, Plan]
     ) -> list[Outcome]:
         """Search one supernet for each sparsity of a group."""
-        step = FIRST_STEP / 2 ** (number - 1)
-        spaces = {
-            share: narrow(self.space, centres[share], step, self.settings.num_levels)
-            for share in group
-        }
+        spaces = {share: self.narrowed(number, centres[share]) for share in group}
         name = f"round-{number}" if number == 1 else f"round-{number}-{name_of(group[0])}"
         folder = self.work / name
-        finished = {share: self.recall(f"{name}-{name_of(share)}.json") for share in group}
+        finished = {share: self.recall(f"{scope_of(number, share)}.json") for share in group}
         if any(outcome is None for outcome in finished.values()):
             middle = centres[group[len(group) // 2]]
-            supernet = self.supernet(folder, spaces, middle)
+            count = max(1, round(len(self.calibration_NL) * self.settings.early_share))
+            levels = self.levels(spaces.values())
+            supernet = self.build(folder, self.calibration_NL[:count], levels, middle)
             for share, outcome in finished.items():
                 if outcome is None:
-                    scope = f"{name}-{name_of(share)}"
+                    scope = scope_of(number, share)
                     finished[share] = self.search(number, share, spaces, centres, supernet, scope)
         if rank() == 0:
             shutil.rmtree(folder, ignore_errors=True)
         return [outcome for outcome in finished.values() if outcome is not None]
 
-    def supernet(self, folder: Path, spaces: Mapping[float, Space], centre: Plan) -> Supernet:
-        """The supernet that holds all shapes of these spaces."""
-        union = {
+    def levels(self, spaces: Iterable[Space]) -> dict[Site, list[Shape]]:
+        """All shapes of these spaces."""
+        found = list(spaces)
+        return {
             site: [
                 shape
                 for shape in self.space.shapes[site]
-                if any(shape in space.shapes[site] for space in spaces.values())
+                if any(shape in space.shapes[site] for space in found)
             ]
             for site in self.space.sites
         }
-        count = max(1, round(len(self.calibration_NL) * self.settings.early_share))
-        return self.build(folder, self.calibration_NL[:count], union, centre)
+
+    def supernet_bytes(self, shares: Iterable[float]) -> int:
+        """Disk that the largest supernet, the first, takes."""
+        if self.settings.search is None:
+            return 0
+        spaces = [self.narrowed(1, self.centre(share)) for share in shares]
+        geometry = self.space.geometry
+        widths = [
+            shape.num_channels
+            if isinstance(shape, FFNShape)
+            else shape.num_heads * geometry.head_dim
+            for shapes in self.levels(spaces).values()
+            for shape in shapes
+        ]
+        return 2 * geometry.hidden_size * sum(widths)
+
+    def narrowed(self, number: int, centre: Plan) -> Space:
+        """The space of a round."""
+        return narrow(self.space, centre, FIRST_STEP / 2 ** (number - 1), self.settings.num_levels)
 
     def build(
         self, folder: Path, tokens_NL: Tensor, shapes: Mapping[Site, Sequence[Shape]], centre: Plan
     ) -> Supernet:
+        """The supernet of these shapes, built or opened."""
         return build_supernet(
             self.model,
             self.adapter,
@@ -199,8 +215,8 @@ class Pruner:
         )
         ledger = Ledger(fitness, self.work / "search.jsonl", scope)
         seed = self.settings.seed * 1000 + number
-        report = self.report(f"{share:.4g}, round {number}")
-        found = self.find(space, limit, centre, supernet, ledger, seed, report)
+        with self.report(f"{share:.4g}, round {number}") as report:
+            found = self.find(space, limit, centre, supernet, ledger, seed, report)
         ledger.close()
         outcome = Outcome(share, number, found.plan, found.fitness, found.tokens, ledger.seconds)
         self.note(f"{scope}.json", outcome)
@@ -269,3 +285,8 @@ class Pruner:
 def name_of(share: float) -> str:
     """A sparsity as part of a file name: 0.125 is `12.5`."""
     return f"{100 * share:.6g}"
+
+
+def scope_of(number: int, share: float) -> str:
+    """The name of one search of a run."""
+    return f"round-{number}-{name_of(share)}"

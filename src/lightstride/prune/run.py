@@ -1,0 +1,183 @@
+"""What `lightstride prune` does: check everything, then statistics, search, weights, checkpoints.
+
+Everything that can be refused is refused before the first long stage.  Every stage leaves a
+file in the work folder when it is finished; a run that was killed goes on from them with
+`--resume` and ends with the same plans.
+"""
+
+import itertools
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lightstride import distributed
+from lightstride.checkpoint import save_checkpoint
+from lightstride.config import PruneConfig
+from lightstride.distributed import barrier, rank
+from lightstride.errors import OutputError
+from lightstride.evaluate.perplexity import perplexity
+from lightstride.generate import PlainDecoder, Settings, generate
+from lightstride.prune.evolution import Report
+from lightstride.prune.materialize import materialize
+from lightstride.prune.plan import Plan, dense_plan, num_parameters, sparsity
+from lightstride.prune.rounds import Outcome, name_of
+from lightstride.prune.setup import Setup, prepare
+from lightstride.prune.supernet import write_json
+from lightstride.results import markdown_table, write_result
+
+Numbers = dict[str, object]
+SAMPLED_LENGTH = 512
+"""Tokens of one text that is sampled from the model."""
+SAMPLED_AT_ONCE = 16
+
+
+def prune(config: PruneConfig) -> Mapping[str, object]:
+    """Prune a model to every size that was asked for; the result, as in `result.json`."""
+    config = config.resolved()
+    distributed.init()
+    check_output(config)
+    started = time.perf_counter()
+    setup = prepare(config, sample_texts, generations_bar)
+    dense = measure(setup, setup.model, dense_plan(setup.geometry), "dense")
+    found = setup.pruner.plans(config.sparsity)
+    sizes = [make_size(setup, share, outcomes) for share, outcomes in found.items()]
+    result: Mapping[str, object] = {}
+    if rank() == 0:
+        numbers = {"dense": dense, "sizes": sizes, "seconds": time.perf_counter() - started}
+        record = setup.pruner.work / "search.jsonl"
+        if record.exists():
+            shutil.copyfile(record, Path(config.output) / record.name)
+        result = dict(
+            write_result(
+                Path(config.output) / "result.json",
+                kind="prune",
+                numbers=numbers,
+                config=config.as_dict(),
+                command=["lightstride", *sys.argv[1:]],
+                seed=config.seed,
+                data=setup.texts.hashes,
+            )
+        )
+        sys.stdout.write(table([dense, *sizes]) + "\n")
+    barrier()
+    return result
+
+
+def check_output(config: PruneConfig) -> None:
+    """OutputError unless the output folder is new or empty, or has parts of the run to resume."""
+    output = Path(config.output)
+    if output.exists() and not output.is_dir():
+        raise OutputError(f"{output} is a file; -o must be a new or empty folder")
+    if output.exists() and any(output.iterdir()) and not config.resume:
+        raise OutputError(f"{output} is not empty; -o must be a new or empty folder")
+
+
+def size_folder(config: PruneConfig, share: float) -> Path:
+    """Where the checkpoint of a sparsity goes."""
+    output = Path(config.output)
+    return output if len(config.sparsity) == 1 else output / name_of(share)
+
+
+def make_size(setup: Setup, share: float, outcomes: Sequence[Outcome]) -> Numbers:
+    """Refit, save and measure the plan of one sparsity; what was measured."""
+    note = setup.pruner.work / f"size-{name_of(share)}.json"
+    folder = size_folder(setup.config, share)
+    if distributed.broadcast_object(note.exists() and folder.exists() if rank() == 0 else False):
+        numbers: Numbers = distributed.broadcast_object(
+            json.loads(note.read_text("utf-8")) if rank() == 0 else {}
+        )
+        return numbers
+    plan = outcomes[-1].plan if outcomes else setup.pruner.centre(share)
+    levels = setup.pruner.close(share, plan)
+    plan = Plan(plan.shapes, {site: level.kept for site, level in levels.items()})
+    smaller = materialize(setup.model, setup.adapter, levels)
+    numbers = measure(setup, smaller, plan, name_of(share)) | {
+        "asked": share,
+        "folder": str(folder),
+        "rounds": [{**vars(outcome), "plan": outcome.plan.key} for outcome in outcomes],
+    }
+    if rank() == 0:
+        record = {
+            "kind": "prune",
+            "plan": plan.to_json(),
+            "numbers": numbers,
+            "config": setup.config.as_dict(),
+            "data": setup.texts.record,
+        }
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        save_checkpoint(smaller, setup.tokenizer, folder, record=record)
+        write_json(note, numbers)
+        shutil.rmtree(setup.pruner.work / f"closing-{name_of(share)}", ignore_errors=True)
+    barrier()
+    return numbers
+
+
+def measure(setup: Setup, model: PreTrainedModel, plan: Plan, name: str) -> Numbers:
+    """Size of a model and its perplexity on the held-out text; on rank 0."""
+    if rank() > 0:
+        return {}
+    parameters = list(model.parameters())
+    held_out = perplexity(model, setup.texts.held_out, batch_size=4, progress=True)
+    return {
+        "name": name,
+        "sparsity": sparsity(plan, setup.geometry),
+        "parameters": sum(each.numel() for each in parameters),
+        "block_parameters": num_parameters(plan, setup.geometry),
+        "bytes": sum(each.numel() * each.element_size() for each in parameters),
+        "perplexity": held_out.value,
+    }
+
+
+def table(rows: Sequence[Numbers]) -> str:
+    """What was made of the model, for a person."""
+    cells = []
+    for row in rows:
+        assert isinstance(row["parameters"], int)
+        assert isinstance(row["sparsity"], float)
+        assert isinstance(row["perplexity"], float)
+        cells.append(
+            [
+                str(row.get("folder", "before")),
+                f"{row['parameters'] / 1e6:,.1f} M",
+                f"{100 * row['sparsity']:.2f}%",
+                f"{row['perplexity']:.2f}",
+            ]
+        )
+    return markdown_table(["model", "parameters", "sparsity", "perplexity"], cells)
+
+
+@contextmanager
+def generations_bar(title: str) -> Iterator[Report]:
+    """A bar of generations on stderr, with the time left and the best fitness."""
+    with tqdm(desc=title, unit="generation", disable=rank() > 0) as progress:
+
+        def report(generation: int, generations: int, fitness: float) -> None:
+            progress.total = generations
+            progress.set_postfix(best=f"{fitness:.4f}")
+            progress.update()
+
+        yield report
+
+
+def sample_texts(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, num_tokens: int, seed: int
+) -> list[str]:
+    """Texts that the model itself says, at least so many tokens of them."""
+    start = tokenizer.bos_token_id
+    prompt = [start if isinstance(start, int) else tokenizer.eos_token_id]
+    decoder = PlainDecoder(model, tokenizer)
+    texts: dict[str, int] = {}
+    for batch in itertools.count():
+        settings = Settings(max_new_tokens=SAMPLED_LENGTH, temperature=1.0, seed=seed + batch)
+        for answer in generate(decoder, [prompt] * SAMPLED_AT_ONCE, settings):
+            texts[answer.text] = len(answer.tokens)
+        if sum(texts.values()) >= num_tokens:
+            break
+    return list(texts)

@@ -1,0 +1,56 @@
+"""The work folder: what a killed run goes on from.
+
+`work.json` says which run the folder belongs to.  The run's stages keep their own files there;
+a stage that is finished has a file that was renamed into place.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from lightstride.distributed import barrier, broadcast_object, rank
+from lightstride.errors import OutputError, WorkError
+from lightstride.prune.supernet import write_json
+
+VERSION = 1
+NAME = "work.json"
+
+
+def open_work(folder: Path, run: Mapping[str, object], *, resume: bool) -> None:
+    """Make a work folder for a run, or go on with it; refuse the folder of another run.
+
+    `run` is everything the stages' results depend on.
+    """
+    problem = broadcast_object(_open(folder, run, resume) if rank() == 0 else None)
+    if problem is not None:
+        kind, text = problem
+        raise {"work": WorkError, "output": OutputError}[kind](text)
+    barrier()
+
+
+def _open(folder: Path, run: Mapping[str, object], resume: bool) -> tuple[str, str] | None:
+    document = {"version": VERSION, **json.loads(json.dumps(run))}
+    path = folder / NAME
+    if not path.exists():
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            return "output", f"work folder {folder} is not empty and belongs to no run"
+        write_json(path, document)
+        return None
+    try:
+        there = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return "work", f"{path} is damaged; delete the folder {folder}"
+    if not isinstance(there, dict) or there.get("version") != VERSION:
+        return "work", (
+            f"work folder {folder} is of another version of this program; delete it, or give "
+            "another with --work"
+        )
+    different = sorted(key for key in {*document, *there} if document.get(key) != there.get(key))
+    if different:
+        return "work", (
+            f"work folder {folder} belongs to another run: {', '.join(different)} differ; delete "
+            "it, or give another with --work"
+        )
+    if not resume:
+        return "work", f"work folder {folder} has an unfinished run; go on with it by --resume"
+    return None
