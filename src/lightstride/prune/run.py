@@ -5,7 +5,6 @@ file in the work folder when it is finished; a run that was killed goes on from 
 `--resume` and ends with the same plans.
 """
 
-import itertools
 import json
 import shutil
 import sys
@@ -15,15 +14,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from lightstride import distributed
 from lightstride.checkpoint import save_checkpoint
 from lightstride.config import PruneConfig
+from lightstride.data.sampled import sample_documents
 from lightstride.distributed import barrier, rank
 from lightstride.errors import OutputError
 from lightstride.evaluate.perplexity import perplexity
-from lightstride.generate import PlainDecoder, Settings, generate
 from lightstride.prune.evolution import Report
 from lightstride.prune.materialize import materialize
 from lightstride.prune.plan import Plan, dense_plan, num_parameters, sparsity
@@ -33,9 +32,6 @@ from lightstride.prune.supernet import write_json
 from lightstride.results import markdown_table, write_result
 
 Numbers = dict[str, object]
-SAMPLED_LENGTH = 512
-"""Tokens of one text that is sampled from the model."""
-SAMPLED_AT_ONCE = 16
 
 
 def prune(config: PruneConfig) -> Mapping[str, object]:
@@ -44,7 +40,7 @@ def prune(config: PruneConfig) -> Mapping[str, object]:
     distributed.init()
     check_output(config)
     started = time.perf_counter()
-    setup = prepare(config, sample_texts, generations_bar)
+    setup = prepare(config, sample_documents, generations_bar)
     dense = measure(setup, setup.model, dense_plan(setup.geometry), "dense")
     found = setup.pruner.plans(config.sparsity)
     sizes = [make_size(setup, share, outcomes) for share, outcomes in found.items()]
@@ -164,20 +160,3 @@ def generations_bar(title: str) -> Iterator[Report]:
             progress.update()
 
         yield report
-
-
-def sample_texts(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, num_tokens: int, seed: int
-) -> list[str]:
-    """Texts that the model itself says, at least so many tokens of them."""
-    start = tokenizer.bos_token_id
-    prompt = [start if isinstance(start, int) else tokenizer.eos_token_id]
-    decoder = PlainDecoder(model, tokenizer)
-    texts: dict[str, int] = {}
-    for batch in itertools.count():
-        settings = Settings(max_new_tokens=SAMPLED_LENGTH, temperature=1.0, seed=seed + batch)
-        for answer in generate(decoder, [prompt] * SAMPLED_AT_ONCE, settings):
-            texts[answer.text] = len(answer.tokens)
-        if sum(texts.values()) >= num_tokens:
-            break
-    return list(texts)
