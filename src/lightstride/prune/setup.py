@@ -73,7 +73,7 @@ def prepare(config: PruneConfig, sample: Sample, report: Reporter = unreported) 
     )
     work = Path(config.work_folder)
     run = {key: value for key, value in config.as_dict().items() if key not in PLACES}
-    owner = {"config": run, "model": fingerprint(model), "data": texts.hashes}
+    owner = {**run, "weights": fingerprint(model), "texts": texts.hashes}
     open_work(work, owner, resume=config.resume)
     if config.budget == "latency":
         cost = timed_sites(config, geometry, target, model)
