@@ -14,7 +14,30 @@ from lightstride.config import PruneConfig
 from lightstride.models.tiny import byte_tokenizer, tiny_llama
 from lightstride.prune.run import prune
 
-WORDS = "the of and to in is was for on that with as by at from it an be are this or which".split()
+WORDS = [
+    "the",
+    "of",
+    "and",
+    "to",
+    "in",
+    "is",
+    "was",
+    "for",
+    "on",
+    "that",
+    "with",
+    "as",
+    "by",
+    "at",
+    "from",
+    "it",
+    "an",
+    "be",
+    "are",
+    "this",
+    "or",
+    "which",
+]
 
 
 def make_inputs(folder: Path) -> None:
