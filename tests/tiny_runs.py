@@ -14,30 +14,7 @@ from lightstride.config import PruneConfig
 from lightstride.models.tiny import byte_tokenizer, tiny_llama
 from lightstride.prune.run import prune
 
-WORDS = [
-    "the",
-    "of",
-    "and",
-    "to",
-    "in",
-    "is",
-    "was",
-    "for",
-    "on",
-    "that",
-    "with",
-    "as",
-    "by",
-    "at",
-    "from",
-    "it",
-    "an",
-    "be",
-    "are",
-    "this",
-    "or",
-    "which",
-]
+WORDS = ("the", "of", "and", "to", "in", "is", "was", "for", "on", "that", "with", "as", "by")
 
 
 def make_inputs(folder: Path) -> None:
