@@ -2,10 +2,9 @@
 
 from lightstride.generate.answer import Generation, generate
 from lightstride.generate.decoder import Decoder, Hooks, PlainDecoder, Step
-from lightstride.generate.settings import MODES, Mode, Settings
+from lightstride.generate.settings import Mode, Settings
 
 __all__ = [
-    "MODES",
     "Decoder",
     "Generation",
     "Hooks",

@@ -115,7 +115,7 @@ def make_step(
         tokens=tuple(tokens),
         text=tuple(text),
         finished=tuple(row.finish_reason for row in rows.all),
-        kv_entries=tuple(row.kv_entries for row in rows.all),
+        kv_entries=tuple(min(row.kv_entries, len(row.tokens)) for row in rows.all),
         entry_bytes=sequences.cache.entry_bytes,
         allocated_bytes=sequences.cache.allocated_bytes,
     )

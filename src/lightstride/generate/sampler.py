@@ -50,7 +50,10 @@ class Sampler:
         self, logits_NV: Tensor, rows: Sequence[Row], drafts: Sequence[Sequence[int]]
     ) -> Tensor:
         """What tokens are drawn from, shape (N, V); greedy: all on the likeliest."""
-        logits_NV = self.process(logits_NV, rows, drafts)
+        return self.spread(self.process(logits_NV, rows, drafts))
+
+    def spread(self, logits_NV: Tensor) -> Tensor:
+        """What tokens are drawn from, given processed logits."""
         if not self.settings.is_greedy:
             return distribution(logits_NV, self.settings)
         best_N1 = logits_NV.argmax(-1, keepdim=True)

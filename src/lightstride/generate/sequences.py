@@ -24,11 +24,11 @@ from lightstride.generate.positions import slot_positions
 
 @dataclass(frozen=True)
 class Forward:
-    """What one forward brings: logits of the last columns, and the hidden states asked for."""
+    """What one forward brings: logits of its last columns, and the hidden states asked for."""
 
     logits_BQV: Tensor
     hidden: tuple[Tensor, ...]
-    """For each index asked for, the last columns' hidden states, shape (B, Q, D)."""
+    """For each index asked for, the hidden states of all new columns, shape (B, Q, D)."""
 
 
 class Sequences:
@@ -63,12 +63,30 @@ class Sequences:
         self.commit(lengths_BP.bool())
         return forward
 
-    def step(self, tokens_B: Tensor) -> Forward:
-        """One token a row, committed at once."""
-        self.position_B = slot_positions(torch.ones_like(tokens_B)[:, None], self.position_B)[:, 0]
-        forward = self.forward(tokens_BQ=tokens_B[:, None], positions_BQ=self.position_B[:, None])
-        self.commit(torch.ones_like(tokens_B, dtype=torch.bool)[:, None])
+    def step(
+        self,
+        tokens_B: Tensor | None = None,
+        *,
+        embeddings_BD: Tensor | None = None,
+        lengths_B: Tensor | None = None,
+        taps: Sequence[int] = (),
+    ) -> Forward:
+        """One slot a row, committed at once: a token, or an embedding of `lengths` tokens."""
+        if lengths_B is None:
+            lengths_B = torch.ones_like(self.position_B)
+        self.advance(lengths_B)
+        forward = self.forward(
+            tokens_BQ=None if tokens_B is None else tokens_B[:, None],
+            embeddings_BQD=None if embeddings_BD is None else embeddings_BD[:, None],
+            positions_BQ=self.position_B[:, None],
+            taps=taps,
+        )
+        self.commit((lengths_B > 0)[:, None])
         return forward
+
+    def advance(self, lengths_B: Tensor) -> None:
+        """Note that each row's last slot now ends so many tokens later."""
+        self.position_B = slot_positions(lengths_B[:, None], self.position_B)[:, 0]
 
     def forward(
         self,
@@ -91,7 +109,8 @@ class Sequences:
         width = used + num_new if slots_BQ is None else int(slots_BQ.max()) + 1
         self.cache.place(num_new, slots_BQ, width)
         mask = None
-        if sees_BQQ is not None or self.padded or self.always_masked:
+        is_plain = slots_BQ is None and (num_new == 1 or used == 0)
+        if self.padded or self.always_masked or sees_BQQ is not None or not is_plain:
             sees_BQW = self.sees(num_new, width, sees_BQQ, slots_BQ)
             mask = attention_argument(sees_BQW, self.model.config, self.model.dtype)
         output = self.model(
@@ -104,7 +123,7 @@ class Sequences:
             logits_to_keep=num_logits,
             output_hidden_states=list(taps) if taps else None,
         )
-        hidden = tuple(output.hidden_states[tap][:, -num_logits:] for tap in taps)
+        hidden = tuple(output.hidden_states[tap] for tap in taps)
         return Forward(output.logits, hidden)
 
     def sees(
@@ -127,12 +146,30 @@ class Sequences:
         """The columns just written count from now on; rows see those marked."""
         self.visible_BW = torch.cat([self.visible_BW, visible_BQ], dim=-1)
         self.cache.used += visible_BQ.shape[1]
+        self.used_B = torch.full_like(self.position_B, self.cache.used)
+
+    def commit_rows(self, slots_BQ: Tensor, kept_BQ: Tensor) -> None:
+        """Of columns written row by row, those marked count from now on."""
+        width = int(slots_BQ.max()) + 1
+        visible_BW = self.visible_BW.new_zeros(len(slots_BQ), width)
+        known = min(width, self.visible_BW.shape[1])
+        visible_BW[:, :known] = self.visible_BW[:, :known]
+        self.visible_BW = visible_BW.scatter(1, slots_BQ, kept_BQ)
+        self.used_B = self.used_B + kept_BQ.sum(-1)
+        self.cache.used = int(self.used_B.max())
+        self.visible_BW = self.visible_BW[:, : self.cache.used]
+
+    def keep_one(self, columns_B: Tensor) -> None:
+        """Of the columns just written, each row keeps one; the others are forgotten."""
+        self.cache.move(self.cache.used + columns_B, self.cache.used)
+        self.commit(torch.ones_like(columns_B, dtype=torch.bool)[:, None])
 
     def select_rows(self, rows_N: Tensor) -> None:
         """Keep these rows alone."""
         self.cache.select_rows(rows_N)
         self.visible_BW = self.visible_BW[rows_N]
         self.position_B = self.position_B[rows_N]
+        self.used_B = self.used_B[rows_N]
 
 
 def left_pad(

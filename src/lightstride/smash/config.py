@@ -1,0 +1,152 @@
+"""What a smashed model is made of: sizes of the grafts, and which base they belong to.
+
+The default is thin, one micro layer, a linear stop head and a reduced micro vocabulary, because
+the micro path runs once per token: with the published sizes, 2 tokens a step cannot be more than
+1.39 times as fast on a 1 B model.
+"""
+
+from typing import Any, Literal, Self
+
+from transformers import PreTrainedConfig
+
+from lightstride.errors import ModelError
+from lightstride.generate import Mode
+from lightstride.models.shapes import Geometry
+
+PAPER_MICRO_LAYERS = 4
+PAPER_EMBEDDER_HEADS = 64
+PAPER_MAX_SEGMENT = 4
+THIN_MICRO_VOCABULARY = 8192
+NUM_TAPS = 4
+
+
+class SmashConfig(PreTrainedConfig):
+    """Sizes of the grafts and identity of the base; sizes shared with the base are its own."""
+
+    model_type = "lightstride_smash"
+
+    base: str = ""
+    """Where the base is: a hub id, a built-in name, or a folder (relative to this checkpoint)."""
+    base_fingerprint: str = ""
+    """What identifies the base's weights; another base is refused."""
+    base_model_type: str = ""
+    hidden_size: int = 64
+    vocab_size: int = 256
+    num_hidden_layers: int = 2
+    max_position_embeddings: int | None = None
+    max_segment: int = PAPER_MAX_SEGMENT
+    """Most tokens in one macro step."""
+    taps: list[int] | None = None
+    """Which of the base's hidden states the micro decoder sees (0 is the embedding)."""
+    embedder_heads: int = 4
+    micro_layers: int = 1
+    micro_heads: int = 4
+    micro_kv_heads: int = 4
+    micro_head_dim: int = 16
+    micro_channels: int = 128
+    micro_rope_theta: float = 10000.0
+    micro_epsilon: float = 1e-5
+    micro_vocab_size: int | None = None
+    """Tokens that micro steps can say; None is all."""
+    stop_head: Literal["linear", "mlp"] = "linear"
+    adapter_rank: int = 0
+    """Rank of the adapters on the base at merged positions; 0 is none."""
+    adapter_alpha: float = 16.0
+    mode: Mode = "trust"
+    """How it decodes unless asked otherwise."""
+
+    def __post_init__(self, **kwargs: object) -> None:
+        super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
+        if self.taps is None:
+            self.taps = quarters(self.num_hidden_layers)
+        checks = {
+            "max_segment": (self.max_segment >= 1, "at least 1"),
+            "taps": (
+                bool(self.taps)
+                and self.taps == sorted(set(self.taps))
+                and self.taps[0] >= 0
+                and self.taps[-1] == self.num_hidden_layers,
+                f"ascending and end with the last, {self.num_hidden_layers}",
+            ),
+            "embedder_heads": (self.hidden_size % self.embedder_heads == 0, "a divisor of D"),
+            "micro_layers": (self.micro_layers >= 1, "at least 1"),
+            "micro_heads": (self.micro_heads % self.micro_kv_heads == 0, "a multiple of KV heads"),
+            "adapter_rank": (self.adapter_rank >= 0, "0 or more"),
+            "stop_head": (self.stop_head in ("linear", "mlp"), "'linear' or 'mlp'"),
+        }
+        for name, (is_allowed, wanted) in checks.items():
+            if not is_allowed:
+                raise ModelError(f"{name} is {getattr(self, name)!r}; it must be {wanted}")
+
+    @classmethod
+    def thin(
+        cls,
+        base: PreTrainedConfig,
+        geometry: Geometry,
+        max_segment: int = PAPER_MAX_SEGMENT,
+        adapter_rank: int = 0,
+    ) -> Self:
+        """The default grafts for this base."""
+        thin: dict[str, Any] = {
+            "embedder_heads": divisor(geometry.hidden_size, geometry.attention[-1].num_heads),
+            "micro_layers": 1,
+            "micro_vocab_size": min(THIN_MICRO_VOCABULARY, geometry.vocab_size),
+            "stop_head": "linear",
+        }
+        return cls(
+            **sizes(base, geometry), **thin, max_segment=max_segment, adapter_rank=adapter_rank
+        )
+
+    @classmethod
+    def paper(
+        cls,
+        base: PreTrainedConfig,
+        geometry: Geometry,
+        max_segment: int = PAPER_MAX_SEGMENT,
+        adapter_rank: int = 0,
+    ) -> Self:
+        """The published grafts for this base (HAMburger, arXiv 2505.20438)."""
+        paper: dict[str, Any] = {
+            "embedder_heads": divisor(geometry.hidden_size, PAPER_EMBEDDER_HEADS),
+            "micro_layers": PAPER_MICRO_LAYERS,
+            "micro_vocab_size": None,
+            "stop_head": "mlp",
+        }
+        return cls(
+            **sizes(base, geometry), **paper, max_segment=max_segment, adapter_rank=adapter_rank
+        )
+
+
+def sizes(base: PreTrainedConfig, geometry: Geometry) -> dict[str, Any]:
+    """What the grafts share with the base: its sizes, and those of its last block."""
+    attention, ffn = geometry.attention[-1], geometry.ffn[-1]
+    rope = getattr(base, "rope_parameters", None)
+    theta = rope.get("rope_theta") if isinstance(rope, dict) else None
+    return {
+        "base_model_type": base.model_type,
+        "hidden_size": geometry.hidden_size,
+        "vocab_size": geometry.vocab_size,
+        "num_hidden_layers": geometry.num_blocks,
+        "max_position_embeddings": getattr(base, "max_position_embeddings", None),
+        "micro_heads": attention.num_heads,
+        "micro_kv_heads": attention.num_kv_heads,
+        "micro_head_dim": geometry.head_dim,
+        "micro_channels": ffn.num_channels,
+        "micro_rope_theta": theta or 10000.0,
+        "micro_epsilon": getattr(base, "rms_norm_eps", 1e-5),
+        "tie_word_embeddings": False,
+        **{name: getattr(base, name, None) for name in SPECIAL_TOKENS},
+    }
+
+
+SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+def quarters(num_layers: int) -> list[int]:
+    """Indices of the hidden states at quarters of the depth, the last one included."""
+    return sorted({-(-num_layers * part // NUM_TAPS) for part in range(1, NUM_TAPS + 1)})
+
+
+def divisor(size: int, wanted: int) -> int:
+    """The largest divisor of `size` that is at most `wanted`."""
+    return max(d for d in range(1, wanted + 1) if size % d == 0)

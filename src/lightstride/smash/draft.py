@@ -1,0 +1,107 @@
+"""The micro loop: from the features of a slot to the tokens of the next segment.
+
+Shapes: B rows, T taps, D hidden size, M micro vocabulary, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightstride.generate.rows import Row
+from lightstride.generate.sampler import Sampler
+from lightstride.generate.sampling import Purpose
+from lightstride.smash.body import SmashBody
+from lightstride.smash.modules import MicroCache
+
+
+@dataclass
+class Draft:
+    """A segment for every row, its first token included."""
+
+    segments: list[list[int]]
+    probabilities: list[Tensor]
+    """For each micro step what its tokens were drawn from, (B, V); empty unless asked for."""
+
+
+class Drafter:
+    """Says the tokens of a segment after the first, while the stop head lets it."""
+
+    def __init__(
+        self, model: SmashBody, sampler: Sampler, ends: frozenset[int], *, checked: bool
+    ) -> None:
+        self.model = model
+        self.sampler = sampler
+        self.ends = ends
+        self.checked = checked
+        """Whether the base checks the tokens: then draws and their probabilities are a draft's."""
+
+    def draft(self, batch: Sequence[Row], taps_BTD: Tensor, first: Sequence[int]) -> Draft:
+        """Segments that start with `first`; when checked, `first` is already in the answers."""
+        emitted = int(self.checked)
+        draft = Draft([[token] for token in first], [])
+        room = [
+            min(self.model.config.max_segment, r.limit - len(r.tokens) + emitted) for r in batch
+        ]
+        going = [
+            row.finish_reason is None and token not in self.ends and space > 1
+            for row, token, space in zip(batch, first, room, strict=True)
+        ]
+        vectors_BD, cache = taps_BTD[:, -1], None
+        going = self.go_on(going, vectors_BD)
+        while any(going):
+            last_B = torch.tensor([s[-1] for s in draft.segments], device=taps_BTD.device)
+            vectors_BD, cache = self.micro(taps_BTD, last_B, cache)
+            said = self.say(batch, vectors_BD, draft, emitted)
+            for row, token in enumerate(said):
+                going[row] = going[row] and token is not None
+                if going[row] and token is not None:
+                    draft.segments[row].append(token)
+                    going[row] = token not in self.ends and len(draft.segments[row]) < room[row]
+            going = self.go_on(going, vectors_BD)
+        return draft
+
+    def micro(
+        self, taps_BTD: Tensor, last_B: Tensor, cache: MicroCache | None
+    ) -> tuple[Tensor, MicroCache]:
+        """The vectors that predict the next tokens."""
+        if cache is None:
+            return self.model.start_micro(taps_BTD, last_B)
+        return self.model.go_on_micro(last_B, cache)
+
+    def go_on(self, going: list[bool], vectors_BD: Tensor) -> list[bool]:
+        """Rows that say one more token in this step: P(go on) is at least the confidence."""
+        confidence = self.sampler.settings.confidence
+        if confidence == 1 or not any(going):
+            return [False] * len(going)
+        sure_B = torch.sigmoid(-self.model.stop_logits(vectors_BD).float()) >= confidence
+        return [row and sure for row, sure in zip(going, sure_B.tolist(), strict=True)]
+
+    def say(
+        self, batch: Sequence[Row], vectors_BD: Tensor, draft: Draft, emitted: int
+    ) -> list[int | None]:
+        """A token a row; None where nothing that micro steps can say is allowed."""
+        logits_BM = self.model.micro_logits(vectors_BD)
+        sampler = self.sampler
+        if sampler.settings.is_greedy and not sampler.reads_history:
+            tokens: list[int | None] = list(self.model.to_tokens(logits_BM.argmax(-1)).tolist())
+            return tokens
+        said = [segment[emitted:] for segment in draft.segments]
+        logits_BV = sampler.process(self.widen(logits_BM), batch, said)
+        possible = (logits_BV.amax(-1) > -torch.inf).tolist()
+        logits_BV = logits_BV.masked_fill(~torch.tensor(possible)[:, None].to(logits_BV.device), 0)
+        probabilities_BV = sampler.spread(logits_BV)
+        purpose = Purpose.DRAFT if self.checked else Purpose.TOKEN
+        if self.checked:
+            draft.probabilities.append(probabilities_BV)
+        chosen = sampler.draw(probabilities_BV, batch, said, purpose).tolist()
+        return [token if allowed else None for token, allowed in zip(chosen, possible, strict=True)]
+
+    def widen(self, logits_BM: Tensor) -> Tensor:
+        """Logits over the whole vocabulary; what micro steps cannot say is impossible."""
+        vocabulary_M = self.model.micro_vocabulary_M
+        if vocabulary_M is None:
+            return logits_BM
+        size = (len(logits_BM), self.model.config.vocab_size)
+        return logits_BM.new_full(size, -torch.inf).index_copy(1, vocabulary_M, logits_BM)
