@@ -128,6 +128,7 @@ def measure(setup: Setup, model: PreTrainedModel, plan: Plan, name: str) -> Numb
         "block_parameters": num_parameters(plan, setup.geometry),
         "bytes": sum(each.numel() * each.element_size() for each in parameters),
         "perplexity": held_out.value,
+        "plan": plan.key,
     }
 
 
