@@ -148,16 +148,53 @@ def test_finished_sites_are_passed_by() -> None:
     assert same(rest.grams, {site: whole.grams[site] for site in rest.seen})
 
 
-def test_cross_sum_is_of_the_dense_stream() -> None:
+def by_hooks(model: PreTrainedModel, site: Site) -> tuple[Tensor, Tensor]:
+    """Inputs of an FFN's output weights and outputs of its block, in fp64, by whole forwards."""
+    adapter = adapter_for(model.config)
+    block = adapter.blocks(model)[site.block]
+    inputs, outputs = [], []
+    handles = [
+        adapter.output_linear(block, site.kind).register_forward_pre_hook(
+            lambda _, args: inputs.append(args[0].flatten(0, -2))
+        ),
+        block.register_forward_hook(lambda _, __, result: outputs.append(result.flatten(0, -2))),
+    ]
+    with torch.no_grad():
+        model(input_ids=tokens())
+    for handle in handles:
+        handle.remove()
+    return inputs[0].double(), outputs[0].double()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_relative_sums_and_drift_are_those_of_whole_forwards(family: str) -> None:
+    model = TINY[family]()
+    adapter = adapter_for(model.config)
+    visitor = run(model, cut=True, relative=True, drift=True)
+    site = max(visitor.seen)
+    del visitor.levels[site]
+    input_TI, after_TO = by_hooks(mask(model, adapter, visitor.levels), site)
+    _, dense_TO = by_hooks(model, site)
+    weight_T1 = 1 / after_TO.square().mean(1, keepdim=True)
+    gram = (weight_T1 * input_TI).T @ input_TI
+    drift = (weight_T1 * input_TI).T @ (dense_TO - after_TO)
+    seen = visitor.seen[site]
+    assert seen.drift_IO is not None
+    assert drift.norm() > 0.01 * gram.norm()
+    torch.testing.assert_close(seen.gram_II.double(), gram, rtol=1e-3, atol=1e-4 * gram.max())
+    torch.testing.assert_close(
+        seen.drift_IO.double(), drift, rtol=1e-3, atol=1e-4 * drift.abs().max()
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nothing_drifts_before_the_first_cut(family: str) -> None:
+    model = TINY[family]()
+    for seen in run(model, drift=True).seen.values():
+        assert seen.drift_IO is not None
+        assert not seen.drift_IO.any()
+
+
+def test_drift_changes_nothing_else() -> None:
     model = tiny_llama()
-    dense = run(model, cross=True)
-    for site, seen in dense.seen.items():
-        weight = seen.weights[OUTPUT_NAME[site.kind]]
-        assert seen.cross_IO is not None
-        torch.testing.assert_close(seen.cross_IO, seen.gram_II @ weight.T, rtol=1e-3, atol=1e-2)
-    cut = run(model, cross=True, cut=True)
-    last = cut.seen[Site(1, "ffn")]
-    assert last.cross_IO is not None
-    own = last.gram_II @ last.weights["down"].T
-    assert (last.cross_IO - own).norm() > 0.05 * own.norm()
-    assert same(cut.grams, run(model, cut=True).grams)
+    assert same(run(model, cut=True).grams, run(model, cut=True, drift=True).grams)

@@ -37,6 +37,7 @@ def build(
     folder: Path,
     *,
     accumulation: Accumulation = "median",
+    correction: float = 0.0,
     windows: Tensor | None = None,
 ) -> Supernet:
     shapes = space(model)
@@ -48,6 +49,8 @@ def build(
         {site: some[1] for site, some in shapes.items()},
         folder,
         accumulation=accumulation,
+        relative=correction != 0,
+        correction=correction,
     )
 
 
@@ -82,6 +85,28 @@ def average(levels: list[Level], geometry: Geometry, dense: Shape) -> Level:
     total = sum(size * part for size, part in zip(sizes, parts, strict=True)) / sum(sizes)
     assert isinstance(total, Tensor)
     return Level(keep_all(dense), total, 0.0)
+
+
+def test_correction_aims_at_the_dense_stream(tmp_path: Path) -> None:
+    model = tiny_llama()
+    adapter = adapter_for(model.config)
+    shapes = space(model)
+    far = []
+    for correction in (0.0, 0.5):
+        supernet = build(model, tmp_path / str(correction), correction=correction)
+        read_all(supernet)
+        for site, some in shapes.items():
+            assert torch.equal(supernet.load(site, some[-1]).output_OK, supernet.dense[site])
+        levels = {site: supernet.load(site, some[1]) for site, some in shapes.items()}
+        far.append(distance(mask(model, adapter, levels), model))
+    assert far[1] < far[0]
+
+
+def distance(one: PreTrainedModel, other: PreTrainedModel) -> float:
+    """How far the last hidden states of two models are apart."""
+    with torch.no_grad():
+        states = [model.model(input_ids=tokens()).last_hidden_state for model in (one, other)]
+    return float((states[0] - states[1]).norm() / states[1].norm())
 
 
 @pytest.mark.parametrize("accumulation", ["none", "median", "expectation"])
@@ -124,16 +149,18 @@ def test_killed_build_resumes_to_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_llama(num_layers=3)
-    for accumulation in ("median", "expectation", "none"):
-        whole = build(model, tmp_path / accumulation, accumulation=accumulation)
+    accumulation: Accumulation
+    for accumulation, correction in (("median", 0.5), ("expectation", 0.0), ("none", 0.0)):
+        options = {"accumulation": accumulation, "correction": correction}
+        whole = build(model, tmp_path / accumulation, **options)
         folder = tmp_path / f"{accumulation}-resumed"
         for stop in (1, 2, 2):
             killed_after(stop, monkeypatch)
             with pytest.raises(KeyboardInterrupt):
-                build(model, folder, accumulation=accumulation)
+                build(model, folder, **options)
             monkeypatch.undo()
             assert not folder.exists()
-        build(model, folder, accumulation=accumulation)
+        build(model, folder, **options)
         assert contents(folder) == contents(whole.folder)
 
 

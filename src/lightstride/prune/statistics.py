@@ -4,6 +4,11 @@ At every site, in the order they are computed, the Gram matrix H = sum x x^T of 
 its output weights is taken over all tokens and shown to a visitor, whose answer is what the
 stream goes on with: the next site sees what the sites cut before it really give it.
 
+A token's weight w is 1, or 1 / mean(r^2) with r the hidden state after the site (dense, on the
+stream's own inputs): what is added to r then counts relative to it, as the norms downstream
+make it count.  The drift e is r of the dense stream minus r of this stream: refitting W to
+t = W x + alpha e makes a site undo a part of what the cuts before it did.
+
 Paper: Tyr-the-Pruner (https://arxiv.org/abs/2503.09657), section 3.3, algorithm 2.  We
 differ: attention is cut before the FFN's inputs are taken, as the paper says and its
 published code does not.
@@ -41,6 +46,7 @@ from lightstride.prune.local import Level
 from lightstride.prune.materialize import masked_weights
 from lightstride.prune.stream import Call, Output, Shelf, Store, Stream, embed, resident
 
+TINY = 1e-12
 CHUNK_TOKENS = 4096
 """Tokens whose products are added up in one go."""
 
@@ -50,12 +56,12 @@ class SiteStatistics:
     """What was measured at one site over all tokens, and the weights it has."""
 
     gram_II: Tensor
-    """Sum of x x^T over all tokens, fp32, not normalized."""
+    """Sum of w x x^T over all tokens, fp32, not normalized."""
     num_tokens: int
     weights: SiteWeights
     """All weights of the dense site, in the model's own type."""
-    cross_IO: Tensor | None = None
-    """Sum of x t^T, t = W x of the dense site on the dense stream; only if asked for."""
+    drift_IO: Tensor | None = None
+    """Sum of w x e^T over all tokens, fp32, if asked for."""
 
 
 Visit = Callable[[Site, SiteStatistics], Level | None]
@@ -103,36 +109,61 @@ def batches_of(windows: range, batch_size: int, start: int) -> list[slice]:
 
 @dataclass(frozen=True)
 class Streams:
-    """The stream that is measured and, for cross sums, the same of the dense model."""
+    """The stream that is measured and, to see how far it drifts, the dense model's own."""
 
     pruned: Stream
     dense: Stream | None
     layout: Layout
+    relative: bool
 
     @property
     def all(self) -> list[Stream]:
         return [self.pruned] if self.dense is None else [self.pruned, self.dense]
 
     def measure(
-        self, block: nn.Module, kind: Kind, weight_OI: Tensor, calls: Mapping[int, Call]
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Bring all streams to a site; its Gram matrix and cross sum on rank 0, None elsewhere."""
-        num_outputs, num_inputs = weight_OI.shape
-        grams, crosses = TreeSum(self.layout.num_shards), TreeSum(self.layout.num_shards)
+        self, block: nn.Module, kind: Kind, output: Output, calls: Mapping[int, Call]
+    ) -> tuple[Tensor, Tensor | None] | None:
+        """Bring all streams to a site; its Gram matrix and drift on rank 0, None elsewhere."""
+        num_outputs, num_inputs = output.weight_OI.shape
+        grams, drifts = TreeSum(self.layout.num_shards), TreeSum(self.layout.num_shards)
         for shard, chunks in self.layout.chunks.items():
-            gram_II = torch.zeros(num_inputs, num_inputs, device=weight_OI.device)
-            cross_IO = gram_II.new_zeros(num_inputs, num_outputs)
+            gram_II = torch.zeros(num_inputs, num_inputs, device=output.weight_OI.device)
+            drift_IO = gram_II.new_zeros(num_inputs, num_outputs)
             for chunk in chunks:
-                rows_TI = self._rows(self.pruned, block, kind, chunk, calls)
+                seen = [self._see(block, kind, output, batch, calls) for batch in chunk]
+                rows_TI = torch.cat([rows for rows, _ in seen])
                 add_gram(gram_II, rows_TI)
                 if self.dense is not None:
-                    dense_TI = self._rows(self.dense, block, kind, chunk, calls)
-                    add_cross(cross_IO, rows_TI, dense_TI @ weight_OI.T)
+                    add_cross(drift_IO, rows_TI, torch.cat([errors for _, errors in seen]))
             grams.add(shard, gram_II)
-            if self.dense is not None:
-                crosses.add(shard, cross_IO)
+            drifts.add(shard, drift_IO)
         gram = grams.total()
-        return gram if gram is None else mirror(gram), crosses.total() if self.dense else None
+        drift = None if self.dense is None else drifts.total()
+        return None if gram is None else (mirror(gram), drift)
+
+    def _see(
+        self,
+        block: nn.Module,
+        kind: Kind,
+        output: Output,
+        batch: slice,
+        calls: Mapping[int, Call],
+    ) -> tuple[Tensor, Tensor]:
+        """Inputs x (T, I) of the site and errors e (T, O), both times the root of w."""
+        call = calls[batch.stop - batch.start]
+        input_BLI = self.pruned.reach(block, kind, batch, call)
+        errors_TO = input_BLI.new_zeros(0, 0)
+        root_T1: Tensor | float = 1.0
+        if self.relative or self.dense is not None:
+            after_TO = self.pruned.after(block, kind, output, batch, call).float().flatten(0, 1)
+        if self.relative:
+            root_T1 = (after_TO.square().mean(1, keepdim=True) + TINY).rsqrt()
+        if self.dense is not None:
+            self.dense.reach(block, kind, batch, call)
+            dense_TO = self.dense.after(block, kind, output, batch, call).float().flatten(0, 1)
+            errors_TO = ((dense_TO - after_TO) * root_T1).to(input_BLI)
+        rows_TI = input_BLI.flatten(0, 1)
+        return (rows_TI * root_T1).to(rows_TI) if self.relative else rows_TI, errors_TO
 
     def pass_by(self, block: nn.Module, kind: Kind, calls: Mapping[int, Call]) -> None:
         """Bring all streams to a site without measuring anything."""
@@ -147,17 +178,6 @@ class Streams:
                 stream.advance(block, batch, calls[batch.stop - batch.start])
             stream.outputs.clear()
 
-    def _rows(
-        self,
-        stream: Stream,
-        block: nn.Module,
-        kind: Kind,
-        chunk: Sequence[slice],
-        calls: Mapping[int, Call],
-    ) -> Tensor:
-        rows = [stream.reach(block, kind, b, calls[b.stop - b.start]) for b in chunk]
-        return (rows[0] if len(rows) == 1 else torch.cat(rows)).flatten(0, 1)
-
 
 def open_streams(
     model: PreTrainedModel,
@@ -167,16 +187,17 @@ def open_streams(
     shelf: Shelf,
     device: torch.device,
     *,
-    cross: bool,
+    relative: bool,
+    drift: bool,
 ) -> tuple[Streams, Mapping[int, Sequence[Call]]]:
     """The streams before the first block, and for each batch size how the blocks are called."""
     mine_NL = tokens_NL[layout.windows]
     hidden_NLD, calls = embed(model, adapter, mine_NL, layout.batches, shelf)
     dense = None
-    if cross:
+    if drift:
         copy_NLD = shelf.room(*hidden_NLD.shape, dtype=hidden_NLD.dtype).copy_(hidden_NLD)
         dense = Stream(copy_NLD, adapter, shelf, device)
-    return Streams(Stream(hidden_NLD, adapter, shelf, device), dense, layout), calls
+    return Streams(Stream(hidden_NLD, adapter, shelf, device), dense, layout, relative), calls
 
 
 def agree(weights: SiteWeights, site: Site, geometry: Geometry, level: Level | None) -> Output:
@@ -203,7 +224,8 @@ def stream_blocks(
     visit: Visit,
     *,
     finished: Mapping[Site, Level | None] = MappingProxyType({}),
-    cross: bool = False,
+    relative: bool = False,
+    drift: bool = False,
     batch_size: int = 8,
     num_shards: int = NUM_SHARDS,
     store: Store = "memory",
@@ -212,9 +234,11 @@ def stream_blocks(
 ) -> None:
     """Show `visit` the statistics of every site, in order; go on with the level it answers.
 
-    None stands for the site as it is.  `visit` is called on rank 0 alone, and what it answers
-    is sent to the others.  Sites that are `finished` (on rank 0) are neither measured nor
-    visited.  `device` is where to compute, if not where the model is.  The model stays as it is.
+    None stands for the site as it is.  With `relative` tokens count by their weights w, else all
+    alike; with `drift` the statistics have it, and the dense model runs along.  `visit` is
+    called on rank 0 alone, and what it answers is sent to the others.  Sites that are `finished`
+    (on rank 0) are neither measured nor visited.  `device` is where to compute, if not where
+    the model is.  The model stays as it is.
     """
     device = model.device if device is None else torch.device(device)
     geometry = adapter.geometry(model.config)
@@ -229,18 +253,20 @@ def stream_blocks(
             streams.pass_by(block, site.kind, calls)
             level = finished.get(site)
         else:
-            gram_II, cross_IO = streams.measure(block, site.kind, output.weight_OI, calls)
+            sums = streams.measure(block, site.kind, output, calls)
             level = None
-            if gram_II is not None:
-                seen = SiteStatistics(gram_II, tokens_NL.numel(), weights, cross_IO)
-                level = visit(site, seen)
+            if sums is not None:
+                gram_II, drift_IO = sums
+                level = visit(site, SiteStatistics(gram_II, tokens_NL.numel(), weights, drift_IO))
         streams.pruned.outputs[site.kind] = agree(weights, site, geometry, level)
         if streams.dense is not None:
             streams.dense.outputs[site.kind] = output
 
     with ExitStack() as stack:
         shelf = Shelf(store, stack)
-        streams, calls = open_streams(model, adapter, tokens_NL, layout, shelf, device, cross=cross)
+        streams, calls = open_streams(
+            model, adapter, tokens_NL, layout, shelf, device, relative=relative, drift=drift
+        )
         bar = stack.enter_context(
             tqdm(total=len(geometry.sites), unit="site", disable=not progress or rank() > 0)
         )

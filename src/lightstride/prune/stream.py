@@ -24,7 +24,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from lightstride.models.adapter import OUTPUT_NAME, Adapter, SiteWeights
-from lightstride.models.shapes import Kind
+from lightstride.models.shapes import KINDS, Kind
 
 Store = Literal["memory", "disk"]
 
@@ -145,7 +145,7 @@ class Stream:
 
         handle = self.adapter.output_linear(block, kind).register_forward_pre_hook(catch)
         try:
-            self._run(block, windows, call)
+            self._run(block, windows, call, {})
         except Reached:
             pass
         finally:
@@ -153,18 +153,29 @@ class Stream:
         length = self.hidden_NLD.shape[1]
         return self._keep(kind, windows, caught[0].reshape(-1, length, caught[0].shape[-1]))
 
+    def after(
+        self, block: nn.Module, kind: Kind, output: Output, windows: slice, call: Call
+    ) -> Tensor:
+        """Hidden states (B, L, D) after a site that was reached, if it answers by `output`."""
+        later = KINDS[KINDS.index(kind) + 1 :]
+        return self._run(block, windows, call, {kind: output, **dict.fromkeys(later)})
+
     def advance(self, block: nn.Module, windows: slice, call: Call) -> None:
         """Replace the block's inputs by its outputs; every site has an output to answer with."""
-        self.hidden_NLD[windows] = self._run(block, windows, call)
+        self.hidden_NLD[windows] = self._run(block, windows, call, {})
 
-    def _run(self, block: nn.Module, windows: slice, call: Call) -> Tensor:
+    def _run(
+        self, block: nn.Module, windows: slice, call: Call, more: Mapping[Kind, Output | None]
+    ) -> Tensor:
+        """Run the block; sites with an output are bypassed, those with None answer zeros."""
+        hidden_BLD = self.hidden_NLD[windows].to(self.device)
         with ExitStack() as stack:
-            for kind, output in self.outputs.items():
-                answer = output(self.inputs[kind][windows].to(self.device))
-                stack.enter_context(self.adapter.bypass(block, kind, answer))
-            result: Tensor = block(
-                self.hidden_NLD[windows].to(self.device), *call.args, **call.kwargs
-            )
+            for kind, output in {**self.outputs, **more}.items():
+                answer_BLD = torch.zeros_like(hidden_BLD)
+                if output is not None:
+                    answer_BLD = output(self.inputs[kind][windows].to(self.device))
+                stack.enter_context(self.adapter.bypass(block, kind, answer_BLD))
+            result: Tensor = block(hidden_BLD, *call.args, **call.kwargs)
         return result
 
     def _keep(self, kind: Kind, windows: slice, input_BLI: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ from lightstride.prune.archive import (
     rounded,
     write_site,
 )
-from lightstride.prune.local import Level, kept_columns, prune_site
+from lightstride.prune.local import Level, kept_columns, prune_site, retarget
 from lightstride.prune.statistics import SiteStatistics, stream_blocks
 from lightstride.prune.stream import Store
 
@@ -165,19 +165,22 @@ class Builder:
     shapes: Mapping[Site, Sequence[Shape]]
     centre: Mapping[Site, Shape]
     accumulation: Accumulation
+    correction: float
     damping: float
 
     def visit(self, site: Site, statistics: SiteStatistics) -> Level | None:
         """Cut a site to all its shapes and store them; what the stream goes on with."""
-        dense_OI = self.dense[site].to(statistics.gram_II.device)
-        cut = prune_site(
-            dense_OI.float(),
-            statistics.gram_II,
-            self.shapes[site],
-            self.geometry.shape(site),
-            damping=self.damping,
-        )
-        levels = [rounded(level, dense_OI) for level in cut]
+        gram_II = statistics.gram_II
+        dense_OI, dense = self.dense[site].to(gram_II.device), self.geometry.shape(site)
+        target_OI = dense_OI.float()
+        if statistics.drift_IO is not None:
+            cross_IO = gram_II @ target_OI.T + self.correction * statistics.drift_IO
+            target_OI = retarget(target_OI, gram_II, cross_IO, damping=self.damping)
+        cut = prune_site(target_OI, gram_II, self.shapes[site], dense, damping=self.damping)
+        untouched = Level(keep_all(dense), dense_OI.float(), 0.0)
+        levels = [
+            untouched if level.kept.shape == dense else rounded(level, dense_OI) for level in cut
+        ]
         write_site(self.folder, site, levels, dense_OI)
         return self.stand_in(site, {level.kept.shape: level for level in levels})
 
@@ -222,7 +225,14 @@ class Finished(Mapping[Site, Level | None]):
         return len(self.entries)
 
 
-def describe(model: PreTrainedModel, tokens_NL: Tensor, builder: Builder, num_shards: int) -> Json:
+def describe(
+    model: PreTrainedModel,
+    tokens_NL: Tensor,
+    builder: Builder,
+    *,
+    num_shards: int,
+    relative: bool,
+) -> Json:
     """Everything a supernet's contents depend on."""
     tokens = tokens_NL.contiguous().cpu().numpy().tobytes()
     shapes = {str(s): [shape_text(shape) for shape in some] for s, some in builder.shapes.items()}
@@ -236,6 +246,8 @@ def describe(model: PreTrainedModel, tokens_NL: Tensor, builder: Builder, num_sh
             "num_shards": num_shards,
             "dtype": str(model.dtype).removeprefix("torch."),
             "accumulation": builder.accumulation,
+            "relative": relative,
+            "correction": builder.correction,
             "damping": builder.damping,
             "shapes": shapes,
             "centre": {str(site): shape_text(shape) for site, shape in builder.centre.items()},
@@ -298,6 +310,8 @@ def build_supernet(
     folder: Path,
     *,
     accumulation: Accumulation = "median",
+    relative: bool = False,
+    correction: float = 0.0,
     damping: float = 0.01,
     batch_size: int = 8,
     num_shards: int = NUM_SHARDS,
@@ -307,14 +321,16 @@ def build_supernet(
 ) -> Supernet:
     """Build the supernet in `folder`, or what is left to build, or open it if it is whole.
 
-    `centre` names a shape of every site, the stand-in with accumulation "median".  All ranks
-    call this; rank 0 cuts and writes.  Raises WorkError if the folder holds another supernet.
+    `centre` names a shape of every site, the stand-in with accumulation "median".  `relative`
+    weighs tokens, and `correction` says what part of the drift each site undoes (alpha), both as
+    in `statistics.py`.  All ranks call this; rank 0 cuts and writes.  Raises WorkError if the
+    folder holds another supernet.
     """
     partial = folder.with_name(f"{folder.name}.partial")
     geometry = adapter.geometry(model.config)
     dense = dense_outputs(model, adapter)
-    builder = Builder(partial, geometry, dense, shapes, centre, accumulation, damping)
-    description = describe(model, tokens_NL, builder, num_shards)
+    builder = Builder(partial, geometry, dense, shapes, centre, accumulation, correction, damping)
+    description = describe(model, tokens_NL, builder, num_shards=num_shards, relative=relative)
     if (folder / INDEX).exists():
         check_same(folder, read_index(folder), description)
         return Supernet.open(folder, model, adapter)
@@ -327,6 +343,8 @@ def build_supernet(
         tokens_NL,
         builder.visit,
         finished=Finished(builder) if rank() == 0 else {},
+        relative=relative,
+        drift=correction != 0,
         batch_size=batch_size,
         num_shards=num_shards,
         store=store,
