@@ -23,7 +23,8 @@ from lightstride.errors import ModelError
 from lightstride.generate import Decoder, PlainDecoder
 from lightstride.models import layered
 from lightstride.models.folders import whole_folder
-from lightstride.models.load import load_model, load_tokenizer, quiet
+from lightstride.models.load import load_model, load_tokenizer
+from lightstride.models.reading import quiet
 from lightstride.models.registration import LAYERED
 from lightstride.models.widths import rebuilt
 

@@ -8,15 +8,14 @@ Shapes: F rotary frequencies (half the head size).
 """
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
@@ -27,6 +26,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from lightstride.errors import ModelError, OutputError, UnknownFamilyError
 from lightstride.models.folders import cache_folder, whole_folder
+from lightstride.models.reading import quiet, reading
 
 HAS_GGUF = find_spec("gguf") is not None
 if HAS_GGUF:
@@ -63,6 +63,10 @@ class Metadata:
     """Ids of all tokens that end an answer, the file's own end token first."""
     stretch_F: Tensor | None
     """What each rotary frequency is divided by."""
+    head_dim: int | None
+    """Size of a head, where the file says it."""
+    num_weights: int
+    """Elements of all tensors but that of the frequencies."""
 
 
 def converted(path: Path) -> Path:
@@ -74,9 +78,13 @@ def converted(path: Path) -> Path:
     if folder.is_dir():
         return folder
     metadata = inspect(path)
+    model = read_model(path, metadata)
+    with reading(str(path), "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     try:
-        with whole_folder(folder) as partial:
-            convert(path, metadata, partial)
+        with whole_folder(folder) as partial, quiet():
+            model.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
     except OutputError:
         if not folder.is_dir():  # else another process was faster, and its folder is as good
             raise
@@ -104,10 +112,13 @@ def inspect(path: Path) -> Metadata:
             f"{path} stretches positions in a way (rope scaling {scaling!r}) that cannot be read"
             " from a .gguf file; give the original checkpoint"
         )
-    stretch = tensors.get("rope_freqs.weight")
+    stretch = tensors.pop("rope_freqs.weight", None)
+    head_dim = contents(reader, f"{architecture}.attention.key_length")
     return Metadata(
         end_tokens=end_tokens(reader),
         stretch_F=None if stretch is None else torch.tensor(stretch.data),
+        head_dim=head_dim if isinstance(head_dim, int) else None,
+        num_weights=sum(int(tensor.n_elements) for tensor in tensors.values()),
     )
 
 
@@ -133,22 +144,23 @@ def end_tokens(reader: "GGUFReader") -> list[int]:
     return list(dict.fromkeys(found))
 
 
-def convert(path: Path, metadata: Metadata, folder: Path) -> None:
-    """Write the checkpoint of a .gguf file into a folder."""
-    opened = AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=torch.float32, output_loading_info=True
-    )
-    read, report = cast("tuple[PreTrainedModel, Mapping[str, set[str]]]", opened)
-    if report["missing_keys"]:
-        raise ModelError(f"{path} lacks tensors, first {min(report['missing_keys'])}")
-    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+def read_model(path: Path, metadata: Metadata) -> PreTrainedModel:
+    """The model in a .gguf file, as if it had never been in one."""
+    with reading(str(path), "weights"):
+        config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+        if metadata.head_dim is not None:
+            config.head_dim = metadata.head_dim
+        read = AutoModelForCausalLM.from_pretrained(
+            path.parent, gguf_file=path.name, config=config, dtype=torch.float32
+        )
+    if sum(parameter.numel() for parameter in read.parameters()) != metadata.num_weights:
+        raise ModelError(f"{path} holds other tensors than transformers reads, such as biases")
     plain = without_quantization(read)
     if metadata.stretch_F is not None:
         stretch_positions(plain.config, metadata.stretch_F, path)
     if metadata.end_tokens:
         plain.generation_config.eos_token_id = metadata.end_tokens
-    plain.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    return plain
 
 
 def without_quantization(model: PreTrainedModel) -> PreTrainedModel:

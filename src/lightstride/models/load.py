@@ -1,8 +1,6 @@
 """Opening models and tokenizers: a hub id, a local folder, a .gguf file, or a built-in name."""
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TypedDict, cast
 from urllib.error import HTTPError
@@ -10,13 +8,6 @@ from urllib.request import Request, urlopen
 
 import torch
 from huggingface_hub import constants
-from huggingface_hub.errors import (
-    GatedRepoError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-)
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -26,17 +17,16 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging
 
-from lightstride.errors import ModelError, NetworkError
+from lightstride.errors import ModelError
 from lightstride.models.builtin import BUILT_IN, gguf_file
 from lightstride.models.families import adapter_for
 from lightstride.models.gguf import converted
+from lightstride.models.reading import reading
 
 HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 PATIENCE = 5.0
 """Seconds to wait for the hub before taking it for unreachable."""
-OFFLINE = (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, TimeoutError)
 
 
 class LoadReport(TypedDict):
@@ -129,54 +119,6 @@ def is_local(place: str) -> bool:
     except OSError:
         return True
     return False
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without transformers' progress bars and reports, whose complaints are errors of ours."""
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-
-
-@contextmanager
-def reading(source: str, part: str) -> Iterator[None]:
-    """Turns what transformers raises about a part of a source into one line of ours."""
-    try:
-        with quiet():
-            yield
-    except SafetensorError as error:
-        raise ModelError(f"the weights of {source} are truncated or damaged: {error}") from error
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise explained(source, part, error) from error
-
-
-def explained(source: str, part: str, error: Exception) -> ModelError | NetworkError:
-    """Our error for what transformers raised about a source."""
-    causes = list(chain(error))
-    if any(isinstance(cause, GatedRepoError | RepositoryNotFoundError) for cause in causes):
-        return ModelError(f"{source} is no local folder, and no model on the hub that you may read")
-    if any(isinstance(cause, OFFLINE) for cause in causes) and not Path(source).exists():
-        names = ", ".join(BUILT_IN)
-        return NetworkError(
-            f"{source} is no local folder, and the hub cannot be reached; without a network give"
-            f" a folder, a .gguf file, or a built-in model ({names})"
-        )
-    first_line = str(error).strip().splitlines()[0].rstrip(": ")
-    return ModelError(f"the {part} of {source} cannot be read: {first_line}")
-
-
-def chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception and what it came from, outermost first."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def check_complete(source: str, report: LoadReport) -> None:
