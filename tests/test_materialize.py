@@ -1,14 +1,17 @@
 """A cut model is its masked twin without the zeros; installing is undone by installing None."""
 
 import random
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lightstride.checkpoint import save_checkpoint
 from lightstride.models.adapter import OUTPUT_NAME
 from lightstride.models.families import ADAPTERS, adapter_for
+from lightstride.models.load import load_model
 from lightstride.models.shapes import (
     AttentionKept,
     AttentionShape,
@@ -18,7 +21,7 @@ from lightstride.models.shapes import (
     Site,
     keep_all,
 )
-from lightstride.models.tiny import TINY, tiny_llama
+from lightstride.models.tiny import TINY, byte_tokenizer, tiny_llama
 from lightstride.prune.local import Level, kept_columns
 from lightstride.prune.materialize import (
     DenseSites,
@@ -102,6 +105,16 @@ def test_cut_model_generates_with_a_cache(family: str) -> None:
     options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 258}
     with_cache = smaller.generate(prompt, use_cache=True, **options)
     assert torch.equal(with_cache, smaller.generate(prompt, use_cache=False, **options))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_saved_cut_model_loads_to_the_same_bits(family: str, tmp_path: Path) -> None:
+    model = TINY[family]()
+    smaller = materialize(model, adapter_for(model.config), random_levels(model, 6))
+    save_checkpoint(smaller, byte_tokenizer(), tmp_path / "cut")
+    loaded = load_model(str(tmp_path / "cut"))
+    assert torch.equal(logits(loaded), logits(smaller))
+    assert loaded.num_parameters() == smaller.num_parameters() < model.num_parameters()
 
 
 def test_new_biases_are_installed() -> None:
