@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightstride.errors import BudgetError, ConfigError
-from lightstride.prune.evolution import Evolution, evolve
+from lightstride.prune.evolution import Evolution, News, evolve
 from lightstride.prune.guided import Guided, GuidedSearch, Losses, stage_samples
 from lightstride.prune.ledger import Ledger, Sample
 from lightstride.prune.moves import Moves
@@ -165,12 +165,10 @@ def test_same_seed_same_plan_and_another_seed_other_offspring() -> None:
 def test_reports_generations() -> None:
     moves, centre = moves_at(toy(3), 0.5)
     fitness = Weighted(moves.space)
-    told: list[tuple[int, int, float]] = []
-    found = search(moves, fitness, Ledger(fitness), generations=4).run(
-        centre, 0, lambda *news: told.append(news)
-    )
-    assert [news[0] for news in told] == list(range(1, len(told) + 1))
-    assert told[-1] == (len(told), 4, found.fitness)
+    told: list[News] = []
+    found = search(moves, fitness, Ledger(fitness), generations=4).run(centre, 0, told.append)
+    assert [news.generation for news in told] == list(range(1, len(told) + 1))
+    assert told[-1] == News(len(told), 4, found.plan, found.fitness, found.tokens)
 
 
 def test_even_plans_race() -> None:

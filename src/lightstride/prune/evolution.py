@@ -51,12 +51,25 @@ class Found:
     """Tokens evaluated so far, over all candidates."""
 
 
-Report = Callable[[int, int, float], None]
-"""Told after each generation: its number, how many there are at most, the best fitness."""
+@dataclass(frozen=True)
+class News:
+    """What a search tells after each generation."""
+
+    generation: int
+    generations: int
+    """How many there are at most."""
+    plan: Plan
+    """The best so far."""
+    fitness: float
+    tokens: int
+    """Evaluated so far."""
 
 
-def silent(generation: int, generations: int, fitness: float) -> None:
-    """Report nothing."""
+Report = Callable[[News], None]
+
+
+def silent(news: News) -> None:
+    """Tell nobody."""
 
 
 Reporter = Callable[[str], AbstractContextManager[Report]]
@@ -85,7 +98,8 @@ def evolve(
         first = random.randrange(num_windows) if settings.fresh else 0
         children = offspring(moves, parent, settings.offspring, random)
         parent, fitness = select(moves, parent, children, settings, ledger, generation, first)
-        report(generation + 1, settings.generations, fitness)
+        plan = moves.plan(parent)
+        report(News(generation + 1, settings.generations, plan, fitness, ledger.tokens))
     return Found(moves.plan(parent), fitness, ledger.tokens)
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from lightstride.errors import ConfigError
 from lightstride.models.shapes import Shape, Site
-from lightstride.prune.evolution import Found, Report, silent
+from lightstride.prune.evolution import Found, News, Report, silent
 from lightstride.prune.ledger import Ledger, Sample
 from lightstride.prune.moves import Levels, Moves
 from lightstride.prune.plan import Plan
@@ -88,7 +88,8 @@ class GuidedSearch:
             idle = 0 if its_fitness < fitness else idle + 1
             if its_fitness < fitness:
                 parent, fitness = winner, its_fitness
-            report(generation, self.settings.generations, fitness)
+            plan, most = self.moves.plan(parent), self.settings.generations
+            report(News(generation, most, plan, fitness, self.ledger.tokens))
             if idle == self.settings.patience:
                 break
         return Found(self.moves.plan(parent), fitness, self.ledger.tokens)

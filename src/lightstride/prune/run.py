@@ -23,7 +23,7 @@ from lightstride.data.sampled import sample_documents
 from lightstride.distributed import barrier, rank
 from lightstride.errors import OutputError
 from lightstride.evaluate.perplexity import perplexity
-from lightstride.prune.evolution import Report
+from lightstride.prune.evolution import News, Report
 from lightstride.prune.materialize import materialize
 from lightstride.prune.plan import Plan, dense_plan, num_parameters, sparsity
 from lightstride.prune.rounds import Outcome, name_of
@@ -155,9 +155,9 @@ def generations_bar(title: str) -> Iterator[Report]:
     """A bar of generations on stderr, with the time left and the best fitness."""
     with tqdm(desc=title, unit="generation", disable=rank() > 0) as progress:
 
-        def report(generation: int, generations: int, fitness: float) -> None:
-            progress.total = generations
-            progress.set_postfix(best=f"{fitness:.4f}")
+        def report(news: News) -> None:
+            progress.total = news.generations
+            progress.set_postfix(best=f"{news.fitness:.4f}", tokens=news.tokens)
             progress.update()
 
         yield report

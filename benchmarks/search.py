@@ -1,0 +1,256 @@
+"""Measure the search: how good the plans are, and what finding them costs.
+
+    python benchmarks/search.py --text wiki.valid.raw.gz --test wiki.test.raw.gz
+    python benchmarks/search.py --text wiki.valid.raw.gz --test wiki.test.raw.gz --compare
+
+Protocol: calibration windows of 512 tokens and search windows at seeded random offsets of one
+text, perplexity on windows of 2,048 of another, every tenth of them; both tokenized whole without
+special tokens.  The default runs all rounds for several true sparsities at once.  With --compare
+the published search and the default one share one supernet, and their best plans are scored on
+windows that neither of them saw.  The last line of stdout is one JSON document.
+"""
+
+import argparse
+import gzip
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lightstride.evaluate.perplexity import perplexity
+from lightstride.models.adapter import Adapter
+from lightstride.models.families import adapter_for
+from lightstride.models.load import load_model, load_tokenizer
+from lightstride.models.shapes import Site
+from lightstride.prune.budget import build_space, dense_cost, parameter_cost
+from lightstride.prune.evolution import Evolution, News, Report, evolve
+from lightstride.prune.fitness import Fitness, FitnessSettings, LevelOf
+from lightstride.prune.guided import Guided, GuidedSearch
+from lightstride.prune.ledger import Ledger, Sample
+from lightstride.prune.local import Level
+from lightstride.prune.materialize import mask, materialize
+from lightstride.prune.moves import Moves, offspring
+from lightstride.prune.plan import Plan, sparsity
+from lightstride.prune.rounds import Pruner, Rounds, name_of
+from lightstride.prune.targets import named_target
+
+PAPER = Evolution(generations=15, offspring=32, tokens=(1024, 4096, 16_384), survivors=(8, 3, 2))
+"""The published code's run that the baseline measured."""
+EVERY = 10
+
+
+def read_tokens(model: str, path: Path) -> Tensor:
+    """A text tokenized whole, without special tokens, (T,)."""
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8", newline="") as file:
+        tokens = load_tokenizer(model)(file.read(), add_special_tokens=False)["input_ids"]
+    return torch.tensor(tokens)
+
+
+def random_windows(tokens_T: Tensor, num_tokens: int, window: int, seed: int) -> Tensor:
+    """Windows at random offsets (N, L)."""
+    generator = torch.Generator().manual_seed(seed)
+    starts = torch.randint(len(tokens_T) - window, (num_tokens // window,), generator=generator)
+    return torch.stack([tokens_T[start : start + window] for start in starts.tolist()])
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A dense model, its texts, and the flags."""
+
+    model: PreTrainedModel
+    adapter: Adapter
+    text_T: Tensor
+    test_NL: Tensor
+    flags: argparse.Namespace
+
+    def pruner(self, work: Path, seed: int, settings: Rounds) -> Pruner:
+        """What the command does, on the protocol's windows."""
+        geometry = self.adapter.geometry(self.model.config)
+        cost = parameter_cost(geometry)
+        flags = self.flags
+        return Pruner(
+            model=self.model,
+            adapter=self.adapter,
+            space=build_space(geometry, named_target(flags.target), cost),
+            dense_cost=dense_cost(geometry, cost),
+            calibration_NL=random_windows(self.text_T, flags.tokens, 512, seed),
+            search_NL=random_windows(self.text_T, flags.search_tokens, flags.window, seed + 1),
+            work=work,
+            settings=settings,
+            progress=True,
+        )
+
+    def perplexity(self, levels: dict[Site, Level] | None) -> float:
+        """Perplexity of the model, cut or whole, on the test text."""
+        cut = self.model if levels is None else materialize(self.model, self.adapter, levels)
+        return perplexity(cut, self.test_NL).value
+
+
+def run_all(bench: Bench, seed: int) -> dict[str, object]:
+    """All rounds at all sparsities; perplexities of the closing rounds."""
+    flags = bench.flags
+    rounds = Rounds(
+        search=None if flags.no_search else Guided(generations=flags.generations),
+        num_rounds=flags.rounds,
+        early_share=flags.early,
+        split=flags.split,
+        fitness=FitnessSettings(stride=flags.stride),
+        seed=seed,
+    )
+    numbers: dict[str, object] = {"seed": seed}
+    with tempfile.TemporaryDirectory(dir=flags.folder) as folder:
+        pruner = bench.pruner(Path(folder), seed, rounds)
+        start = time.perf_counter()
+        found = pruner.plans(flags.sparsity)
+        numbers["search_seconds"] = round(time.perf_counter() - start, 1)
+        for share, outcomes in found.items():
+            plan = outcomes[-1].plan if outcomes else pruner.centre(share)
+            levels = pruner.close(share, plan)
+            name = name_of(share)
+            numbers[f"perplexity_{name}"] = bench.perplexity(levels)
+            numbers[f"sparsity_{name}"] = sparsity(plan, pruner.space.geometry)
+            numbers[f"plan_{name}"] = plan.key
+            numbers[f"fitness_{name}"] = [outcome.fitness for outcome in outcomes]
+            print({k: v for k, v in numbers.items() if "plan" not in k}, file=sys.stderr)
+        numbers["seconds"] = round(time.perf_counter() - start, 1)
+        numbers["evaluated_tokens"] = sum(o.tokens for some in found.values() for o in some)
+    return numbers
+
+
+@dataclass
+class Curve:
+    """The best plan after each generation, and what had been spent by then."""
+
+    ledger: Ledger
+    points: list[dict[str, object]]
+
+    def __call__(self, news: News) -> None:
+        self.points.append(
+            {
+                "tokens": self.ledger.tokens,
+                "seconds": self.ledger.seconds,
+                "plan": news.plan,
+                "fitness": news.fitness,
+            }
+        )
+        print(news.generation, self.ledger.tokens, news.fitness, file=sys.stderr)
+
+
+def compare(bench: Bench, seed: int) -> dict[str, object]:
+    """Both searches on one supernet."""
+    share = bench.flags.sparsity[-1]
+    with tempfile.TemporaryDirectory(dir=bench.flags.folder) as folder:
+        pruner = bench.pruner(Path(folder), seed, Rounds(early_share=bench.flags.early))
+        centre, limit = pruner.centre(share), pruner.limit(share)
+        space = pruner.narrowed(1, centre)
+        count = round(len(pruner.calibration_NL) * bench.flags.early)
+        supernet = pruner.build(
+            Path(folder) / "net", pruner.calibration_NL[:count], pruner.levels([space]), centre
+        )
+        losses = {
+            (s, shape): supernet.loss(s, shape) for s in space.sites for shape in space.shapes[s]
+        }
+        moves = Moves(space, limit)
+        settings = FitnessSettings(stride=bench.flags.stride)
+
+        def fitness_on(windows_NL: Tensor) -> Fitness:
+            return Fitness(bench.model, bench.adapter, windows_NL, supernet.load, settings)
+
+        fitness = fitness_on(pruner.search_NL)
+        fitness([centre], Sample(16_384))
+        unseen_NL = random_windows(bench.text_T, 16_384, bench.flags.window, seed + 2)
+        judge = fitness_on(unseen_NL)
+
+        def paper(ledger: Ledger, report: Report) -> None:
+            evolve(moves, centre, PAPER, ledger, seed, len(pruner.search_NL), report)
+
+        def fast(ledger: Ledger, report: Report) -> None:
+            guided = Guided(generations=bench.flags.generations)
+            search = GuidedSearch(moves, losses, guided, ledger, bench.flags.window)
+            search.run(centre, seed, report)
+
+        searches: dict[str, Callable[[Ledger, Report], None]] = {"fast": fast, "paper": paper}
+        numbers: dict[str, object] = {
+            "centre": judge([centre], Sample(16_384))[0],
+            "candidate": candidate_cost(bench, fitness, moves, centre, supernet.load),
+        }
+        for name, search in searches.items():
+            ledger = Ledger(fitness)
+            curve = Curve(ledger, [])
+            search(ledger, curve)
+            for point in curve.points:
+                plan = point.pop("plan")
+                assert isinstance(plan, Plan)
+                point["unseen"] = judge([plan], Sample(16_384))[0]
+            numbers[name] = curve.points
+    return numbers
+
+
+def candidate_cost(
+    bench: Bench,
+    fitness: Fitness,
+    moves: Moves,
+    centre: Plan,
+    level_of: LevelOf,
+) -> dict[str, float]:
+    """Seconds a candidate takes on 4,096 tokens: ours, and zeroed weights run uncached."""
+    sample = Sample(4096)
+    children = offspring(moves, moves.levels(centre), 12, Random(0))
+    plans = [moves.plan(levels) for levels in children]
+    fitness(plans, Sample(256))
+    start = time.perf_counter()
+    fitness(plans, sample)
+    ours = (time.perf_counter() - start) / len(plans)
+    twin = mask(bench.model, bench.adapter, {s: level_of(s, h) for s, h in centre.shapes.items()})
+    windows = fitness.windows_NL[: sample.tokens // fitness.windows_NL.shape[1]]
+    times = []
+    for _ in range(2):
+        start = time.perf_counter()
+        with torch.inference_mode():
+            for tokens_L in windows:
+                twin(tokens_L[None]).logits.float().log_softmax(-1)
+        times.append(time.perf_counter() - start)
+    return {"seconds": ours, "zeroed_uncached_seconds": min(times), "ratio": ours / min(times)}
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--text", type=Path, required=True, help="calibration and search")
+    parser.add_argument("--test", type=Path, required=True, help="perplexity")
+    parser.add_argument("--sparsity", type=float, nargs="+", default=[0.25, 0.5])
+    parser.add_argument("--tokens", type=int, default=65_536, help="calibration tokens")
+    parser.add_argument("--search-tokens", type=int, default=65_536)
+    parser.add_argument("--window", type=int, default=256, help="tokens of a search window")
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--generations", type=int, default=6)
+    parser.add_argument("--early", type=float, default=0.25, help="share for supernets")
+    parser.add_argument("--stride", type=int, default=1, help="score every so many positions")
+    parser.add_argument("--split", choices=["free", "fixed"], default="free")
+    parser.add_argument("--target", default="any")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--no-search", action="store_true", help="uniform plans")
+    parser.add_argument("--compare", action="store_true")
+    parser.add_argument("--folder", help="where to work (a temporary folder inside it)")
+    flags = parser.parse_args()
+    model = load_model(flags.model, dtype=torch.bfloat16)
+    test_T = read_tokens(flags.model, flags.test)
+    test_NL = test_T[: len(test_T) // 2048 * 2048].view(-1, 2048)[::EVERY]
+    text_T = read_tokens(flags.model, flags.text)
+    bench = Bench(model, adapter_for(model.config), text_T, test_NL, flags)
+    runs = [(compare if flags.compare else run_all)(bench, seed) for seed in flags.seeds]
+    print(json.dumps(runs[0] if len(runs) == 1 else {"runs": runs}))
+
+
+if __name__ == "__main__":
+    main()
