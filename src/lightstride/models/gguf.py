@@ -1,8 +1,9 @@
 """Reading .gguf files: converted once into an ordinary checkpoint folder, kept in the cache.
 
 transformers reads a .gguf file but refuses to save the model it read, and takes minutes to read
-a large one.  So the tensors are moved, in fp32, into a plain model of the same class.  Two facts
-it drops on the way are put back: Llama 3's stretched positions, and the end tokens beyond one.
+a large one.  So the tensors are moved, in fp32, into a plain model of the same class.  What it
+drops on the way is put back: Llama 3's stretched positions, the end tokens beyond one, the head
+size, and Gemma 3's scale and pattern of sliding blocks.
 
 Shapes: F rotary frequencies (half the head size).
 """
@@ -47,6 +48,9 @@ END_TOKENS = (
 )
 """Control tokens that end an answer wherever they exist; a .gguf file may name but one of them."""
 END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
+GEMMA3_27B_BLOCKS = 62
+"""llama.cpp knows the 27B by its depth, and scales its scores by another size than the head's."""
+GEMMA3_PERIOD = 6
 LLAMA3_SCALING = {
     "rope_type": "llama3",
     "low_freq_factor": 1.0,
@@ -63,8 +67,8 @@ class Metadata:
     """Ids of all tokens that end an answer, the file's own end token first."""
     stretch_F: Tensor | None
     """What each rotary frequency is divided by."""
-    head_dim: int | None
-    """Size of a head, where the file says it."""
+    settings: dict[str, object]
+    """Config values."""
     num_weights: int
     """Elements of all tensors but that of the frequencies."""
 
@@ -113,11 +117,10 @@ def inspect(path: Path) -> Metadata:
             " from a .gguf file; give the original checkpoint"
         )
     stretch = tensors.pop("rope_freqs.weight", None)
-    head_dim = contents(reader, f"{architecture}.attention.key_length")
     return Metadata(
         end_tokens=end_tokens(reader),
         stretch_F=None if stretch is None else torch.tensor(stretch.data),
-        head_dim=head_dim if isinstance(head_dim, int) else None,
+        settings=settings_of(reader, architecture),
         num_weights=sum(int(tensor.n_elements) for tensor in tensors.values()),
     )
 
@@ -144,12 +147,37 @@ def end_tokens(reader: "GGUFReader") -> list[int]:
     return list(dict.fromkeys(found))
 
 
+def settings_of(reader: "GGUFReader", architecture: str) -> dict[str, object]:
+    """Config values that transformers would guess: by the family's usual, or its largest size."""
+
+    def number(key: str) -> int | None:
+        found = contents(reader, f"{architecture}.{key}")
+        return found if isinstance(found, int) else None
+
+    head_dim = number("attention.key_length")
+    settings: dict[str, object] = {} if head_dim is None else {"head_dim": head_dim}
+    if architecture != "gemma3":
+        return settings
+    num_blocks, hidden_size = number("block_count"), number("embedding_length")
+    num_heads = number("attention.head_count")
+    assert num_blocks
+    assert hidden_size
+    assert num_heads
+    by_width = num_blocks == GEMMA3_27B_BLOCKS or head_dim is None
+    settings["query_pre_attn_scalar"] = hidden_size // num_heads if by_width else head_dim
+    period = number("attention.sliding_window_pattern") or GEMMA3_PERIOD
+    settings["layer_types"] = [
+        "sliding_attention" if (block + 1) % period else "full_attention"
+        for block in range(num_blocks)
+    ]
+    return settings
+
+
 def read_model(path: Path, metadata: Metadata) -> PreTrainedModel:
     """The model in a .gguf file, as if it had never been in one."""
     with reading(str(path), "weights"):
         config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
-        if metadata.head_dim is not None:
-            config.head_dim = metadata.head_dim
+        config.update(metadata.settings)
         read = AutoModelForCausalLM.from_pretrained(
             path.parent, gguf_file=path.name, config=config, dtype=torch.float32
         )
