@@ -77,7 +77,7 @@ class Retained:
     ratio: float
     ratio_stderr: float
     above_chance: float | None
-    """The same ratio with guessing taken off both; None without choices."""
+    """The same ratio with guessing taken off both; None without choices, or if both only guess."""
 
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
@@ -121,7 +121,9 @@ def retained(
         difference_stderr=mean_stderr(differences),
         ratio=ratio,
         ratio_stderr=divide(mean_stderr(rests), against),
-        above_chance=None if floor is None else divide(score - floor, against - floor),
+        above_chance=(
+            None if floor is None or against <= floor else (score - floor) / (against - floor)
+        ),
     )
 
 

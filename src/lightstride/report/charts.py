@@ -76,7 +76,7 @@ def width_pictures(facts: Facts) -> list[Picture]:
     return [
         width_picture(model, read_plan(model.plan), read_plan(model.dense_plan))
         for model in facts.models
-        if model.plan is not None and model.dense_plan is not None
+        if model.plan is not None and model.dense_plan is not None and model.sparsity
     ]
 
 
@@ -155,14 +155,14 @@ Point = tuple[float, float]
 
 
 def search_curve(evaluations: Sequence[Evaluation], scope: str) -> tuple[list[Point], list[Point]]:
-    """All candidates of the last stage, and the best of each generation, over million tokens."""
-    last = max(one.stage for one in evaluations if one.scope == scope)
+    """All candidates read on most tokens, and the best of each generation, over million tokens."""
+    longest = max(one.tokens for one in evaluations if one.scope == scope)
     dots: list[Point] = []
     best: dict[int, Point] = {}
     tokens = 0
     for one in evaluations:
         tokens += one.tokens
-        if one.scope == scope and one.stage == last:
+        if one.scope == scope and one.tokens == longest:
             dots.append((tokens / MILLION, one.fitness))
             known = best.get(one.generation)
             best[one.generation] = (

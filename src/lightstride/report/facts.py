@@ -3,7 +3,7 @@
 Results of several commands about one model are joined by the name it was opened under.  What is
 read from `numbers`, by the kind of the result:
 
-    prune      checkpoints (each: sparsity, output, plan, parameters, perplexity), dense
+    prune      dense and sizes (each: folder, sparsity, parameters, bytes, perplexity, plan)
     evaluate   model, against, retained
     bench      model, against, machine
     smash      nothing but its own table
@@ -37,7 +37,6 @@ class Evaluation:
 
     scope: str
     generation: int
-    stage: int
     tokens: int
     fitness: float
 
@@ -92,6 +91,18 @@ class Facts:
         return max(sorted(set(texts)), key=texts.count, default=None)
 
 
+def identity(source: str) -> str:
+    """One name for a model, whichever way its folder was written."""
+    path = Path(source)
+    return str(path.resolve()) if path.is_dir() else source.rstrip("/")
+
+
+def known(models: dict[str, ModelFacts], source: str) -> ModelFacts:
+    """The facts of a model, new ones if nothing is known of it yet."""
+    name = identity(source)
+    return models.setdefault(name, ModelFacts(name))
+
+
 def read_plan(plan: str) -> list[Block]:
     """Widths of every block of a plan's line."""
     blocks = []
@@ -138,7 +149,6 @@ def read_search(path: Path) -> Iterator[Evaluation]:
             yield Evaluation(
                 scope=str(record.get("scope", "")),
                 generation=int(record.get("generation", 0)),
-                stage=int(record.get("stage", 0)),
                 tokens=int(record["tokens"]),
                 fitness=float(record["fitness"]),
             )
@@ -160,7 +170,7 @@ def read_evaluation(result: Result, models: dict[str, ModelFacts], retained: Ret
         found = numbers.get(role)
         if not isinstance(found, dict):
             continue
-        model = models.setdefault(found["source"], ModelFacts(found["source"]))
+        model = known(models, found["source"])
         model.parameters, model.weight_bytes = found["parameters"], found["weight_bytes"]
         if found["perplexity"] is not None:
             perplexity = found["perplexity"]
@@ -171,7 +181,8 @@ def read_evaluation(result: Result, models: dict[str, ModelFacts], retained: Ret
         model.items = sum(score["num_items"] for score in found["tasks"].values())
     compared = numbers.get("retained")
     if isinstance(compared, dict) and compared:
-        retained.append((str(config["model"]), str(config["against"]), compared))
+        ours, theirs = identity(str(config["model"])), identity(str(config["against"]))
+        retained.append((ours, theirs, compared))
 
 
 def read_bench(result: Result, models: dict[str, ModelFacts], retained: Retained) -> None:
@@ -179,13 +190,26 @@ def read_bench(result: Result, models: dict[str, ModelFacts], retained: Retained
     for role in ("model", "against"):
         found = result["numbers"].get(role)
         if isinstance(found, dict):
-            model = models.setdefault(found["source"], ModelFacts(found["source"]))
+            model = known(models, found["source"])
             model.parameters, model.weight_bytes = found["parameters"], found["total_bytes"]
             model.loads = found["loads"]
 
 
 def read_prune(result: Result, models: dict[str, ModelFacts], retained: Retained) -> None:
-    """The checkpoints of one pruning run, and the dense model."""
+    """The dense model and the checkpoints of one pruning run."""
+    config, numbers = result["config"], result["numbers"]
+    dense, sizes = numbers["dense"], numbers["sizes"]
+    assert isinstance(dense, dict)
+    assert isinstance(sizes, list)
+    held_out = config.get("held_out") or config["calibration"]
+    text = f"held-out text, {Path(str(held_out)).name}"
+    for found in ({**dense, "folder": config["model"]}, *sizes):
+        model = known(models, found["folder"])
+        model.parameters, model.weight_bytes = found["parameters"], found["bytes"]
+        model.sparsity, model.plan = found["sparsity"], found["plan"]
+        model.dense_plan = dense["plan"]
+        if found["perplexity"] is not None:
+            model.perplexities[text] = found["perplexity"]
 
 
 READERS = {"evaluate": read_evaluation, "bench": read_bench, "prune": read_prune}
