@@ -26,7 +26,8 @@ from transformers import PreTrainedModel
 from lightstride.distributed import barrier, broadcast_object, rank
 from lightstride.errors import WorkError
 from lightstride.models.adapter import Adapter
-from lightstride.models.shapes import FFNShape, Shape, Site
+from lightstride.models.shapes import Shape, Site
+from lightstride.prune.estimate import supernet_bytes
 from lightstride.prune.evolution import Evolution, Found, Report, Reporter, evolve, unreported
 from lightstride.prune.fitness import Fitness, FitnessSettings, Lesson
 from lightstride.prune.guided import Guided, GuidedSearch
@@ -163,15 +164,7 @@ class Pruner:
         if self.settings.search is None:
             return 0
         spaces = [self.narrowed(1, self.centre(share)) for share in shares]
-        geometry = self.space.geometry
-        widths = [
-            shape.num_channels
-            if isinstance(shape, FFNShape)
-            else shape.num_heads * geometry.head_dim
-            for shapes in self.levels(spaces).values()
-            for shape in shapes
-        ]
-        return 2 * geometry.hidden_size * sum(widths)
+        return supernet_bytes(self.space.geometry, list(self.levels(spaces).items()))
 
     def narrowed(self, number: int, centre: Plan) -> Space:
         """The space of a round."""

@@ -24,8 +24,10 @@ from lightstride.distributed import barrier, rank
 from lightstride.errors import OutputError
 from lightstride.evaluate.perplexity import perplexity
 from lightstride.prune.evolution import News, Report
+from lightstride.prune.forecast import forecast, sentence
 from lightstride.prune.materialize import materialize
 from lightstride.prune.plan import Plan, dense_plan, num_parameters, sparsity
+from lightstride.prune.rates import measure_rates
 from lightstride.prune.rounds import Outcome, name_of
 from lightstride.prune.setup import Setup, prepare
 from lightstride.prune.supernet import write_json
@@ -41,6 +43,7 @@ def prune(config: PruneConfig) -> Mapping[str, object]:
     check_output(config)
     started = time.perf_counter()
     setup = prepare(config, sample_documents, generations_bar)
+    tell_time(setup)
     dense = measure(setup, setup.model, dense_plan(setup.geometry), "dense")
     found = setup.pruner.plans(config.sparsity)
     sizes = [make_size(setup, share, outcomes) for share, outcomes in found.items()]
@@ -64,6 +67,16 @@ def prune(config: PruneConfig) -> Mapping[str, object]:
         sys.stdout.write(table([dense, *sizes]) + "\n")
     barrier()
     return result
+
+
+def tell_time(setup: Setup) -> None:
+    """Say on stderr how long the run will take, from what this machine does in a few seconds."""
+    if rank() == 0:
+        pruner = setup.pruner
+        batch_BL = pruner.calibration_NL[: pruner.settings.batch_size]
+        rates = measure_rates(pruner.model, pruner.adapter, batch_BL)
+        works = forecast(pruner, setup.config.sparsity)
+        sys.stderr.write(f"lightstride: {sentence(works, rates)}\n")
 
 
 def check_output(config: PruneConfig) -> None:
