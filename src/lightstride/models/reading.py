@@ -17,8 +17,9 @@ from transformers.utils import logging
 from lightstride.errors import LightstrideError, ModelError, NetworkError
 from lightstride.models.builtin import BUILT_IN
 
-EXPECTED = (OSError, ValueError, KeyError, RuntimeError, StrictDataclassError)
-"""What damaged files raise; tokenizers, for its part, raises plain Exception."""
+EXPECTED = (OSError, ValueError, KeyError, RuntimeError, AssertionError, StrictDataclassError)
+"""What damaged files raise (torch asserts sizes that a config gives); tokenizers, for its part,
+raises plain Exception."""
 OFFLINE = (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, TimeoutError)
 
 

@@ -68,7 +68,10 @@ class Target:
         if self.allows(dense, dense) and dense not in allowed:
             allowed.append(dense)
         if not allowed:
-            raise BudgetError(f"target {self.name} allows no shape of a site that is {dense}")
+            raise BudgetError(
+                f"target {self.name} with --tp {self.tensor_parallel} allows no shape of a site "
+                f"that is {dense}: KV heads and channels must divide by --tp"
+            )
         return tuple(allowed)
 
     def _aligned(self, dense: Shape) -> Iterator[Shape]:
