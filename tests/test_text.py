@@ -150,9 +150,7 @@ def test_roles_are_disjoint_by_document(jsonl: str) -> None:
     held_out = whole(jsonl, tokenizer, window=90, skip=used, num_tokens=900)
     check_disjoint(calibration=calibration, search=search, held_out=held_out)
     again = pack(jsonl, tokenizer, num_tokens=900, window=90, skip=search.documents)
-    with pytest.raises(
-        DataError, match=r"calibration \(.*\) and search \(.*\) share \d documents"
-    ):
+    with pytest.raises(DataError, match=r"calibration \(.*\) and search \(.*\) share \d documents"):
         check_disjoint(calibration=calibration, search=again)
 
 
