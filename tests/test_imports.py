@@ -35,7 +35,7 @@ ALLOWED = {
     "serve": {"errors", "config", "generate", "checkpoint"},
     "report": {"errors", "config", "results"},
 }
-RUN_EXTRA = {"config", "generate", "results", "checkpoint", "evaluate"}
+RUN_EXTRA = {"config", "models", "generate", "results", "checkpoint", "evaluate"}
 WITHOUT_TORCH = ("__init__", "errors", "config", "results", "report", "cli", "__main__")
 
 

@@ -9,3 +9,6 @@ __version__ = "0.1.0"
 register_post_import_hook(
     "lightstride.models.announce:announce", "transformers.models.auto.configuration_auto"
 )
+register_post_import_hook(
+    "lightstride.smash.announce:announce", "transformers.models.auto.configuration_auto"
+)

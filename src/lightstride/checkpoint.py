@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from transformers import (
+    AutoConfig,
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -23,10 +24,13 @@ from lightstride.errors import ModelError
 from lightstride.generate import Decoder, PlainDecoder
 from lightstride.models import layered
 from lightstride.models.folders import whole_folder
-from lightstride.models.load import load_model, load_tokenizer
-from lightstride.models.reading import quiet
+from lightstride.models.load import load_model, load_tokenizer, locate
+from lightstride.models.reading import quiet, reading
 from lightstride.models.registration import LAYERED
 from lightstride.models.widths import rebuilt
+from lightstride.smash.config import SmashConfig
+from lightstride.smash.decode import SmashDecoder
+from lightstride.smash.model import SmashModel
 
 RECORD_NAME = "lightstride.json"
 RECORD_FORMAT = 1
@@ -49,13 +53,16 @@ def save_checkpoint(
     Raises OutputError when the folder is not new or empty, or cannot be written; nothing that
     looks like a checkpoint is left then.
     """
-    saved = rebuilt(model)
+    saved = model if isinstance(model, SmashModel) else rebuilt(model)
     with whole_folder(Path(folder)) as partial, quiet():
         if isinstance(saved.config, tuple(classes[0] for classes in LAYERED.values())):
             saved.config.auto_map = auto_map(saved.config)
             shutil.copyfile(layered.__file__, partial / MODELING_NAME)
         generation, saved.generation_config = saved.generation_config, GenerationConfig()
-        saved.save_pretrained(partial, max_shard_size=max_shard_size)
+        if isinstance(saved, SmashModel):
+            saved.save_pretrained(partial)
+        else:
+            saved.save_pretrained(partial, max_shard_size=max_shard_size)
         # Without the check in GenerationConfig.save_pretrained, which refuses published ones.
         generation.to_json_file(partial / "generation_config.json", use_diff=True)
         tokenizer.save_pretrained(partial)
@@ -103,5 +110,17 @@ def open_decoder(
 ) -> Decoder:
     """What answers with a model: hub id, folder, .gguf file or built-in name."""
     tokenizer = load_tokenizer(source)
+    if is_smashed(source):
+        smashed = SmashModel.from_pretrained(
+            source, dtype=dtype, device=device, trust_remote_code=trust_remote_code
+        )
+        return SmashDecoder(smashed, tokenizer)
     model = load_model(source, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     return PlainDecoder(model, tokenizer)
+
+
+def is_smashed(source: str) -> bool:
+    """Whether a source that could be read holds grafts and not a model of its own."""
+    place = locate(source)
+    with reading(source, "config"):
+        return isinstance(AutoConfig.from_pretrained(place), SmashConfig)

@@ -21,6 +21,7 @@ from lightstride.config import (
     Command,
     EvaluateConfig,
     ExportConfig,
+    GenerateConfig,
     PruneConfig,
     ReportConfig,
 )
@@ -38,6 +39,13 @@ def prune(config: PruneConfig) -> Document:
     from lightstride.prune.run import prune
 
     return prune(config)
+
+
+def generate(config: GenerateConfig) -> Document:
+    """Print an answer; the answer and what it cost."""
+    from lightstride.generate.run import generate
+
+    return generate(config)
 
 
 def evaluate(config: EvaluateConfig) -> Document:
@@ -70,6 +78,7 @@ def export(config: ExportConfig) -> Document:
 
 COMMANDS: Mapping[str, tuple[type[Command], Callable[[Any], Document]]] = {
     "prune": (PruneConfig, prune),
+    "generate": (GenerateConfig, generate),
     "evaluate": (EvaluateConfig, evaluate),
     "bench": (BenchConfig, bench),
     "export": (ExportConfig, export),

@@ -60,12 +60,14 @@ class Rows:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase | None,
         stopper: Stopper | None = None,
+        ends: frozenset[int] | None = None,
     ) -> None:
         context = context_length(model)
         check_prompts(prompts, context, model.config.vocab_size)
         if settings.stop and tokenizer is None:
             raise ConfigError("stop strings were given, but there is no tokenizer to read them")
-        self.ends = frozenset() if settings.ignore_end_tokens else end_tokens(model, tokenizer)
+        ends = end_tokens(model, tokenizer) if ends is None else ends
+        self.ends = frozenset() if settings.ignore_end_tokens else ends
         self.stopper = stopper
         self.all = []
         copies: Counter[tuple[int, ...]] = Counter()

@@ -10,6 +10,7 @@ Shapes: B rows, L tokens, S slots, K tokens of a segment, N segments to predict,
 the first of their segments, T taps, D hidden size, V vocabulary, M micro vocabulary.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -99,7 +100,7 @@ class SmashBody(PreTrainedModel):
         if config.micro_vocab_size is not None:
             vocabulary_M = torch.arange(config.micro_vocab_size, device=base.device)
         self.register_buffer("micro_vocabulary_M", vocabulary_M)
-        self.generation_config = base.generation_config
+        self.generation_config = copy.deepcopy(base.generation_config)
         self.all_tied_weights_keys: dict[str, str] = {}
         for graft in self.grafts():
             graft.to(device=base.device, dtype=base.dtype)

@@ -87,10 +87,11 @@ class SmashConfig(PreTrainedConfig):
         adapter_rank: int = 0,
     ) -> Self:
         """The default grafts for this base."""
+        small = THIN_MICRO_VOCABULARY
         thin: dict[str, Any] = {
             "embedder_heads": divisor(geometry.hidden_size, geometry.attention[-1].num_heads),
             "micro_layers": 1,
-            "micro_vocab_size": min(THIN_MICRO_VOCABULARY, geometry.vocab_size),
+            "micro_vocab_size": small if geometry.vocab_size > small else None,
             "stop_head": "linear",
         }
         return cls(

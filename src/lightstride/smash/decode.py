@@ -41,7 +41,7 @@ class SmashDecoder:
     def __init__(
         self,
         model: SmashBody,
-        tokenizer: PreTrainedTokenizerBase | None,
+        tokenizer: PreTrainedTokenizerBase,
         *,
         storage: Storage = "dynamic",
     ) -> None:
@@ -54,8 +54,20 @@ class SmashDecoder:
     ) -> Iterator[Step]:
         """Answer all prompts together, step by step, until every row has ended."""
         hooks = hooks or Hooks()
-        mode = settings.mode or self.model.config.mode
         rows = Rows(prompts, settings, self.model.base, self.tokenizer, hooks.stopper)
+        return MacroSteps(self.model, self.storage).run(rows, settings, hooks)
+
+
+class MacroSteps:
+    """The loops over macro steps, for rows that were checked."""
+
+    def __init__(self, model: SmashBody, storage: Storage) -> None:
+        self.model = model
+        self.storage: Storage = storage
+
+    def run(self, rows: Rows, settings: Settings, hooks: Hooks) -> Iterator[Step]:
+        """The steps, in the mode of the settings or the model's own."""
+        mode = settings.mode or self.model.config.mode
         sampler = Sampler(settings, hooks.processor)
         if mode in ("verify", "lossless"):
             return self.checked(rows, sampler, merges=mode == "verify")

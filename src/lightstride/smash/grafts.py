@@ -12,12 +12,13 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import hf_hub_download
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lightstride.errors import ModelError, OutputError
-from lightstride.models.load import locate, reading
+from lightstride.models.load import locate
+from lightstride.models.reading import reading
 from lightstride.smash.config import SmashConfig
 
 WEIGHTS = "model.safetensors"
@@ -74,13 +75,8 @@ def read_grafts(source: str, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
         path = Path(place) / WEIGHTS
         if not Path(place).is_dir():
             path = Path(hf_hub_download(place, WEIGHTS))
-        try:
-            with safe_open(path, framework="pt") as file:
-                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise ModelError(
-                f"the weights of {source} are truncated or damaged: {error}"
-            ) from error
+        with safe_open(path, framework="pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     check_state(source, state, wanted)
     return state
 

@@ -26,14 +26,16 @@ from transformers.generation.streamers import BaseStreamer
 
 from lightstride.errors import ConfigError, ModelError
 from lightstride.generate import Hooks, Settings
+from lightstride.generate.rows import Rows
 from lightstride.models.load import load_model
 from lightstride.smash.body import SmashBody
 from lightstride.smash.config import SmashConfig
-from lightstride.smash.decode import SmashDecoder
+from lightstride.smash.decode import MacroSteps
 from lightstride.smash.grafts import graft_state, read_config, read_grafts, write_grafts
-from lightstride.smash.hooks import filler_token, processing, stopping, unpadded
+from lightstride.smash.hooks import end_tokens_of, filler_token, processing, stopping, unpadded
 
 DEFAULT_CONFIDENCE = 0.9
+ADDED_BY_AUTO = ("adapter_kwargs", "_from_auto", "_commit_hash")
 
 
 class SmashModel(SmashBody, GenerationMixin):
@@ -66,9 +68,12 @@ class SmashModel(SmashBody, GenerationMixin):
     ) -> Self:
         """The model in a folder or on the hub; `base` spares opening the base it names.
 
-        `auto` is what transformers' Auto classes add on their own; anything set in it is refused.
+        Without a dtype, or with "auto", weights are float32.  `auto` holds what transformers' Auto
+        classes add on their own; what a user set in it is refused.
         """
-        unknown = sorted(name for name, value in auto.items() if value not in (None, False, "main"))
+        unknown = sorted(
+            name for name, value in auto.items() if value and name not in ADDED_BY_AUTO
+        )
         if unknown:
             raise ModelError(f"a smashed model cannot be opened with {', '.join(unknown)}")
         config = read_config(str(source))
@@ -106,7 +111,10 @@ class SmashModel(SmashBody, GenerationMixin):
             stopping(stopping_criteria, input_ids, generation_config),
         )
         answers: list[list[int]] = [[] for _ in prompts]
-        steps = SmashDecoder(self, None).steps(prompts, settings(generation_config, width), hooks)
+        asked = settings(generation_config, width)
+        ends = end_tokens_of(generation_config)
+        rows = Rows(prompts, asked, self.base, None, hooks.stopper, ends)
+        steps = MacroSteps(self, "dynamic").run(rows, asked, hooks)
         for step in steps:
             for answer, tokens in zip(answers, step.tokens, strict=True):
                 answer.extend(tokens)
