@@ -195,6 +195,17 @@ def test_nothing_drifts_before_the_first_cut(family: str) -> None:
         assert not seen.drift_IO.any()
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_shortcuts_of_additive_blocks_change_no_bit(family: str) -> None:
+    model = TINY[family]()
+    plain = run(model, cut=True, relative=True, drift=True, shortcuts=False)
+    quick = run(model, cut=True, relative=True, drift=True)
+    assert same(plain.grams, quick.grams)
+    for site, seen in plain.seen.items():
+        assert seen.drift_IO is not None
+        assert torch.equal(seen.drift_IO, quick.seen[site].drift_IO)
+
+
 def test_drift_changes_nothing_else() -> None:
     model = tiny_llama()
     assert same(run(model, cut=True).grams, run(model, cut=True, drift=True).grams)

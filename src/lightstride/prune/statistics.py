@@ -128,13 +128,13 @@ class Streams:
         grams, drifts = TreeSum(self.layout.num_shards), TreeSum(self.layout.num_shards)
         for shard, chunks in self.layout.chunks.items():
             gram_II = torch.zeros(num_inputs, num_inputs, device=output.weight_OI.device)
-            drift_IO = gram_II.new_zeros(num_inputs, num_outputs)
+            drift_IO = gram_II.new_zeros(num_inputs, num_outputs if self.dense else 0)
             for chunk in chunks:
                 seen = [self._see(block, kind, output, batch, calls) for batch in chunk]
-                rows_TI = torch.cat([rows for rows, _ in seen])
+                rows_TI = joined([rows for rows, _ in seen])
                 add_gram(gram_II, rows_TI)
                 if self.dense is not None:
-                    add_cross(drift_IO, rows_TI, torch.cat([errors for _, errors in seen]))
+                    add_cross(drift_IO, rows_TI, joined([errors for _, errors in seen]))
             grams.add(shard, gram_II)
             drifts.add(shard, drift_IO)
         gram = grams.total()
@@ -171,12 +171,22 @@ class Streams:
             for batch in self.layout.batches:
                 stream.reach(block, kind, batch, calls[batch.stop - batch.start])
 
-    def advance(self, block: nn.Module, calls: Mapping[int, Call]) -> None:
+    def enter(self, block: nn.Module, calls: Mapping[int, Call], *, shortcuts: bool) -> None:
+        """Let all streams begin a block."""
+        batch = self.layout.batches[0]
+        for stream in self.all:
+            stream.enter(block, batch, calls[batch.stop - batch.start], shortcuts=shortcuts)
+
+    def leave(self, block: nn.Module, calls: Mapping[int, Call]) -> None:
         """Bring all streams to the end of a block."""
         for stream in self.all:
             for batch in self.layout.batches:
-                stream.advance(block, batch, calls[batch.stop - batch.start])
-            stream.outputs.clear()
+                stream.leave(block, batch, calls[batch.stop - batch.start])
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """All rows in one tensor, not copied if they are."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def open_streams(
@@ -230,6 +240,7 @@ def stream_blocks(
     num_shards: int = NUM_SHARDS,
     store: Store = "memory",
     device: torch.device | str | None = None,
+    shortcuts: bool = True,
     progress: bool = False,
 ) -> None:
     """Show `visit` the statistics of every site, in order; go on with the level it answers.
@@ -238,7 +249,8 @@ def stream_blocks(
     alike; with `drift` the statistics have it, and the dense model runs along.  `visit` is
     called on rank 0 alone, and what it answers is sent to the others.  Sites that are `finished`
     (on rank 0) are neither measured nor visited.  `device` is where to compute, if not where
-    the model is.  The model stays as it is.
+    the model is.  Without `shortcuts` additive blocks are run like others, for tests.  The model
+    stays as it is.
     """
     device = model.device if device is None else torch.device(device)
     geometry = adapter.geometry(model.config)
@@ -258,9 +270,10 @@ def stream_blocks(
             if sums is not None:
                 gram_II, drift_IO = sums
                 level = visit(site, SiteStatistics(gram_II, tokens_NL.numel(), weights, drift_IO))
-        streams.pruned.outputs[site.kind] = agree(weights, site, geometry, level)
+        batches = layout.batches
+        streams.pruned.settle(site.kind, agree(weights, site, geometry, level), batches)
         if streams.dense is not None:
-            streams.dense.outputs[site.kind] = output
+            streams.dense.settle(site.kind, output, batches)
 
     with ExitStack() as stack:
         shelf = Shelf(store, stack)
@@ -273,7 +286,8 @@ def stream_blocks(
         for index, block in enumerate(adapter.blocks(model)):
             here = {size: block_calls[index].to(device) for size, block_calls in calls.items()}
             with resident(block, device):
+                streams.enter(block, here, shortcuts=shortcuts)
                 for kind in KINDS:
                     settle(Site(index, kind), block, here)
                     bar.update()
-                streams.advance(block, here)
+                streams.leave(block, here)

@@ -2,9 +2,11 @@
 
 A block is run up to the input of a site's output layer, and that input is kept; from then on
 the site is bypassed and answers what its (perhaps cut) output weights make of that input.  So
-each product of a block is computed about once, whatever is decided at its sites.  Only the
-block's weights and a batch of activations are on the device; the rest lies in memory, or in a
-memory-mapped temporary file.
+each product of a block is computed about once, whatever is decided at its sites.  Most blocks
+are additive: their output is their input plus what their sites answer.  There the answer of a
+settled site is added to the hidden states at once, and the norms before it are not run again;
+the bits are the same.  Only the block's weights and a batch of activations are on the device;
+the rest lies in memory, or in a memory-mapped temporary file.
 
 Shapes: N windows of this rank, L tokens each, D hidden size, I inputs of output weights,
 O = D outputs, B windows in a batch.
@@ -126,14 +128,28 @@ class Stream:
     """Activations of this rank's windows, as far as the model has been run."""
 
     hidden_NLD: Tensor
-    """Inputs of the block at hand."""
+    """Inputs of the block at hand; in an additive block, with what settled sites have added."""
     adapter: Adapter
     shelf: Shelf
     device: torch.device
     inputs: dict[Kind, Tensor] = field(default_factory=dict)
     """Inputs (N, L, I) of the output weights of the sites that were reached."""
-    outputs: dict[Kind, Output] = field(default_factory=dict)
-    """Output weights that the sites of the block at hand answer with from now on."""
+    outputs: dict[Kind, Output | None] = field(default_factory=dict)
+    """What settled sites of the block at hand answer with: nothing in an additive block."""
+    additive: bool = False
+    """Whether the block at hand only adds its sites' answers to the hidden states."""
+
+    def enter(self, block: nn.Module, windows: slice, call: Call, *, shortcuts: bool) -> None:
+        """Begin a block; try on some windows whether it is additive."""
+        self.outputs.clear()
+        hidden_BLD = self.hidden_NLD[windows].to(self.device)
+        answers = {kind: torch.roll(hidden_BLD, 1 + i, -1) for i, kind in enumerate(KINDS)}
+        sum_BLD = hidden_BLD
+        for answer in answers.values():
+            sum_BLD = sum_BLD + answer
+        self.additive = shortcuts and torch.equal(
+            self._run(block, hidden_BLD, call, answers), sum_BLD
+        )
 
     def reach(self, block: nn.Module, kind: Kind, windows: slice, call: Call) -> Tensor:
         """Run the block up to a site's output weights; their input (B, L, I), which is kept."""
@@ -144,8 +160,9 @@ class Stream:
             raise Reached
 
         handle = self.adapter.output_linear(block, kind).register_forward_pre_hook(catch)
+        hidden_BLD = self.hidden_NLD[windows].to(self.device)
         try:
-            self._run(block, windows, call, {})
+            self._run(block, hidden_BLD, call, self._answers(windows, hidden_BLD))
         except Reached:
             pass
         finally:
@@ -157,23 +174,43 @@ class Stream:
         self, block: nn.Module, kind: Kind, output: Output, windows: slice, call: Call
     ) -> Tensor:
         """Hidden states (B, L, D) after a site that was reached, if it answers by `output`."""
-        later = KINDS[KINDS.index(kind) + 1 :]
-        return self._run(block, windows, call, {kind: output, **dict.fromkeys(later)})
+        hidden_BLD = self.hidden_NLD[windows].to(self.device)
+        answer_BLD = output(self.inputs[kind][windows].to(self.device))
+        if self.additive:
+            return hidden_BLD + answer_BLD
+        later = dict.fromkeys(KINDS[KINDS.index(kind) + 1 :], torch.zeros_like(hidden_BLD))
+        answers = {**self._answers(windows, hidden_BLD), kind: answer_BLD, **later}
+        return self._run(block, hidden_BLD, call, answers)
 
-    def advance(self, block: nn.Module, windows: slice, call: Call) -> None:
-        """Replace the block's inputs by its outputs; every site has an output to answer with."""
-        self.hidden_NLD[windows] = self._run(block, windows, call, {})
+    def settle(self, kind: Kind, output: Output, batches: Sequence[slice]) -> None:
+        """Let a site that was reached answer by `output` from now on."""
+        self.outputs[kind] = None if self.additive else output
+        for windows in batches if self.additive else []:
+            answer_BLD = output(self.inputs[kind][windows].to(self.device))
+            self.hidden_NLD[windows] = self.hidden_NLD[windows].to(self.device) + answer_BLD
+
+    def leave(self, block: nn.Module, windows: slice, call: Call) -> None:
+        """Replace the block's inputs by its outputs, all sites being settled."""
+        if not self.additive:
+            hidden_BLD = self.hidden_NLD[windows].to(self.device)
+            answers = self._answers(windows, hidden_BLD)
+            self.hidden_NLD[windows] = self._run(block, hidden_BLD, call, answers)
+
+    def _answers(self, windows: slice, hidden_BLD: Tensor) -> dict[Kind, Tensor]:
+        """What the settled sites answer."""
+        return {
+            kind: torch.zeros_like(hidden_BLD)
+            if output is None
+            else output(self.inputs[kind][windows].to(self.device))
+            for kind, output in self.outputs.items()
+        }
 
     def _run(
-        self, block: nn.Module, windows: slice, call: Call, more: Mapping[Kind, Output | None]
+        self, block: nn.Module, hidden_BLD: Tensor, call: Call, answers: Mapping[Kind, Tensor]
     ) -> Tensor:
-        """Run the block; sites with an output are bypassed, those with None answer zeros."""
-        hidden_BLD = self.hidden_NLD[windows].to(self.device)
+        """The block's output; sites with an answer compute nothing."""
         with ExitStack() as stack:
-            for kind, output in {**self.outputs, **more}.items():
-                answer_BLD = torch.zeros_like(hidden_BLD)
-                if output is not None:
-                    answer_BLD = output(self.inputs[kind][windows].to(self.device))
+            for kind, answer_BLD in answers.items():
                 stack.enter_context(self.adapter.bypass(block, kind, answer_BLD))
             result: Tensor = block(hidden_BLD, *call.args, **call.kwargs)
         return result
