@@ -13,9 +13,9 @@ import matplotlib
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from lightstride.report.facts import Block, Evaluation, Facts, ModelFacts, read_plan
+from lightstride.report.facts import Block, Evaluation, Facts, ModelFacts, read_plan, shorten
 
 matplotlib.use("Agg")
 
@@ -35,6 +35,8 @@ class Picture:
     name: str
     """Its file name without .png."""
     title: str
+    caption: str
+    """How to read it."""
     alt: str
     """What it shows, in words with numbers."""
     png: bytes
@@ -51,7 +53,14 @@ class Picture:
 
 
 def draw(
-    name: str, title: str, alt: str, paint: Callable[..., None], *, rows: int = 1, height: float = 3
+    paint: Callable[..., None],
+    *,
+    name: str,
+    title: str,
+    caption: str,
+    alt: str,
+    rows: int = 1,
+    height: float = 3,
 ) -> Picture:
     """A picture whose axes `paint` fills."""
     with style.context(STYLE):
@@ -59,7 +68,7 @@ def draw(
         paint(*figure.subplots(rows, 1, squeeze=False)[:, 0])
         buffer = io.BytesIO()
         figure.savefig(buffer, dpi=160, metadata={"Software": None})
-    return Picture(name, title, alt, buffer.getvalue())
+    return Picture(name, title, caption, alt, buffer.getvalue())
 
 
 def pictures(facts: Facts) -> list[Picture]:
@@ -95,7 +104,7 @@ def width_picture(model: ModelFacts, kept: Sequence[Block], dense: Sequence[Bloc
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.grid(visible=False, axis="x")
         attention.plot(places, groups, "k_", markersize=7, markeredgewidth=2, label="KV heads")
-        attention.legend(loc="lower right", frameon=True, framealpha=0.9)
+        attention.legend(loc="lower right", bbox_to_anchor=(1, 0.98), borderpad=0)
         attention.set_ylabel("query heads, %")
         ffn.set(ylabel="FFN channels, %", xlabel="block")
 
@@ -103,8 +112,15 @@ def width_picture(model: ModelFacts, kept: Sequence[Block], dense: Sequence[Bloc
         f"Kept width of {model.name} by block. Query heads: {span(heads)}; KV heads: "
         f"{span(groups)}; FFN channels: {span(channels)} of the dense model's."
     )
-    title = f"Kept width of each block: {model.name}"
-    return draw(f"width-{slug(model.name)}", title, alt, paint, rows=2, height=2.2)
+    return draw(
+        paint,
+        name=f"width-{slug(model.name)}",
+        title=f"Kept width of each block: {model.name}",
+        caption="Colored: the share that stays. Pale: what is gone. Dashes: KV heads that stay.",
+        alt=alt,
+        rows=2,
+        height=2.2,
+    )
 
 
 def span(values: Sequence[float]) -> str:
@@ -144,11 +160,19 @@ def search_picture(folder: str, evaluations: Sequence[Evaluation], number: int) 
             axes.legend()
 
     _, best = list(curves.values())[-1]
+    place = shorten(folder)
     alt = (
-        f"Search progress in {folder}: {len(evaluations):,} evaluations of {total:,} tokens; the "
+        f"Search progress in {place}: {len(evaluations):,} evaluations of {total:,} tokens; the "
         f"best fitness went from {best[0][1]:.4g} to {best[-1][1]:.4g} in the last search."
     )
-    return draw(f"search-{number}", f"Search progress: {folder}", alt, paint)
+    return draw(
+        paint,
+        name=f"search-{number}",
+        title=f"Search progress: {place}",
+        caption="Dots: candidates, each on the most tokens of its search. Lines: the best so far "
+        "of each generation.",
+        alt=alt,
+    )
 
 
 Point = tuple[float, float]
@@ -204,8 +228,7 @@ def quality_picture(facts: Facts) -> Picture | None:
             axes.set(ylabel=label, xlabel="million parameters")
             if lower:
                 axes.set_yscale("log")
-                axes.yaxis.set_major_formatter("{x:g}")
-                axes.yaxis.set_minor_formatter("{x:g}")
+                plain_log(axes)
         all_axes[0].legend()
 
     words = []
@@ -214,7 +237,14 @@ def quality_picture(facts: Facts) -> Picture | None:
         words.append(f"{label.removesuffix(' (log)')}: {named}")
     over = "" if text is None else f" (perplexity on {text})"
     title = f"Quality against size{over}"
-    return draw("quality", title, f"{title}. {'. '.join(words)}.", paint, rows=len(panels))
+    return draw(
+        paint,
+        name="quality",
+        title=title,
+        caption="Dashed: models that no smaller one equals.",
+        alt=f"{title}. {'. '.join(words)}.",
+        rows=len(panels),
+    )
 
 
 def scatter(axes: Axes, points: Sequence[tuple[ModelFacts, float, float]]) -> None:
@@ -260,7 +290,7 @@ def speed_picture(facts: Facts) -> Picture | None:
             color = COLORS[index % len(COLORS)]
             axes.errorbar(x, y, errors, fmt=look, color=color, capsize=3, label=f"batch {batch}")
         axes.set(xlabel="MiB of weights", ylabel="decoded tokens a second", yscale="log")
-        axes.yaxis.set_major_formatter("{x:g}")
+        plain_log(axes)
         axes.margins(0.1)
         axes.legend()
 
@@ -269,7 +299,13 @@ def speed_picture(facts: Facts) -> Picture | None:
         for batch, points in sorted(lines.items())
     )
     title = f"Decoding speed against size (prompts of {prompt} tokens)"
-    return draw("speed", title, f"{title}: tokens a second, {words}.", paint)
+    return draw(
+        paint,
+        name="speed",
+        title=title,
+        caption="Medians of runs taken in turn; whiskers: the lowest and the highest.",
+        alt=f"{title}: tokens a second, {words}.",
+    )
 
 
 def steps_picture(facts: Facts) -> Picture | None:
@@ -290,8 +326,21 @@ def steps_picture(facts: Facts) -> Picture | None:
         axes.grid(visible=False, axis="y")
 
     words = ", ".join(f"{name}: {value:.2f}" for name, value in found.items())
-    height = 1 + 0.4 * len(found)
-    return draw("steps", "Tokens per step", f"Tokens per step. {words}.", paint, height=height)
+    return draw(
+        paint,
+        name="steps",
+        title="Tokens per step",
+        caption="Tokens that one forward of the base model brings, over all loads measured.",
+        alt=f"Tokens per step. {words}.",
+        height=1 + 0.4 * len(found),
+    )
+
+
+def plain_log(axes: Axes) -> None:
+    """Ticks of a logarithmic axis as plain numbers."""
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def slug(name: str) -> str:

@@ -20,6 +20,7 @@ from lightstride.errors import DataError
 from lightstride.results import Result, read_result
 
 Numbers = Mapping[str, object]
+HELD_OUT = "held-out text"
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,7 @@ class ModelFacts:
     @property
     def name(self) -> str:
         """What to call it in a table."""
-        parts = Path(self.source).parts
-        return "/".join(parts[-2:]) if len(parts) > 2 else self.source
+        return shorten(self.source)
 
     @property
     def accuracy(self) -> float | None:
@@ -85,10 +85,22 @@ class Facts:
     retained: tuple[tuple[str, str, Numbers], ...]
     """(model, against, task -> numbers) of every comparison."""
 
-    def text(self) -> str | None:
-        """The text on which most models have a perplexity."""
-        texts = [text for model in self.models for text in model.perplexities]
-        return max(sorted(set(texts)), key=texts.count, default=None)
+    @property
+    def texts(self) -> list[str]:
+        """All texts with a perplexity, those that a run held out by itself last."""
+        texts = {text: None for model in self.models for text in model.perplexities}
+        return sorted(texts, key=lambda text: text.startswith(HELD_OUT))
+
+    def text(self, *models: ModelFacts) -> str | None:
+        """The text on which most of these models have a perplexity, none meaning all models."""
+        judged = models or self.models
+        counts = {text: sum(text in m.perplexities for m in judged) for text in self.texts}
+        return max(counts, key=lambda text: counts[text], default=None)
+
+
+def shorten(path: str) -> str:
+    """The last two parts of a path."""
+    return "/".join(part for part in Path(path).parts[-2:] if part != "/")
 
 
 def identity(source: str) -> str:
@@ -202,7 +214,7 @@ def read_prune(result: Result, models: dict[str, ModelFacts], retained: Retained
     assert isinstance(dense, dict)
     assert isinstance(sizes, list)
     held_out = config.get("held_out") or config["calibration"]
-    text = f"held-out text, {Path(str(held_out)).name}"
+    text = f"{HELD_OUT}, {Path(str(held_out)).name}"
     for found in ({**dense, "folder": config["model"]}, *sizes):
         model = known(models, found["folder"])
         model.parameters, model.weight_bytes = found["parameters"], found["bytes"]

@@ -10,7 +10,7 @@ from string import Template
 from typing import cast
 
 from lightstride.report.charts import Picture
-from lightstride.report.facts import Facts, ModelFacts, Numbers
+from lightstride.report.facts import Facts, ModelFacts, Numbers, shorten
 from lightstride.results import Result
 
 TEMPLATE = Path(__file__).with_name("template.html")
@@ -58,7 +58,7 @@ def compared(facts: Facts, model: str, against: str, mean: Mapping[str, float], 
     by_source = {one.source: one for one in facts.models}
     small, dense = by_source[model], by_source[against]
     tasks = f"the mean of {count - 1} tasks" if count > 2 else "one task"
-    text = facts.text()
+    text = facts.text(small, dense)
     parts = [
         f"{small.name} retains {100 * mean['ratio']:.1f}% of {dense.name}'s accuracy "
         f"({100 * mean['score']:.1f}% against {100 * mean['against']:.1f}%, {tasks})"
@@ -70,7 +70,8 @@ def compared(facts: Facts, model: str, against: str, mean: Mapping[str, float], 
         )
     if (faster := speedup(small, dense)) is not None:
         parts.append(f"decodes {faster:.2f} times as fast")
-    return f"With {less(small, dense)} {dense.name}, {', '.join(parts)}."
+    said = " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+    return f"With {less(small, dense)} {dense.name}, {said}."
 
 
 def less(small: ModelFacts, dense: ModelFacts) -> str:
@@ -98,31 +99,36 @@ def median(load: Numbers, name: str) -> float:
 
 
 def model_table(facts: Facts) -> str:
-    """One line a model: size, quality, speed."""
+    """One line a model: size, quality, speed; then its tasks."""
     if not facts.models:
         return ""
-    text = facts.text()
+    texts = facts.texts
+    perplexities = {
+        text: "perplexity" if len(texts) == 1 else f"perplexity {place}"
+        for place, text in enumerate(texts, start=1)
+    }
     header = ["model", "parameters, M", "MiB"]
     header += ["sparsity"] if any(m.sparsity is not None for m in facts.models) else []
-    header += [] if text is None else ["perplexity"]
+    header += perplexities.values()
     header += ["accuracy %"] if any(m.tasks for m in facts.models) else []
     header += ["tokens/s", "first token ms"] if any(m.loads for m in facts.models) else []
-    rows = [[row[name] for name in header] for row in (cells(m, text) for m in facts.models)]
-    notes = [] if text is None else [f"perplexity on {text}"]
+    rows = [
+        [row[name] for name in header] for row in (cells(m, perplexities) for m in facts.models)
+    ]
+    notes = [f"{name}: {text}" for text, name in perplexities.items()]
     counts = {len(m.tasks): m.items for m in facts.models if m.tasks}
     notes += [f"accuracy: mean of {n} tasks, {items:,} items" for n, items in counts.items()]
     if any(m.loads for m in facts.models):
         load = next(m.loads[0] for m in facts.models if m.loads)
-        notes.append(f"speed at batch {load['batch']}, prompts of {load['prompt']} tokens")
+        notes.append(f"speed: batch {load['batch']}, prompts of {load['prompt']} tokens")
     tables = [table("; ".join(notes), header, rows)]
     if any(m.tasks for m in facts.models):
         tables.append(task_table(facts.models))
     return "\n".join(tables)
 
 
-def cells(model: ModelFacts, text: str | None) -> dict[str, str]:
+def cells(model: ModelFacts, perplexities: Mapping[str, str]) -> dict[str, str]:
     """What the table says of one model, by column."""
-    perplexity = None if text is None else model.perplexities.get(text)
     load = model.loads[0] if model.loads else None
     speed = None if load is None else median(load, "decode_tokens_per_second")
     first = None if load is None else 1000 * median(load, "first_token_seconds")
@@ -131,10 +137,10 @@ def cells(model: ModelFacts, text: str | None) -> dict[str, str]:
         "parameters, M": number(model.parameters, 1e6, 1),
         "MiB": number(model.weight_bytes, MIB, 0),
         "sparsity": NONE if model.sparsity is None else f"{100 * model.sparsity:.1f}%",
-        "perplexity": number(perplexity, 1, 2),
         "accuracy %": number(model.accuracy, 0.01, 1),
         "tokens/s": number(speed, 1, 1),
         "first token ms": number(first, 1, 1),
+        **{name: number(model.perplexities.get(text), 1, 2) for text, name in perplexities.items()},
     }
 
 
@@ -197,8 +203,9 @@ def table(
         body.append(f'<tr{kind}><th scope="row">{html.escape(first)}</th>{data}</tr>')
     label = html.escape(caption, quote=True)
     return (
-        f'<div class="wide" role="region" aria-label="{label}" tabindex="0"><table>'
-        f"<caption>{html.escape(caption)}</caption><thead><tr>{head}</tr></thead>"
+        f'<p class="note">{html.escape(caption)}</p>'
+        f'<div class="wide" role="region" aria-label="{label}" tabindex="0">'
+        f'<table aria-label="{label}"><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(body)}</tbody></table></div>"
     )
 
@@ -211,7 +218,7 @@ def figure(picture: Picture) -> str:
         f"<h2>{html.escape(picture.title)}</h2>\n<figure>"
         f'<img src="data:image/png;base64,{data}" alt="{alt}" '
         f'width="{picture.width}" height="{picture.height}">'
-        f"<figcaption>{html.escape(picture.alt)}</figcaption></figure>"
+        f"<figcaption>{html.escape(picture.caption)}</figcaption></figure>"
     )
 
 
@@ -232,6 +239,6 @@ def origin(path: str, result: Result) -> str:
     rows = "".join(f"<dt>{k}</dt><dd>{html.escape(v)}</dd>" for k, v in facts.items())
     command = html.escape(shlex.join(result["command"]))
     return (
-        f"<details><summary>{html.escape(path)} ({html.escape(result['kind'])})</summary>"
+        f"<details><summary>{html.escape(shorten(path))} ({html.escape(result['kind'])})</summary>"
         f"<pre><code>{command}</code></pre><dl>{rows}</dl></details>"
     )
