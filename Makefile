@@ -3,13 +3,15 @@
 #   make demo    prune SmolLM2-135M-Instruct by a quarter and compare it with the original
 #   make test    run the tests
 #   make check   formatting, lint and types
-#   make bench   the benchmarks whose numbers stand in the README (long)
+#   make bench   the benchmarks (long); TEXT=file TEST=file measure on these instead of pydoc
 
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 SETTINGS := pyproject.toml constraints.txt
+TEXT ?= build/calibration.txt
+TEST ?= build/held-out.txt
 
 .PHONY: demo test check bench setup setup-demo clean
 
@@ -24,8 +26,13 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: setup
-	for script in benchmarks/bench_*.py; do $(BIN)/python $$script || exit 1; done
+bench: setup $(TEXT) $(TEST)
+	$(BIN)/python benchmarks/supernet.py --text $(TEXT)
+	$(BIN)/python benchmarks/search.py --text $(TEXT) --test $(TEST)
+	$(BIN)/python benchmarks/engines.py
+
+build/calibration.txt build/held-out.txt: | setup
+	$(BIN)/python benchmarks/built_in_text.py build
 
 setup: $(VENV)/.ready-dev
 setup-demo: $(VENV)/.ready-demo
