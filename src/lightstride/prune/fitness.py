@@ -65,6 +65,16 @@ class FitnessSettings:
     hidden_blocks: tuple[int, ...] = ()
     """Blocks after which hidden states are compared."""
 
+    def check_room(self, num_tokens: int) -> None:
+        """Raise ConfigError unless the teacher's answers on so many tokens fit the cache."""
+        needed = Teacher.bytes_per_position(self.top_k) * num_tokens // self.stride
+        allowed = self.cache_bytes // 2
+        if needed > allowed:
+            raise ConfigError(
+                f"the dense model's {self.top_k} likeliest tokens on {num_tokens:,} tokens take "
+                f"{needed >> 20} MiB, {allowed >> 20} MiB are allowed (half of --cache-gib)"
+            )
+
 
 @dataclass(frozen=True)
 class Lesson:
@@ -133,15 +143,9 @@ class Fitness:
         self.blocks = list(self.adapter.blocks(self.model))
         self.dense = DenseSites.of(self.model, self.adapter)
         self.installed = {site: self.dense.geometry.shape(site) for site in self.dense.weights}
-        half = self.settings.cache_bytes // 2
-        self.weights = WeightCache(self.dense, self.level_of, half)
-        per_position = Teacher.bytes_per_position(self.settings.top_k)
-        positions = self.windows_NL.numel() // self.settings.stride
-        if per_position * positions > half:
-            raise ConfigError(
-                f"remembering {self.settings.top_k} answers for {positions} positions takes "
-                f"{per_position * positions >> 20} MiB, {half >> 20} MiB are allowed"
-            )
+        capacity = self.settings.cache_bytes // 2
+        self.weights = WeightCache(self.dense, self.level_of, capacity)
+        self.settings.check_room(self.windows_NL.numel())
 
     def __call__(self, plans: Sequence[Plan], sample: Sample) -> list[float]:
         """Fitness of each plan in nats a token, lower is better; ranks share the plans out."""

@@ -19,7 +19,6 @@ from transformers import PreTrainedModel
 from lightstride import distributed
 from lightstride.checkpoint import save_checkpoint
 from lightstride.config import PruneConfig
-from lightstride.data.sampled import sample_documents
 from lightstride.distributed import barrier, rank
 from lightstride.errors import OutputError
 from lightstride.evaluate.perplexity import perplexity
@@ -42,7 +41,7 @@ def prune(config: PruneConfig) -> Mapping[str, object]:
     distributed.init()
     check_output(config)
     started = time.perf_counter()
-    setup = prepare(config, sample_documents, generations_bar)
+    setup = prepare(config, generations_bar)
     tell_time(setup)
     dense = measure(setup, setup.model, dense_plan(setup.geometry), "dense")
     found = setup.pruner.plans(config.sparsity)
@@ -95,21 +94,22 @@ def size_folder(config: PruneConfig, share: float) -> Path:
 
 
 def make_size(setup: Setup, share: float, outcomes: Sequence[Outcome]) -> Numbers:
-    """Refit, save and measure the plan of one sparsity; what was measured."""
-    note = setup.pruner.work / f"size-{name_of(share)}.json"
-    folder = size_folder(setup.config, share)
-    if distributed.broadcast_object(note.exists() and folder.exists() if rank() == 0 else False):
-        numbers: Numbers = distributed.broadcast_object(
-            json.loads(note.read_text("utf-8")) if rank() == 0 else {}
-        )
-        return numbers
-    plan = outcomes[-1].plan if outcomes else setup.pruner.centre(share)
-    levels = setup.pruner.close(share, plan)
+    """Refit, measure and save the plan of one sparsity; what was measured."""
+    pruner, name = setup.pruner, name_of(share)
+    note, folder = pruner.work / f"size-{name}.json", size_folder(setup.config, share)
+    is_saved = note.exists() and (folder / "lightstride.json").exists()
+    if distributed.broadcast_object(is_saved):
+        text = note.read_text("utf-8") if rank() == 0 else "{}"
+        found: Numbers = distributed.broadcast_object(json.loads(text))
+        return found
+    plan = outcomes[-1].plan if outcomes else pruner.centre(share)
+    levels = pruner.close(share, plan)
     plan = Plan(plan.shapes, {site: level.kept for site, level in levels.items()})
     smaller = materialize(setup.model, setup.adapter, levels)
-    numbers = measure(setup, smaller, plan, name_of(share)) | {
+    numbers = measure(setup, smaller, plan, name) | {
         "asked": share,
         "folder": str(folder),
+        "plan": plan.to_json(),
         "rounds": [{**vars(outcome), "plan": outcome.plan.key} for outcome in outcomes],
     }
     if rank() == 0:
@@ -120,10 +120,10 @@ def make_size(setup: Setup, share: float, outcomes: Sequence[Outcome]) -> Number
             "config": setup.config.as_dict(),
             "data": setup.texts.record,
         }
+        write_json(note, numbers)
         folder.parent.mkdir(parents=True, exist_ok=True)
         save_checkpoint(smaller, setup.tokenizer, folder, record=record)
-        write_json(note, numbers)
-        shutil.rmtree(setup.pruner.work / f"closing-{name_of(share)}", ignore_errors=True)
+        shutil.rmtree(pruner.work / f"closing-{name}", ignore_errors=True)
     barrier()
     return numbers
 

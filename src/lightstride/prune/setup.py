@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightstride.config import PruneConfig
+from lightstride.data.sampled import sample_documents
 from lightstride.distributed import broadcast_object, rank
 from lightstride.errors import OutputError, WorkError
 from lightstride.models.adapter import Adapter
@@ -31,8 +31,6 @@ from lightstride.prune.work import open_work
 
 PLACES = ("output", "work", "resume", "json")
 """Flags that do not change what is found."""
-Sample = Callable[[PreTrainedModel, PreTrainedTokenizerBase, int, int], Sequence[str]]
-"""Texts that a model says: so many tokens, from a seed."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class Setup:
         return self.pruner.space.geometry
 
 
-def prepare(config: PruneConfig, sample: Sample, report: Reporter = unreported) -> Setup:
+def prepare(config: PruneConfig, report: Reporter = unreported) -> Setup:
     """Open and check all that a run needs; the work folder is ready afterwards."""
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, suitable_dtype(device))
@@ -68,9 +66,12 @@ def prepare(config: PruneConfig, sample: Sample, report: Reporter = unreported) 
     texts = read_texts(
         config,
         tokenizer,
-        lambda num_tokens, seed: sample(model, tokenizer, num_tokens, seed),
+        lambda num_tokens, seed: sample_documents(model, tokenizer, num_tokens, seed),
         getattr(model.config, "max_position_embeddings", None),
     )
+    settings = rounds_of(config)
+    if settings.search is not None:
+        settings.fitness.check_room(texts.search.num_tokens)
     work = Path(config.work_folder)
     run = {key: value for key, value in config.as_dict().items() if key not in PLACES}
     owner = {**run, "weights": fingerprint(model), "texts": texts.hashes}
@@ -86,7 +87,7 @@ def prepare(config: PruneConfig, sample: Sample, report: Reporter = unreported) 
         calibration_NL=texts.calibration.tokens_NL,
         search_NL=texts.search.tokens_NL,
         work=work,
-        settings=rounds_of(config),
+        settings=settings,
         progress=True,
         report=report,
     )
