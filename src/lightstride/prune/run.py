@@ -109,7 +109,6 @@ def make_size(setup: Setup, share: float, outcomes: Sequence[Outcome]) -> Number
     numbers = measure(setup, smaller, plan, name) | {
         "asked": share,
         "folder": str(folder),
-        "plan": plan.to_json(),
         "rounds": [{**vars(outcome), "plan": outcome.plan.key} for outcome in outcomes],
     }
     if rank() == 0:
