@@ -169,8 +169,8 @@ def search_picture(folder: str, evaluations: Sequence[Evaluation], number: int) 
         paint,
         name=f"search-{number}",
         title=f"Search progress: {place}",
-        caption="Dots: candidates, each on the most tokens of its search. Lines: the best so far "
-        "of each generation.",
+        caption="Dots: candidates, each on the most tokens of its search. Lines: the best of "
+        "each generation.",
         alt=alt,
     )
 
@@ -222,7 +222,7 @@ def quality_picture(facts: Facts) -> Picture | None:
 
     def paint(*all_axes: Axes) -> None:
         for axes, (points, label, lower) in zip(all_axes, panels, strict=True):
-            scatter(axes, points)
+            scatter(axes, points, facts.models)
             front = frontier([(x, y) for _, x, y in points], lower_is_better=lower)
             axes.plot(*zip(*front, strict=True), "--", color="#888888", linewidth=1, zorder=1)
             axes.set(ylabel=label, xlabel="million parameters")
@@ -247,12 +247,18 @@ def quality_picture(facts: Facts) -> Picture | None:
     )
 
 
-def scatter(axes: Axes, points: Sequence[tuple[ModelFacts, float, float]]) -> None:
-    """One marked and named point a model."""
-    for index, (model, x, y) in enumerate(points):
+def scatter(
+    axes: Axes, points: Sequence[tuple[ModelFacts, float, float]], models: Sequence[ModelFacts]
+) -> None:
+    """One marked and named point a model; the axis leaves room for all models."""
+    for model, x, y in points:
+        index = models.index(model)
         color, marker = COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]
         axes.plot([x], [y], marker, color=color, markersize=8, label=model.name, zorder=3)
+    sizes = [m.parameters / MILLION for m in models if m.parameters is not None]
+    room = 0.08 * (max(sizes) - min(sizes) or 1)
     axes.margins(0.12)
+    axes.set_xlim(min(sizes) - room, max(sizes) + room)
 
 
 def frontier(points: Sequence[Point], *, lower_is_better: bool) -> list[Point]:
@@ -338,7 +344,7 @@ def steps_picture(facts: Facts) -> Picture | None:
 
 def plain_log(axes: Axes) -> None:
     """Ticks of a logarithmic axis as plain numbers."""
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
 
