@@ -95,18 +95,21 @@ def test_refit_is_least_squares() -> None:
     torch.testing.assert_close(fitted, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_removal_order_without_chunks_is_brute_force_greedy() -> None:
-    weight_OI, inputs_NI = layer(6, 9)
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_removal_order_is_brute_force_greedy(seed: int, chunk: int) -> None:
+    weight_OI, inputs_NI = layer(3, 14, seed=seed)
     inverse_II = torch.cholesky_inverse(factorize(damp(gram(inputs_NI), 0.01)[0]))
-    order = removal_order(weight_OI, inverse_II, 6, chunk=1).tolist()
-    left = list(range(9))
-    for channel in order[:6]:
+    order = removal_order(weight_OI, inverse_II, 12, chunk).tolist()
+    left = list(range(14))
+    for first in range(0, 12, chunk):
+        gone = order[first : first + chunk]
         losses = {
             c: brute_loss(weight_OI, inputs_NI, [i for i in left if i != c], 0.01) for c in left
         }
-        assert channel == min(losses, key=losses.__getitem__)
-        left.remove(channel)
-    assert sorted(order) == list(range(9))
+        assert gone == sorted(left, key=losses.__getitem__)[:chunk]
+        left = [channel for channel in left if channel not in gone]
+    assert sorted(order[12:]) == left
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 64])
