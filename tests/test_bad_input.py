@@ -119,6 +119,34 @@ CASES = {
     if not torch.cuda.is_available()
     else pruning("--device mps", "--device mps is not on this machine"),
     "an engine nobody knows": pruning("--target tensorrt", "'any', 'hf', 'vllm'"),
+    "nothing to say": Case("generate {model} -p=", "-p '' is not allowed"),
+    "a prompt longer than the context": Case("generate {model} -p " + 600 * "x", "512"),
+    "confidence 0": Case("generate {model} -p x --confidence 0", "above 0 and at most 1"),
+    "an unknown mode": Case("generate {model} -p x --mode fast", "--mode"),
+    "a temperature below 0": Case("generate {model} -p x --temperature=-1", "--temperature -1.0"),
+    "an answer of no tokens": Case("generate {model} -p x --max-new-tokens 0", "at least 1"),
+    "a model to ask that is not there": Case("generate {folder}/none -p x", "none"),
+    "NaN weights to ask": Case("generate {model} -p x", "up_proj", weights(with_nan)),
+    "nothing to measure": Case("evaluate {model}", "--perplexity or --tasks"),
+    "a stride over the window": Case(
+        "evaluate {model} --perplexity pydoc --window 64 --stride 65", "between 1 and the window"
+    ),
+    "too little text to evaluate": Case(
+        "evaluate {model} --perplexity {folder}/x.txt -o {out}",
+        "2,048 are needed",
+        make("../x.txt", b"Short."),
+    ),
+    "a task nobody knows": Case(
+        "evaluate {model} --tasks arc_medium --task-data {folder} -o {out}", "arc_medium"
+    ),
+    "a batch of none": Case("bench {model} --batch 0", "--batch 0 is not allowed"),
+    "no model to measure": Case("bench {folder}/none -o {out}", "none"),
+    "no model to export": Case("export {folder}/none -o {out}", "none"),
+    "an export over a file": Case("export {model} -o {out}", "out", make("../out", b"mine")),
+    "no results to report": Case("report {folder}/none -o {out}", "none"),
+    "a damaged result to report": Case(
+        "report {folder}/run -o {out}", "result.json", make("../run/result.json", b"{")
+    ),
     "more devices than groups": pruning("--tp 64", "--tp 64 allows no shape"),
 }
 
