@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import string
 from collections.abc import Callable
 from pathlib import Path
 from urllib.error import HTTPError, URLError
@@ -17,7 +18,7 @@ from cutting import cut_block, logits
 from lightstride.errors import ModelError, NetworkError, OutputError, UnknownFamilyError
 from lightstride.export.gguf import write_gguf
 from lightstride.export.weights import ModelWeights
-from lightstride.models import builtin, load
+from lightstride.models import builtin, gguf, load
 from lightstride.models.builtin import BUILT_IN, BuiltIn, gguf_file
 from lightstride.models.families import adapter_for
 from lightstride.models.folders import cache_folder, whole_folder
@@ -203,12 +204,19 @@ def test_a_hub_that_answers_is_a_network(monkeypatch):
     assert not load.is_local("some/model")
 
 
-def trained_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer with merges, as .gguf files hold them."""
+def trained_tokenizer(*, digits: bool = False) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer with merges, as .gguf files hold them; digits may be words."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    by_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = (
+        pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), by_bytes])
+        if digits
+        else by_bytes
+    )
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=250, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=250, show_progress=False, initial_alphabet=list(string.digits)
+    )
     tokenizer.train_from_iterator([lightstride.errors.__doc__], trainer)
     tokenizer.add_special_tokens(["<bos>", "<eos>", "<pad>", "<unk>", "<|im_end|>"])
     return PreTrainedTokenizerFast(
@@ -221,12 +229,12 @@ def trained_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def write(model: PreTrainedModel, path: Path) -> Path:
+def write(
+    model: PreTrainedModel, path: Path, tokenizer: PreTrainedTokenizerFast | None = None
+) -> Path:
     geometry = adapter_for(model.config).geometry(model.config)
-    tokenizer = trained_tokenizer()
-    write_gguf(
-        ModelWeights(model), model.config, geometry, tokenizer, path, dtype="f32", name="toy"
-    )
+    words = tokenizer or trained_tokenizer()
+    write_gguf(ModelWeights(model), model.config, geometry, words, path, dtype="f32", name="toy")
     return path
 
 
@@ -272,6 +280,20 @@ def test_gguf_file_is_the_model_it_was_written_from(build, tmp_path, monkeypatch
     ends = original.convert_tokens_to_ids(["<eos>", "<|im_end|>"])
     assert read.generation_config.eos_token_id == ends
     read.save_pretrained(tmp_path / "saved")
+
+
+def test_digits_in_a_gguf_file_stay_words(tmp_path, monkeypatch):
+    """SmolLM's tokenizer is one of these."""
+    monkeypatch.setenv("LIGHTSTRIDE_CACHE", str(tmp_path / "cache"))
+    original = trained_tokenizer(digits=True)
+    read = load_tokenizer(str(write(tiny_llama(), tmp_path / "toy.gguf", original)))
+    text = "one  12\n\n 3"
+    assert read(text)["input_ids"] == original(text)["input_ids"]
+    assert read(text)["input_ids"] != trained_tokenizer()(text)["input_ids"]
+    monkeypatch.setattr(gguf, "SPLIT_DIGITS", ())
+    monkeypatch.setenv("LIGHTSTRIDE_CACHE", str(tmp_path / "other"))
+    with pytest.raises(ModelError, match=r"splits text in a way \('smollm'\) that cannot be read"):
+        load_tokenizer(str(tmp_path / "toy.gguf"))
 
 
 def test_gguf_file_is_converted_once(tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
 transformers reads a .gguf file but refuses to save the model it read, and takes minutes to read
 a large one.  So the tensors are moved, in fp32, into a plain model of the same class.  What it
 drops on the way is put back: Llama 3's stretched positions, the end tokens beyond one, the head
-size, and Gemma 3's scale and pattern of sliding blocks.
+size, digits that are words of their own, and Gemma 3's scale and pattern of sliding blocks.
 
 Shapes: F rotary frequencies (half the head size).
 """
@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from tokenizers import pre_tokenizers
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -22,7 +23,9 @@ from transformers import (
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
+from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from lightstride.errors import ModelError, OutputError, UnknownFamilyError
@@ -33,7 +36,7 @@ HAS_GGUF = find_spec("gguf") is not None
 if HAS_GGUF:
     from gguf import GGUFReader
 
-VERSION = 1
+VERSION = 2
 """Counts up when conversion changes, so that older conversions are made again."""
 ARCHITECTURES = ("gemma3", "llama", "phi3", "qwen2", "qwen3")
 CONTROL_TOKEN = 3
@@ -48,6 +51,10 @@ END_TOKENS = (
 )
 """Control tokens that end an answer wherever they exist; a .gguf file may name but one of them."""
 END_KEYS = ("eos_token_id", "eot_token_id", "eom_token_id")
+SPLIT_PLAINLY = ("gpt-2", "gpt2", "mpt", "olmo", "jais")
+"""llama.cpp's names for GPT-2's split."""
+SPLIT_DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
+"""Its names for the same after every digit has been split off, which transformers forgets."""
 GEMMA3_27B_BLOCKS = 62
 """llama.cpp knows the 27B by its depth, and scales its scores by another size than the head's."""
 GEMMA3_PERIOD = 6
@@ -69,6 +76,8 @@ class Metadata:
     """What each rotary frequency is divided by."""
     settings: dict[str, object]
     """Config values."""
+    split: str | None
+    """Name of the way in which a byte-level tokenizer splits text into words."""
     num_weights: int
     """Elements of all tensors but that of the frequencies."""
 
@@ -83,8 +92,7 @@ def converted(path: Path) -> Path:
         return folder
     metadata = inspect(path)
     model = read_model(path, metadata)
-    with reading(str(path), "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    tokenizer = read_tokenizer(path, metadata)
     try:
         with whole_folder(folder) as partial, quiet():
             model.save_pretrained(partial)
@@ -117,10 +125,12 @@ def inspect(path: Path) -> Metadata:
             " from a .gguf file; give the original checkpoint"
         )
     stretch = tensors.pop("rope_freqs.weight", None)
+    by_bytes = contents(reader, "tokenizer.ggml.model") == "gpt2"
     return Metadata(
         end_tokens=end_tokens(reader),
         stretch_F=None if stretch is None else torch.tensor(stretch.data),
         settings=settings_of(reader, architecture),
+        split=str(contents(reader, "tokenizer.ggml.pre")) if by_bytes else None,
         num_weights=sum(int(tensor.n_elements) for tensor in tensors.values()),
     )
 
@@ -189,6 +199,26 @@ def read_model(path: Path, metadata: Metadata) -> PreTrainedModel:
     if metadata.end_tokens:
         plain.generation_config.eos_token_id = metadata.end_tokens
     return plain
+
+
+def read_tokenizer(path: Path, metadata: Metadata) -> PreTrainedTokenizerBase:
+    """The tokenizer in a .gguf file; raises ModelError when we do not know how it splits text."""
+    with reading(str(path), "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    if metadata.split in SPLIT_DIGITS:
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Digits(individual_digits=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False),
+            ]
+        )
+    elif metadata.split not in (None, *SPLIT_PLAINLY, *GGUF_PRE_TOKENIZER_SPLITS):
+        raise ModelError(
+            f"the tokenizer of {path} splits text in a way ({metadata.split!r}) that cannot be read"
+            " from a .gguf file; give the original checkpoint"
+        )
+    assert isinstance(tokenizer, PreTrainedTokenizerBase)
+    return tokenizer
 
 
 def without_quantization(model: PreTrainedModel) -> PreTrainedModel:
