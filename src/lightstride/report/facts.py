@@ -54,8 +54,8 @@ class ModelFacts:
     """By the text: its source and number of tokens."""
     tasks: dict[str, tuple[float, float | None]] = field(default_factory=dict)
     """Score and standard error of each task."""
-    items: int = 0
-    """Items of all tasks together."""
+    items: dict[str, int] = field(default_factory=dict)
+    """Items of each task."""
     loads: list[Numbers] = field(default_factory=list)
     plan: str | None = None
     dense_plan: str | None = None
@@ -190,7 +190,7 @@ def read_evaluation(result: Result, models: dict[str, ModelFacts], retained: Ret
             model.perplexities[text] = perplexity["value"]
         for task, score in found["tasks"].items():
             model.tasks[task] = (score["value"], score["stderr"])
-        model.items = sum(score["num_items"] for score in found["tasks"].values())
+            model.items[task] = score["num_items"]
     compared = numbers.get("retained")
     if isinstance(compared, dict) and compared:
         ours, theirs = identity(str(config["model"])), identity(str(config["against"]))

@@ -116,7 +116,7 @@ def model_table(facts: Facts) -> str:
         [row[name] for name in header] for row in (cells(m, perplexities) for m in facts.models)
     ]
     notes = [f"{name}: {text}" for text, name in perplexities.items()]
-    counts = {len(m.tasks): m.items for m in facts.models if m.tasks}
+    counts = {len(m.tasks): sum(m.items.values()) for m in facts.models if m.tasks}
     notes += [f"accuracy: mean of {n} tasks, {items:,} items" for n, items in counts.items()]
     if any(m.loads for m in facts.models):
         load = next(m.loads[0] for m in facts.models if m.loads)
