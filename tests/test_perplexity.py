@@ -13,6 +13,7 @@ from lightstride.data.text import whole
 from lightstride.evaluate import perplexity as perplexity_module
 from lightstride.evaluate.perplexity import perplexity, token_losses
 from lightstride.models.tiny import TINY, byte_tokenizer, tiny_llama
+from lightstride.smash.model import SmashModel
 
 WINDOWS = torch.randint(0, 256, (3, 40), generator=torch.Generator().manual_seed(0))
 
@@ -24,9 +25,12 @@ def plain_losses(model: PreTrainedModel, windows_NL: Tensor) -> Tensor:
     return cross_entropy(logits_NLV.transpose(1, 2), windows_NL[:, 1:], reduction="none")
 
 
-@pytest.mark.parametrize("family", TINY)
+MODELS = {**TINY, "smashed": lambda: SmashModel.graft(tiny_llama())}
+
+
+@pytest.mark.parametrize("family", MODELS)
 def test_sliced_is_at_once(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = TINY[family]()
+    model = MODELS[family]()
     for positions in (1, 7, 1000):
         bytes_per_position = 4 * 260 * 2
         monkeypatch.setitem(perplexity_module.SLICE_BYTES, "cpu", positions * bytes_per_position)

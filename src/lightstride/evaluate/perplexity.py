@@ -86,6 +86,7 @@ def logits_in_slices(model: PreTrainedModel, windows_BL: Tensor) -> Iterator[tup
     vocab_size = model.get_output_embeddings().weight.shape[0]
     step = max(1, limit // (4 * batch_size * vocab_size))
     decoder = model.get_decoder()
+    assert decoder is not model, "a model whose decoder is itself cannot be sliced"
     answer = decoder(windows_BL, use_cache=False)
     with answering(decoder, answer):
         for start in range(0, length, step):

@@ -288,6 +288,11 @@ class SmashBody(PreTrainedModel):
             later_place_J=k_J + 1,
         )
 
+    def get_decoder(self) -> nn.Module:
+        decoder = self.base.get_decoder()
+        assert isinstance(decoder, nn.Module)
+        return decoder
+
     def get_input_embeddings(self) -> nn.Module:
         embeddings = self.base.get_input_embeddings()
         assert isinstance(embeddings, nn.Module)
