@@ -1,6 +1,7 @@
 """Spaces, plans, levels and limits: exact, snapped, and refused when impossible."""
 
 import json
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -199,3 +200,16 @@ def test_uneven_models_are_cut_by_the_same_share() -> None:
     assert plan.shapes[Site(1, "ffn")] == FFNShape(64)
     assert plan.shapes[Site(0, "attention")] == AttentionShape(2, 2)
     assert plan.shapes[Site(1, "attention")] == AttentionShape(1, 2)
+
+
+def test_many_attention_shapes_are_thinned() -> None:
+    geometry = replace(SMOLLM2, attention=(AttentionShape(8, 4),) * 30)
+    space = space_of(geometry)
+    centre = uniform_at(geometry, 0.5)
+    site = Site(0, "attention")
+    shapes = narrow(space, centre, Fraction(1, 8)).shapes[site]
+    assert len(space.shapes[site]) == 32
+    assert 9 <= len(shapes) <= 20
+    assert centre.shapes[site] in shapes
+    fine = narrow(space, centre, Fraction(1, 64)).shapes[site]
+    assert 3 <= len(fine) < len(shapes)

@@ -119,25 +119,43 @@ def _widest_within(space: Space, site: Site, share: Fraction) -> Shape:
 def _narrow_ffn(
     space: Space, site: Site, centre: Shape, step: Fraction, num_levels: int
 ) -> set[Shape]:
-    here = _parameters(space, site, centre)
-    half = num_levels // 2
+    shapes = space.shapes[site]
     chosen = {centre}
-    for offset in range(-half, half + 1):
-        goal = here + offset * step * _parameters(space, site)
-        nearest = min(
-            space.shapes[site], key=lambda shape: abs(_parameters(space, site, shape) - goal)
-        )
-        chosen.add(nearest)
+    for goal in _goals(space, site, centre, step, num_levels):
+        right = bisect_left(shapes, goal, key=lambda shape: _parameters(space, site, shape))
+        beside = shapes[max(right - 1, 0) : right + 1]
+        chosen.add(min(beside, key=lambda shape: abs(_parameters(space, site, shape) - goal)))
     return chosen | _neighbours(space, site, centre)
 
 
 def _narrow_attention(
     space: Space, site: Site, centre: Shape, step: Fraction, num_levels: int
 ) -> set[Shape]:
+    """All shapes in reach if they are few; else two near each step: most and fewest query heads."""
     here = _parameters(space, site, centre)
-    reach = (num_levels // 2) * step * _parameters(space, site)
-    within = {s for s in space.shapes[site] if abs(_parameters(space, site, s) - here) <= reach}
-    return within | _neighbours(space, site, centre)
+    unit = step * _parameters(space, site)
+    reach = (num_levels // 2) * unit
+    within = [s for s in space.shapes[site] if abs(_parameters(space, site, s) - here) <= reach]
+    near = {centre} | _neighbours(space, site, centre)
+    if len(within) <= num_levels:
+        return near | set(within)
+    for goal in _goals(space, site, centre, step, num_levels):
+        here_too = [s for s in within if abs(_parameters(space, site, s) - goal) <= unit / 2]
+        by_heads = sorted(here_too, key=_num_heads)
+        near |= {*by_heads[:1], *by_heads[-1:]}
+    return near
+
+
+def _goals(space: Space, site: Site, centre: Shape, step: Fraction, num_levels: int) -> list[int]:
+    """Parameters at equal steps around the centre."""
+    here, unit = _parameters(space, site, centre), step * _parameters(space, site)
+    half = num_levels // 2
+    return [round(here + offset * unit) for offset in range(-half, half + 1)]
+
+
+def _num_heads(shape: Shape) -> tuple[int, int]:
+    assert isinstance(shape, AttentionShape)
+    return shape.num_heads, shape.num_kv_heads
 
 
 def _neighbours(space: Space, site: Site, centre: Shape) -> set[Shape]:
