@@ -20,7 +20,7 @@ from lightstride.generate import Decoder
 from lightstride.models.placement import pick_device, pick_dtype, suitable_dtype
 from lightstride.results import write_result
 
-TOKENS_PER_SEQUENCE = 256
+TOKENS_PER_SEQUENCE = 128
 """What --batch-size counts, for tasks: their batches hold so many tokens for each sequence."""
 ROLES = ("calibration", "search")
 

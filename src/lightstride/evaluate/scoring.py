@@ -9,7 +9,7 @@ Rows of a batch are of similar length: contexts padded on the left, continuation
 so that positions in the cache are contiguous and sliding windows see the right tokens.
 The plain twin is `HFLM._loglikelihood_tokens` of lm-eval: one full row for each choice.
 
-Shapes: B contexts, R continuations, L length, N tokens, V vocabulary.
+Shapes: B contexts, R continuations, L length, N tokens, S of a slice, V vocabulary.
 """
 
 import copy
@@ -22,8 +22,10 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 Pair = tuple[Sequence[int], Sequence[int]]
-SLICE = 256
+SLICE_BYTES = {"cpu": 2**21, "other": 2**29}
+"""Size of a slice of logits in fp32."""
 CACHE_DISCOUNT = 8
+"""So many cached tokens count as one in the size of a batch."""
 
 
 @dataclass(frozen=True)
@@ -75,17 +77,37 @@ def batches(lengths: Sequence[int], budget: int) -> Iterator[slice]:
         start = stop
 
 
-def token_scores(logits_NV: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probability of each target in fp32, and whether it is the most likely token: (N,), (N,).
+def slices(logits_NV: Tensor) -> Iterator[Tensor]:
+    """Runs of rows that are small enough to stay in a CPU's cache while they are worked on."""
+    kind = "cpu" if logits_NV.device.type == "cpu" else "other"
+    return iter(logits_NV.split(max(1, SLICE_BYTES[kind] // (4 * logits_NV.shape[1]))))
 
-    Equal logits at the top count as greedy only for the first of them, as argmax says.
+
+def normalizers(logits_NV: Tensor) -> tuple[Tensor, Tensor]:
+    """log sum exp and maximum of every row in fp32, (N,) and (N,)."""
+    sums, tops = [], []
+    for part_SV in slices(logits_NV):
+        logits_SV = part_SV.float()
+        tops_S = logits_SV.amax(1)
+        sums.append((logits_SV - tops_S[:, None]).exp_().sum(1).log() + tops_S)
+        tops.append(tops_S)
+    return torch.cat(sums), torch.cat(tops)
+
+
+def token_scores(logits_RLV: Tensor, targets_RL: Tensor, real_RL: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probability of each row's targets in fp32, and whether all are the likeliest: (R,), (R,).
+
+    Among equal logits the first is the likeliest, as argmax says; it is asked only where every
+    target of a row is at the top, since it is slow.
     """
-    log_probabilities, greedy = [], []
-    for logits_SV, targets_S in zip(logits_NV.split(SLICE), targets_N.split(SLICE), strict=True):
-        chosen_S = logits_SV.gather(1, targets_S[:, None])[:, 0].float()
-        log_probabilities.append(chosen_S - logits_SV.float().logsumexp(1))
-        greedy.append(logits_SV.argmax(1) == targets_S)
-    return torch.cat(log_probabilities), torch.cat(greedy)
+    sums_RL, tops_RL = (x.view_as(targets_RL) for x in normalizers(logits_RLV.flatten(0, 1)))
+    chosen_RL = logits_RLV.gather(2, targets_RL[..., None])[..., 0].float()
+    values_R = (chosen_RL - sums_RL).where(real_RL, 0.0).sum(1)
+    greedy_R = ((chosen_RL == tops_RL) | ~real_RL).all(1)
+    for row in greedy_R.nonzero()[:, 0].tolist():
+        first_L = logits_RLV[row].argmax(1)
+        greedy_R[row] = ((first_L == targets_RL[row]) | ~real_RL[row]).all()
+    return values_R, greedy_R
 
 
 def pad(
@@ -129,12 +151,12 @@ def run_contexts(model: PreTrainedModel, groups: Sequence[Group]) -> tuple[Tenso
 
 def first_scores(logits_BV: Tensor, groups: Sequence[Group]) -> list[list[tuple[float, bool]]]:
     """Score of the first token of every row, group by group, from the logits after the contexts."""
-    normalizers = torch.cat([part.float().logsumexp(1) for part in logits_BV.split(SLICE)])
+    sums_B, _ = normalizers(logits_BV)
     greedy = logits_BV.argmax(1).tolist()
     scores = []
     for b, group in enumerate(groups):
         firsts = [row.tokens[0] for row in group.rows]
-        values = (logits_BV[b, firsts].float() - normalizers[b]).tolist()
+        values = (logits_BV[b, firsts].float() - sums_B[b]).tolist()
         scores.append(
             [(value, first == greedy[b]) for value, first in zip(values, firsts, strict=True)]
         )
@@ -157,10 +179,7 @@ def rest_scores(
         past_key_values=copy_rows(cache, places_R),
         use_cache=True,
     ).logits
-    values_N, greedy_N = token_scores(logits_RLV.flatten(0, 1), targets_RL.flatten())
-    real_RL = mask_RL.bool()
-    values_R = values_N.view_as(real_RL).where(real_RL, 0.0).sum(1)
-    greedy_R = (greedy_N.view_as(real_RL) | ~real_RL).all(1)
+    values_R, greedy_R = token_scores(logits_RLV, targets_RL, mask_RL.bool())
     return list(zip(values_R.tolist(), greedy_R.tolist(), strict=True))
 
 
