@@ -103,6 +103,8 @@ def run_all(bench: Bench, seed: int) -> dict[str, object]:
         num_rounds=flags.rounds,
         early_share=flags.early,
         split=flags.split,
+        correction=flags.correction,
+        early_correction=flags.early_correction,
         fitness=FitnessSettings(stride=flags.stride),
         seed=seed,
     )
@@ -236,6 +238,8 @@ def main() -> None:
     parser.add_argument("--generations", type=int, default=6)
     parser.add_argument("--early", type=float, default=0.25, help="share for supernets")
     parser.add_argument("--stride", type=int, default=1, help="score every so many positions")
+    parser.add_argument("--correction", type=float, default=Rounds.correction)
+    parser.add_argument("--early-correction", type=float, default=Rounds.early_correction)
     parser.add_argument("--split", choices=["free", "fixed"], default="free")
     parser.add_argument("--target", default="any")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])

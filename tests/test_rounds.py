@@ -110,7 +110,7 @@ def test_rounds_halve_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_closing_refits_on_the_pruned_stream(tmp_path: Path) -> None:
-    job = pruner(tmp_path)
+    job = pruner(tmp_path, relative=False, correction=0.0)
     plan = job.centre(0.5)
     levels = job.close(0.5, plan)
     assert {site: level.kept.shape for site, level in levels.items()} == dict(plan.shapes)

@@ -69,6 +69,10 @@ class PruneConfig(PresetCommand):
     """Whether attention and FFN trade parameters freely, or lose fixed shares (as published)."""
     accumulation: Accumulation = "median"
     """What the next block sees: the dense stream, the pruned one, or a mean over all levels."""
+    token_weights: Literal["relative", "equal"] = "relative"
+    """How tokens count in the statistics: by the inverse square of their stream, or all alike."""
+    correction: float = 0.5
+    """Part of the error accumulated so far that each site's last refit undoes, from 0 to 1."""
     damping: float = 0.01
     """Ridge of the refit, as a share of the mean diagonal of a site's Gram matrix."""
     top_k: int = 512
@@ -110,6 +114,7 @@ class PruneConfig(PresetCommand):
         for flag in ("prefill_weight", "decode_weight"):
             weight = getattr(self, flag)
             require(weight >= 0, f"--{flag.replace('_', '-')}", f"{weight:g}", "0 or more")
+        require(0 <= self.correction <= 1, "--correction", f"{self.correction:g}", "from 0 to 1")
         require(self.damping > 0, "--damping", f"{self.damping:g}", "above 0")
         require(self.cache_gib > 0, "--cache-gib", f"{self.cache_gib:g}", "above 0")
         for flag in ("tp", "multiple", "context", "batch", "top_k", *NUMBERS):

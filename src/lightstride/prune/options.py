@@ -49,6 +49,8 @@ def rounds_of(config: PruneConfig) -> Rounds:
         num_levels=config.levels,
         split=config.split,
         accumulation=config.accumulation,
+        relative=config.token_weights == "relative",
+        correction=config.correction,
         damping=config.damping,
         early_share=EARLY_SHARES[config.preset],
         fitness=fitness,

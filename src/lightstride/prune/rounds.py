@@ -15,6 +15,7 @@ What is finished is a file in the work folder, so that a killed run goes on wher
 import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -35,6 +36,7 @@ from lightstride.prune.ledger import Ledger
 from lightstride.prune.levels import limit_for, narrow, uniform_plan
 from lightstride.prune.local import Level
 from lightstride.prune.moves import Moves
+from lightstride.prune.place import accelerator_memory, spread
 from lightstride.prune.plan import Plan, Space
 from lightstride.prune.supernet import Accumulation, Supernet, build_supernet, write_json
 from lightstride.prune.uniform import race_even_plans
@@ -53,6 +55,12 @@ class Rounds:
     split: Literal["free", "fixed"] = "free"
     """Whether attention and FFN trade parameters, or keep the uniform plan's shares."""
     accumulation: Accumulation = "median"
+    relative: bool = True
+    """Whether tokens count by the inverse of their residual stream's square, or all alike."""
+    correction: float = 0.5
+    """Part of the accumulated drift that each site of the closing round undoes."""
+    early_correction: float = 0.0
+    """The same in the supernets that are searched, where it costs a second stream."""
     damping: float = 0.01
     batch_size: int = 8
     """Windows that run through a block at once while statistics are taken."""
@@ -97,6 +105,8 @@ class Pruner:
     search_NL: Tensor
     work: Path
     settings: Rounds
+    device: str | None = None
+    """Where statistics are computed, if not where the model is."""
     progress: bool = False
     report: Reporter = unreported
     """Given the title of a search, who is told of its generations."""
@@ -138,7 +148,13 @@ class Pruner:
             middle = centres[group[len(group) // 2]]
             count = max(1, round(len(self.calibration_NL) * self.settings.early_share))
             levels = self.levels(spaces.values())
-            supernet = self.build(folder, self.calibration_NL[:count], levels, middle)
+            supernet = self.build(
+                folder,
+                self.calibration_NL[:count],
+                levels,
+                middle,
+                self.settings.early_correction,
+            )
             for share, outcome in finished.items():
                 if outcome is None:
                     scope = scope_of(number, share)
@@ -171,7 +187,12 @@ class Pruner:
         return narrow(self.space, centre, FIRST_STEP / 2 ** (number - 1), self.settings.num_levels)
 
     def build(
-        self, folder: Path, tokens_NL: Tensor, shapes: Mapping[Site, Sequence[Shape]], centre: Plan
+        self,
+        folder: Path,
+        tokens_NL: Tensor,
+        shapes: Mapping[Site, Sequence[Shape]],
+        centre: Plan,
+        correction: float = 0.0,
     ) -> Supernet:
         """The supernet of these shapes, built or opened."""
         return build_supernet(
@@ -182,8 +203,11 @@ class Pruner:
             centre.shapes,
             folder,
             accumulation=self.settings.accumulation,
+            relative=self.settings.relative,
+            correction=correction,
             damping=self.settings.damping,
             batch_size=self.settings.batch_size,
+            device=self.device,
             progress=self.progress,
         )
 
@@ -198,19 +222,21 @@ class Pruner:
     ) -> Outcome:
         """Search one supernet for one sparsity and write down what was found."""
         space, limit, centre = spaces[share], self.limit(share), centres[share]
-        fitness = Fitness(
-            self.model,
-            self.adapter,
-            self.search_NL,
-            supernet.load,
-            self.settings.fitness,
-            self.lessons,
-        )
-        ledger = Ledger(fitness, self.work / "search.jsonl", scope)
         seed = self.settings.seed * 1000 + number
-        with self.report(f"{share:.4g}, round {number}") as report:
+        with ExitStack() as stack:
+            memory = accelerator_memory(self.model, self.device or "cpu")
+            stack.enter_context(spread(self.model, self.adapter, memory))
+            report = stack.enter_context(self.report(f"{share:.4g}, round {number}"))
+            fitness = Fitness(
+                self.model,
+                self.adapter,
+                self.search_NL,
+                supernet.load,
+                self.settings.fitness,
+                self.lessons,
+            )
+            ledger = stack.enter_context(Ledger(fitness, self.work / "search.jsonl", scope))
             found = self.find(space, limit, centre, supernet, ledger, seed, report)
-        ledger.close()
         outcome = Outcome(share, number, found.plan, found.fitness, found.tokens, ledger.seconds)
         self.note(f"{scope}.json", outcome)
         return outcome
@@ -253,7 +279,8 @@ class Pruner:
         """The closing round: the plan's widths, cut and refitted exactly."""
         shapes = {site: (shape,) for site, shape in plan.shapes.items()}
         folder = self.work / f"closing-{name_of(share)}"
-        supernet = self.build(folder, self.calibration_NL, shapes, plan)
+        correction = self.settings.correction
+        supernet = self.build(folder, self.calibration_NL, shapes, plan, correction)
         return {site: supernet.load(site, shape) for site, shape in plan.shapes.items()}
 
     def recall(self, name: str) -> Outcome | None:
