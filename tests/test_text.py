@@ -149,6 +149,8 @@ def test_roles_are_disjoint_by_document(jsonl: str) -> None:
     used = calibration.documents | search.documents
     held_out = whole(jsonl, tokenizer, window=90, skip=used, num_tokens=900)
     check_disjoint(calibration=calibration, search=search, held_out=held_out)
+    given = pack("self", tokenizer, num_tokens=900, window=90, skip=used, documents=TEXTS)
+    check_disjoint(calibration=calibration, search=given)
     again = pack(jsonl, tokenizer, num_tokens=900, window=90, skip=search.documents)
     with pytest.raises(DataError, match=r"calibration \(.*\) and search \(.*\) share \d documents"):
         check_disjoint(calibration=calibration, search=again)
