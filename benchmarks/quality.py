@@ -203,15 +203,16 @@ def main() -> int:
     found = measure_all(todo)
     models = {name: summarize(name, given, found) for name in given.models}
     data = {k: v for unit in todo for k, v in read_result(unit.path)["data"].items()}
-    write_result(
-        given.output,
-        kind="quality",
-        numbers={"models": models},
-        config=vars(given),
-        command=["python", *sys.argv],
-        seed=None,
-        data=data,
-    )
+    for path in (given.output, Path(given.work) / "result.json"):
+        write_result(
+            path,
+            kind="quality",
+            numbers={"models": models},
+            config=vars(given),
+            command=["python", *sys.argv],
+            seed=None,
+            data=data,
+        )
     print(table(models, given.tasks))
     return 0
 

@@ -6,6 +6,7 @@ read from `numbers`, by the kind of the result:
     prune      dense and sizes (each: folder, sparsity, parameters, bytes, perplexity, plan)
     evaluate   model, against, retained
     bench      model, against, machine
+    quality    models (benchmarks/quality.py)
     smash      nothing but its own table
 
 A plan is a line such as `3x2,1152|2x2,768`: for each block KV heads x queries a group, channels.
@@ -47,6 +48,8 @@ class ModelFacts:
     """All that is known of one model."""
 
     source: str
+    name: str
+    """What to call it in a table."""
     parameters: int | None = None
     weight_bytes: int | None = None
     sparsity: float | None = None
@@ -59,11 +62,6 @@ class ModelFacts:
     loads: list[Numbers] = field(default_factory=list)
     plan: str | None = None
     dense_plan: str | None = None
-
-    @property
-    def name(self) -> str:
-        """What to call it in a table."""
-        return shorten(self.source)
 
     @property
     def accuracy(self) -> float | None:
@@ -112,7 +110,7 @@ def identity(source: str) -> str:
 def known(models: dict[str, ModelFacts], source: str) -> ModelFacts:
     """The facts of a model, new ones if nothing is known of it yet."""
     name = identity(source)
-    return models.setdefault(name, ModelFacts(name))
+    return models.setdefault(name, ModelFacts(name, shorten(source)))
 
 
 def read_plan(plan: str) -> list[Block]:
@@ -224,4 +222,24 @@ def read_prune(result: Result, models: dict[str, ModelFacts], retained: Retained
             model.perplexities[text] = found["perplexity"]
 
 
-READERS = {"evaluate": read_evaluation, "bench": read_bench, "prune": read_prune}
+def read_quality(result: Result, models: dict[str, ModelFacts], retained: Retained) -> None:
+    """Sparsities, and what every model retains of the first; the rest is in results of its own."""
+    found = result["numbers"]["models"]
+    assert isinstance(found, dict)
+    dense = identity(next(iter(found.values()))["source"])
+    for one in found.values():
+        model = known(models, one["source"])
+        model.parameters, model.weight_bytes = one["parameters"], one["weight_bytes"]
+        model.sparsity = one["sparsity"]
+        if one["mean"] is not None and model.source != dense:
+            parts = one["retained"]
+            means = {"mean": one["mean"]} if len(parts) > 1 else {}
+            retained.append((model.source, dense, {**parts, **means}))
+
+
+READERS = {
+    "evaluate": read_evaluation,
+    "bench": read_bench,
+    "prune": read_prune,
+    "quality": read_quality,
+}
