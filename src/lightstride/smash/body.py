@@ -17,7 +17,7 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from lightstride.errors import ModelError
@@ -72,23 +72,8 @@ class SmashBody(PreTrainedModel):
         super().__init__(config)
         check_base(config, base)
         self.base = base.requires_grad_(False)
-        self.embedder = Embedder(
-            hidden_size=config.hidden_size,
-            num_heads=config.embedder_heads,
-            max_segment=config.max_segment,
-        )
-        assert config.taps is not None
-        self.micro = MicroDecoder(
-            hidden_size=config.hidden_size,
-            num_layers=config.micro_layers,
-            num_heads=config.micro_heads,
-            num_kv_heads=config.micro_kv_heads,
-            head_dim=config.micro_head_dim,
-            num_channels=config.micro_channels,
-            num_slots=len(config.taps) + config.max_segment,
-            rope_theta=config.micro_rope_theta,
-            epsilon=config.micro_epsilon,
-        )
+        self.embedder = build_embedder(config)
+        self.micro = build_micro(config)
         self.stop = stop_head(config.stop_head, config.hidden_size)
         self.adapters: GatedAdapters | None = None
         if config.adapter_rank:
@@ -153,6 +138,7 @@ class SmashBody(PreTrainedModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
@@ -164,6 +150,7 @@ class SmashBody(PreTrainedModel):
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
+            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             labels=labels,
             use_cache=use_cache,
@@ -302,6 +289,31 @@ class SmashBody(PreTrainedModel):
         head = self.base.get_output_embeddings()
         assert isinstance(head, nn.Module)
         return head
+
+
+def build_embedder(config: SmashConfig) -> Embedder:
+    """An embedder of the configured sizes."""
+    return Embedder(
+        hidden_size=config.hidden_size,
+        num_heads=config.embedder_heads,
+        max_segment=config.max_segment,
+    )
+
+
+def build_micro(config: SmashConfig) -> MicroDecoder:
+    """A micro decoder of the configured sizes."""
+    assert config.taps is not None
+    return MicroDecoder(
+        hidden_size=config.hidden_size,
+        num_layers=config.micro_layers,
+        num_heads=config.micro_heads,
+        num_kv_heads=config.micro_kv_heads,
+        head_dim=config.micro_head_dim,
+        num_channels=config.micro_channels,
+        num_slots=len(config.taps) + config.max_segment,
+        rope_theta=config.micro_rope_theta,
+        epsilon=config.micro_epsilon,
+    )
 
 
 def grid(lengths_BS: Tensor) -> tuple[Tensor, Tensor]:
