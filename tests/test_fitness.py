@@ -19,6 +19,7 @@ from lightstride.prune.ledger import Sample
 from lightstride.prune.local import Level, prune_site
 from lightstride.prune.materialize import DenseSites, mask
 from lightstride.prune.moves import Moves
+from lightstride.prune.place import spread
 from lightstride.prune.plan import Plan, Space, dense_plan
 from lightstride.prune.targets import Target
 
@@ -120,6 +121,25 @@ def test_the_model_is_dense_afterwards() -> None:
     for site, weights in DENSE.weights.items():
         now = ADAPTER.read(ADAPTER.blocks(MODEL)[site.block], site.kind)
         assert all(now[name].data_ptr() == tensor.data_ptr() for name, tensor in weights.items())
+
+
+def test_a_model_spread_over_devices_is_scored_alike() -> None:
+    model = tiny_llama(num_layers=3)
+    plans = some_plans(3)
+
+    def values() -> list[float]:
+        evaluate = Fitness(model, ADAPTER, WINDOWS_NL, level_of, FitnessSettings(top_k=260))
+        return evaluate(plans, Sample(32))
+
+    before = values()
+    with spread(model, ADAPTER, {"cpu": 1 << 30}):
+        assert values() == before
+    assert values() == before
+    with (
+        pytest.raises(ConfigError, match="all weights on accelerators"),
+        spread(model, ADAPTER, {"cpu": 1000}),
+    ):
+        pass
 
 
 def test_hidden_terms_add_up() -> None:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Self
 
 from lightstride.distributed import broadcast_object, rank
 from lightstride.errors import WorkError
@@ -72,7 +72,10 @@ class Ledger:
         """All fitnesses known on one sample, by the plans' keys, in the order of asking."""
         return {key: fitness for (key, at), fitness in self.known.items() if at == sample}
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Close the file; asking again is then an error."""
         if self.stream is not None:
             self.stream.close()

@@ -22,6 +22,7 @@ from lightstride.prune.evolution import Reporter, unreported
 from lightstride.prune.latency import latency_table
 from lightstride.prune.levels import limit_for
 from lightstride.prune.options import cost_of, rounds_of, serving_of, target_of
+from lightstride.prune.place import settle
 from lightstride.prune.plan import Space
 from lightstride.prune.rounds import Pruner
 from lightstride.prune.supernet import fingerprint, write_json
@@ -55,8 +56,9 @@ def prepare(config: PruneConfig, report: Reporter = unreported) -> Setup:
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, suitable_dtype(device))
     model = load_model(
-        config.model, dtype=dtype, device=device, trust_remote_code=config.trust_remote_code
+        config.model, dtype=dtype, device="cpu", trust_remote_code=config.trust_remote_code
     )
+    settle(model, device)
     tokenizer = load_tokenizer(config.model)
     adapter = adapter_for(model.config)
     geometry = adapter.geometry(model.config)
@@ -88,6 +90,7 @@ def prepare(config: PruneConfig, report: Reporter = unreported) -> Setup:
         search_NL=texts.search.tokens_NL,
         work=work,
         settings=settings,
+        device=device,
         progress=True,
         report=report,
     )
