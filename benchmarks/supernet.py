@@ -76,11 +76,13 @@ def timed(owner: object, name: str, label: str, seconds: Seconds) -> None:
 def watch() -> Seconds:
     """Seconds spent in each part, from now on."""
     seconds: Seconds = defaultdict(float)
-    timed(stream.Stream, "reach", "forward", seconds)
-    timed(stream.Stream, "advance", "forward", seconds)
+    for name in ("reach", "after", "settle", "leave"):
+        timed(stream.Stream, name, "forward", seconds)
     timed(statistics, "embed", "forward", seconds)
     timed(statistics, "add_gram", "gram", seconds)
+    timed(statistics, "add_cross", "gram", seconds)
     timed(statistics, "mirror", "gram", seconds)
+    timed(supernet, "retarget", "local", seconds)
     timed(supernet, "prune_site", "local", seconds)
     timed(supernet, "write_site", "disk", seconds)
     return seconds
@@ -183,8 +185,8 @@ def main() -> None:
     parser.add_argument(
         "--accumulation", default="median", choices=["none", "median", "expectation"]
     )
-    parser.add_argument("--relative", action="store_true", help="weigh tokens")
-    parser.add_argument("--correction", type=float, default=0.0, help="drift to undo, 0 to 1")
+    parser.add_argument("--relative", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--correction", type=float, default=0.5, help="drift to undo, 0 to 1")
     parser.add_argument("--folder", help="where to build (a temporary folder inside it)")
     parser.add_argument(
         "--compare", type=int, default=0, help="compare losses at so many blocks, build nothing"

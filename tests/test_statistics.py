@@ -175,13 +175,17 @@ def test_relative_sums_and_drift_are_those_of_whole_forwards(family: str) -> Non
     del visitor.levels[site]
     input_TI, after_TO = by_hooks(mask(model, adapter, visitor.levels), site)
     _, dense_TO = by_hooks(model, site)
-    weight_T1 = 1 / after_TO.square().mean(1, keepdim=True)
+    normalizes = family == "gemma3"
+    weight_T1 = 1 if normalizes else 1 / after_TO.square().mean(1, keepdim=True)
     gram = (weight_T1 * input_TI).T @ input_TI
     drift = (weight_T1 * input_TI).T @ (dense_TO - after_TO)
     seen = visitor.seen[site]
+    torch.testing.assert_close(seen.gram_II.double(), gram, rtol=1e-3, atol=1e-4 * gram.max())
+    if normalizes:
+        assert seen.drift_IO is None
+        return
     assert seen.drift_IO is not None
     assert drift.norm() > 0.01 * gram.norm()
-    torch.testing.assert_close(seen.gram_II.double(), gram, rtol=1e-3, atol=1e-4 * gram.max())
     torch.testing.assert_close(
         seen.drift_IO.double(), drift, rtol=1e-3, atol=1e-4 * drift.abs().max()
     )
@@ -191,8 +195,8 @@ def test_relative_sums_and_drift_are_those_of_whole_forwards(family: str) -> Non
 def test_nothing_drifts_before_the_first_cut(family: str) -> None:
     model = TINY[family]()
     for seen in run(model, drift=True).seen.values():
-        assert seen.drift_IO is not None
-        assert not seen.drift_IO.any()
+        assert family == "gemma3" or seen.drift_IO is not None
+        assert seen.drift_IO is None or not seen.drift_IO.any()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -202,8 +206,8 @@ def test_shortcuts_of_additive_blocks_change_no_bit(family: str) -> None:
     quick = run(model, cut=True, relative=True, drift=True)
     assert same(plain.grams, quick.grams)
     for site, seen in plain.seen.items():
-        assert seen.drift_IO is not None
-        assert torch.equal(seen.drift_IO, quick.seen[site].drift_IO)
+        other = quick.seen[site].drift_IO
+        assert seen.drift_IO is other is None or torch.equal(seen.drift_IO, other)
 
 
 def test_drift_changes_nothing_else() -> None:

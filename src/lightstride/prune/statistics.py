@@ -7,7 +7,9 @@ stream goes on with: the next site sees what the sites cut before it really give
 A token's weight w is 1, or 1 / mean(r^2) with r the hidden state after the site (dense, on the
 stream's own inputs): what is added to r then counts relative to it, as the norms downstream
 make it count.  The drift e is r of the dense stream minus r of this stream: refitting W to
-t = W x + alpha e makes a site undo a part of what the cuts before it did.
+t = W x + alpha e makes a site undo a part of what the cuts before it did.  Both need blocks that
+add what a site answers to the hidden states; others (Gemma's, which normalize it first) have
+w = 1 and no drift.
 
 Paper: Tyr-the-Pruner (https://arxiv.org/abs/2503.09657), section 3.3, algorithm 2.  We
 differ: attention is cut before the FFN's inputs are taken, as the paper says and its
@@ -61,7 +63,7 @@ class SiteStatistics:
     weights: SiteWeights
     """All weights of the dense site, in the model's own type."""
     drift_IO: Tensor | None = None
-    """Sum of w x e^T over all tokens, fp32, if asked for."""
+    """Sum of w x e^T over all tokens, fp32, if asked for and the block is additive."""
 
 
 Visit = Callable[[Site, SiteStatistics], Level | None]
@@ -125,20 +127,21 @@ class Streams:
     ) -> tuple[Tensor, Tensor | None] | None:
         """Bring all streams to a site; its Gram matrix and drift on rank 0, None elsewhere."""
         num_outputs, num_inputs = output.weight_OI.shape
+        with_drift = self.dense is not None and self.pruned.additive
         grams, drifts = TreeSum(self.layout.num_shards), TreeSum(self.layout.num_shards)
         for shard, chunks in self.layout.chunks.items():
             gram_II = torch.zeros(num_inputs, num_inputs, device=output.weight_OI.device)
-            drift_IO = gram_II.new_zeros(num_inputs, num_outputs if self.dense else 0)
+            drift_IO = gram_II.new_zeros(num_inputs, num_outputs if with_drift else 0)
             for chunk in chunks:
                 seen = [self._see(block, kind, output, batch, calls) for batch in chunk]
                 rows_TI = joined([rows for rows, _ in seen])
                 add_gram(gram_II, rows_TI)
-                if self.dense is not None:
+                if with_drift:
                     add_cross(drift_IO, rows_TI, joined([errors for _, errors in seen]))
             grams.add(shard, gram_II)
             drifts.add(shard, drift_IO)
         gram = grams.total()
-        drift = None if self.dense is None else drifts.total()
+        drift = drifts.total() if with_drift else None
         return None if gram is None else (mirror(gram), drift)
 
     def _see(
@@ -151,19 +154,21 @@ class Streams:
     ) -> tuple[Tensor, Tensor]:
         """Inputs x (T, I) of the site and errors e (T, O), both times the root of w."""
         call = calls[batch.stop - batch.start]
-        input_BLI = self.pruned.reach(block, kind, batch, call)
-        errors_TO = input_BLI.new_zeros(0, 0)
+        reached = [stream.reach(block, kind, batch, call) for stream in self.all]
+        rows_TI = reached[0].flatten(0, 1)
+        errors_TO = rows_TI.new_zeros(0, 0)
+        if not self.pruned.additive:
+            return rows_TI, errors_TO
         root_T1: Tensor | float = 1.0
         if self.relative or self.dense is not None:
             after_TO = self.pruned.after(block, kind, output, batch, call).float().flatten(0, 1)
         if self.relative:
             root_T1 = (after_TO.square().mean(1, keepdim=True) + TINY).rsqrt()
+            rows_TI = (rows_TI * root_T1).to(rows_TI)
         if self.dense is not None:
-            self.dense.reach(block, kind, batch, call)
             dense_TO = self.dense.after(block, kind, output, batch, call).float().flatten(0, 1)
-            errors_TO = ((dense_TO - after_TO) * root_T1).to(input_BLI)
-        rows_TI = input_BLI.flatten(0, 1)
-        return (rows_TI * root_T1).to(rows_TI) if self.relative else rows_TI, errors_TO
+            errors_TO = ((dense_TO - after_TO) * root_T1).to(rows_TI)
+        return rows_TI, errors_TO
 
     def pass_by(self, block: nn.Module, kind: Kind, calls: Mapping[int, Call]) -> None:
         """Bring all streams to a site without measuring anything."""
@@ -171,11 +176,11 @@ class Streams:
             for batch in self.layout.batches:
                 stream.reach(block, kind, batch, calls[batch.stop - batch.start])
 
-    def enter(self, block: nn.Module, calls: Mapping[int, Call], *, shortcuts: bool) -> None:
+    def enter(self, block: nn.Module, calls: Mapping[int, Call]) -> None:
         """Let all streams begin a block."""
         batch = self.layout.batches[0]
         for stream in self.all:
-            stream.enter(block, batch, calls[batch.stop - batch.start], shortcuts=shortcuts)
+            stream.enter(block, batch, calls[batch.stop - batch.start])
 
     def leave(self, block: nn.Module, calls: Mapping[int, Call]) -> None:
         """Bring all streams to the end of a block."""
@@ -199,6 +204,7 @@ def open_streams(
     *,
     relative: bool,
     drift: bool,
+    shortcuts: bool,
 ) -> tuple[Streams, Mapping[int, Sequence[Call]]]:
     """The streams before the first block, and for each batch size how the blocks are called."""
     mine_NL = tokens_NL[layout.windows]
@@ -206,8 +212,9 @@ def open_streams(
     dense = None
     if drift:
         copy_NLD = shelf.room(*hidden_NLD.shape, dtype=hidden_NLD.dtype).copy_(hidden_NLD)
-        dense = Stream(copy_NLD, adapter, shelf, device)
-    return Streams(Stream(hidden_NLD, adapter, shelf, device), dense, layout, relative), calls
+        dense = Stream(copy_NLD, adapter, shelf, device, shortcuts=shortcuts)
+    pruned = Stream(hidden_NLD, adapter, shelf, device, shortcuts=shortcuts)
+    return Streams(pruned, dense, layout, relative), calls
 
 
 def agree(weights: SiteWeights, site: Site, geometry: Geometry, level: Level | None) -> Output:
@@ -278,7 +285,15 @@ def stream_blocks(
     with ExitStack() as stack:
         shelf = Shelf(store, stack)
         streams, calls = open_streams(
-            model, adapter, tokens_NL, layout, shelf, device, relative=relative, drift=drift
+            model,
+            adapter,
+            tokens_NL,
+            layout,
+            shelf,
+            device,
+            relative=relative,
+            drift=drift,
+            shortcuts=shortcuts,
         )
         bar = stack.enter_context(
             tqdm(total=len(geometry.sites), unit="site", disable=not progress or rank() > 0)
@@ -286,7 +301,7 @@ def stream_blocks(
         for index, block in enumerate(adapter.blocks(model)):
             here = {size: block_calls[index].to(device) for size, block_calls in calls.items()}
             with resident(block, device):
-                streams.enter(block, here, shortcuts=shortcuts)
+                streams.enter(block, here)
                 for kind in KINDS:
                     settle(Site(index, kind), block, here)
                     bar.update()

@@ -136,10 +136,17 @@ class Stream:
     """Inputs (N, L, I) of the output weights of the sites that were reached."""
     outputs: dict[Kind, Output | None] = field(default_factory=dict)
     """What settled sites of the block at hand answer with: nothing in an additive block."""
+    shortcuts: bool = True
+    """Whether to make use of additive blocks; without, for tests, all are run alike."""
     additive: bool = False
     """Whether the block at hand only adds its sites' answers to the hidden states."""
 
-    def enter(self, block: nn.Module, windows: slice, call: Call, *, shortcuts: bool) -> None:
+    @property
+    def is_quick(self) -> bool:
+        """Whether answers of settled sites are added to the hidden states at once."""
+        return self.additive and self.shortcuts
+
+    def enter(self, block: nn.Module, windows: slice, call: Call) -> None:
         """Begin a block; try on some windows whether it is additive."""
         self.outputs.clear()
         hidden_BLD = self.hidden_NLD[windows].to(self.device)
@@ -147,9 +154,7 @@ class Stream:
         sum_BLD = hidden_BLD
         for answer in answers.values():
             sum_BLD = sum_BLD + answer
-        self.additive = shortcuts and torch.equal(
-            self._run(block, hidden_BLD, call, answers), sum_BLD
-        )
+        self.additive = torch.equal(self._run(block, hidden_BLD, call, answers), sum_BLD)
 
     def reach(self, block: nn.Module, kind: Kind, windows: slice, call: Call) -> Tensor:
         """Run the block up to a site's output weights; their input (B, L, I), which is kept."""
@@ -176,7 +181,7 @@ class Stream:
         """Hidden states (B, L, D) after a site that was reached, if it answers by `output`."""
         hidden_BLD = self.hidden_NLD[windows].to(self.device)
         answer_BLD = output(self.inputs[kind][windows].to(self.device))
-        if self.additive:
+        if self.is_quick:
             return hidden_BLD + answer_BLD
         later = dict.fromkeys(KINDS[KINDS.index(kind) + 1 :], torch.zeros_like(hidden_BLD))
         answers = {**self._answers(windows, hidden_BLD), kind: answer_BLD, **later}
@@ -184,14 +189,14 @@ class Stream:
 
     def settle(self, kind: Kind, output: Output, batches: Sequence[slice]) -> None:
         """Let a site that was reached answer by `output` from now on."""
-        self.outputs[kind] = None if self.additive else output
-        for windows in batches if self.additive else []:
+        self.outputs[kind] = None if self.is_quick else output
+        for windows in batches if self.is_quick else []:
             answer_BLD = output(self.inputs[kind][windows].to(self.device))
             self.hidden_NLD[windows] = self.hidden_NLD[windows].to(self.device) + answer_BLD
 
     def leave(self, block: nn.Module, windows: slice, call: Call) -> None:
         """Replace the block's inputs by its outputs, all sites being settled."""
-        if not self.additive:
+        if not self.is_quick:
             hidden_BLD = self.hidden_NLD[windows].to(self.device)
             answers = self._answers(windows, hidden_BLD)
             self.hidden_NLD[windows] = self._run(block, hidden_BLD, call, answers)
