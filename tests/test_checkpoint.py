@@ -1,6 +1,7 @@
 """Saved folders: bit-identical when read back, complete, usable without this package, or absent."""
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -8,7 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, MistralForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    MistralForCausalLM,
+)
 
 from cutting import VARIANTS, cut_all, cut_block, logits, tokens
 from lightstride.checkpoint import (
@@ -20,7 +27,9 @@ from lightstride.checkpoint import (
 )
 from lightstride.errors import ModelError, OutputError
 from lightstride.generate import PlainDecoder
+from lightstride.models.families import adapter_for
 from lightstride.models.load import load_model, load_tokenizer
+from lightstride.models.shapes import AttentionShape
 from lightstride.models.tiny import TINY, byte_tokenizer, tiny_llama, tiny_qwen2
 
 STRANGER = """
@@ -52,10 +61,11 @@ for folder in sys.argv[1:]:
 """
 
 
-def run_python(code: str, *arguments: object) -> list[str]:
-    """Lines that a fresh interpreter prints."""
+def run_python(code: str, folder: Path, *arguments: object) -> list[str]:
+    """Lines that a fresh interpreter prints; remote code is copied under `folder`."""
     command = [sys.executable, "-W", "error", "-c", code, *map(str, arguments)]
-    run = subprocess.run(command, capture_output=True, text=True)
+    environment = os.environ | {"HF_MODULES_CACHE": str(folder / "modules")}
+    run = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr
     return run.stdout.splitlines()
 
@@ -107,7 +117,7 @@ def test_uneven_models_open_without_this_package(tmp_path):
         save_checkpoint(model, byte_tokenizer(), tmp_path / variant)
         torch.save(tokens(), tmp_path / variant / "tokens.pt")
         torch.save(logits(model), tmp_path / variant / "logits.pt")
-    lines = run_python(STRANGER, *(tmp_path / variant for variant in VARIANTS))
+    lines = run_python(STRANGER, tmp_path, *(tmp_path / variant for variant in VARIANTS))
     assert len(lines) == len(VARIANTS)
     for line in lines:
         name, same, ids = line.split(maxsplit=2)
@@ -122,7 +132,7 @@ def test_uneven_models_open_without_remote_code_beside_this_package(first, tmp_p
     save_checkpoint(model, byte_tokenizer(), tmp_path / "new")
     order = ("import lightstride", "") if first else ("", "import lightstride")
     code = FRIEND.replace("FIRST", order[0]).replace("SECOND", order[1])
-    assert run_python(code, tmp_path / "new") == ["lightstride.models.layered"] * 2
+    assert run_python(code, tmp_path, tmp_path / "new") == ["lightstride.models.layered"] * 2
 
 
 def test_uneven_model_runs_no_remote_code_unasked(tmp_path):
@@ -221,3 +231,30 @@ def test_no_space_is_said_in_these_words(tmp_path, monkeypatch):
     with pytest.raises(OutputError, match=r"new: no space left on the disk$"):
         save_checkpoint(tiny_llama(), byte_tokenizer(), tmp_path / "new", record={})
     assert list(Path(tmp_path).iterdir()) == []
+
+
+@pytest.mark.slow
+def test_smollm2_with_uneven_and_with_odd_widths(tmp_path, monkeypatch):
+    monkeypatch.delenv("LIGHTSTRIDE_CACHE")
+    tokenizer = load_tokenizer("smollm2-135m")
+    text = "In 1969,  12 astronauts\n\n 3 of them"
+    prompt = tokenizer(text, return_tensors="pt")
+    for name in ("LayeredLlamaForCausalLM", "MistralForCausalLM"):
+        model = load_model("smollm2-135m")
+        adapter = adapter_for(model.config)
+        for block in adapter.blocks(model)[1::3] if "Layered" in name else adapter.blocks(model):
+            weights = adapter.read(block, "attention")
+            narrow = {"query": weights["query"][:256], "output": weights["output"][:, :256]}
+            kv = {name: weights[name][:128] for name in ("key", "value")}
+            adapter.write(block, "attention", narrow | kv, AttentionShape(2, 2))
+        save_checkpoint(model, tokenizer, tmp_path / name)
+        read = AutoModelForCausalLM.from_pretrained(tmp_path / name)
+        assert type(read).__name__ == name
+        with torch.no_grad():
+            assert torch.equal(read(**prompt).logits, model(**prompt).logits)
+        options = {"do_sample": False, "max_new_tokens": 16}
+        plain = read.generate(**prompt, use_cache=False, **options)
+        assert torch.equal(read.generate(**prompt, **options), plain)
+        static = read.generate(**prompt, cache_implementation="static", **options)
+        assert torch.equal(static, plain)
+        assert AutoTokenizer.from_pretrained(tmp_path / name)(text) == tokenizer(text)
