@@ -16,11 +16,13 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from lightstride.errors import ConfigError, DataError, NetworkError
-from lightstride.evaluate import harness
+from lightstride.evaluate import harness, scoring
 from lightstride.evaluate.harness import HarnessModel, load_tasks, offline_tasks, run_task
 from lightstride.evaluate.scoring import batches, group_by_context, score
 from lightstride.generate import PlainDecoder
 from lightstride.models.tiny import TINY, byte_tokenizer, tiny_llama
+from lightstride.smash.decode import SmashDecoder
+from lightstride.smash.model import SmashModel
 
 WORDS = ["light", "stride", "model", "long", "of", "heads", "a", "width", "search", "keeps"]
 RAW: Mapping[str, tuple[str, list[dict[str, object]], list[dict[str, object]]]] = {
@@ -171,6 +173,22 @@ def test_shared_contexts_score_as_whole_rows_do(family: str) -> None:
     agree(ours, stock(one).loglikelihood(requests, disable_tqdm=True))
 
 
+def test_a_smashed_model_scores_as_its_base_and_generates_by_its_own_decoder() -> None:
+    base = tiny_llama(tied=False)
+    one = SmashDecoder(SmashModel.graft(base), byte_tokenizer())
+    requests = instances(questions(3))
+    model = HarnessModel(one, batch_tokens=100)
+    plain = stock(PlainDecoder(base, one.tokenizer))
+    agree(
+        model.loglikelihood(requests, disable_tqdm=True),
+        plain.loglikelihood(requests, disable_tqdm=True),
+    )
+    arguments = ("a light", {"until": ["\n\n"], "max_gen_toks": 9})
+    request = Instance(request_type="generate_until", doc={}, arguments=arguments, idx=0)
+    assert model.generate_until([request], disable_tqdm=True)[0]
+    assert 0 < model.macro_steps <= model.generated_tokens <= 9
+
+
 def test_the_likeliest_continuation_is_called_greedy() -> None:
     one = decoder()
     tokens = one.tokenizer.encode("a light ")
@@ -189,6 +207,23 @@ def test_the_likeliest_continuation_is_called_greedy() -> None:
         max_length=64,
     )
     assert (greedy.is_greedy, other.is_greedy, first.is_greedy) == (True, False, True)
+
+
+def test_token_scores_are_those_of_log_softmax_and_argmax(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "SLICE_BYTES", {"cpu": 1000})
+    logits = torch.randn(40, 3, 50).bfloat16()  # rounded, so that some are equal
+    targets = logits.argmax(2)
+    targets[:20] = (logits == logits.amax(2, keepdim=True)).int().flip(2).argmax(2)[:20].mul(
+        -1
+    ) + 49
+    targets[30:] = torch.randint(50, (10, 3))
+    real = torch.rand(40, 3) < 0.8
+    values, greedy = scoring.token_scores(logits, targets, real)
+    plain = logits.float().log_softmax(2).gather(2, targets[..., None])[..., 0]
+    torch.testing.assert_close(values, plain.where(real, 0.0).sum(1))
+    likeliest = ((logits.argmax(2) == targets) | ~real).all(1)
+    assert greedy.tolist() == likeliest.tolist()
+    assert not likeliest[:20].all()
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 40, 100_000])
