@@ -76,7 +76,7 @@ def micro(num_layers: int = 2) -> MicroDecoder:
         head_dim=6,
         num_channels=24,
         num_slots=9,
-        rope_theta=100.0,
+        rope={"rope_type": "default", "rope_theta": 100.0},
         epsilon=1e-5,
     )
 
@@ -109,7 +109,7 @@ def test_rotary_angles_are_those_of_llama() -> None:
     positions = torch.arange(7)[None]
     states = torch.randn(1, 2, 7, 8)
     cosine, sine = model.model.rotary_emb(states, positions)
-    angles = rotary_angles(7, 8, model.config.rope_parameters["rope_theta"])
+    angles = rotary_angles(7, 8, model.config.rope_parameters)
     torch.testing.assert_close(angles[0], cosine[0])
     torch.testing.assert_close(angles[1], sine[0])
     half = torch.cat([-states[..., 4:], states[..., :4]], dim=-1)

@@ -303,6 +303,7 @@ def build_embedder(config: SmashConfig) -> Embedder:
 def build_micro(config: SmashConfig) -> MicroDecoder:
     """A micro decoder of the configured sizes."""
     assert config.taps is not None
+    assert config.micro_rope is not None
     return MicroDecoder(
         hidden_size=config.hidden_size,
         num_layers=config.micro_layers,
@@ -311,8 +312,9 @@ def build_micro(config: SmashConfig) -> MicroDecoder:
         head_dim=config.micro_head_dim,
         num_channels=config.micro_channels,
         num_slots=len(config.taps) + config.max_segment,
-        rope_theta=config.micro_rope_theta,
+        rope=config.micro_rope,
         epsilon=config.micro_epsilon,
+        has_norm=config.micro_norm,
     )
 
 

@@ -18,6 +18,7 @@ PAPER_EMBEDDER_HEADS = 64
 PAPER_MAX_SEGMENT = 4
 THIN_MICRO_VOCABULARY = 8192
 NUM_TAPS = 4
+PLAIN_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 
 
 class SmashConfig(PreTrainedConfig):
@@ -44,7 +45,10 @@ class SmashConfig(PreTrainedConfig):
     micro_kv_heads: int = 4
     micro_head_dim: int = 16
     micro_channels: int = 128
-    micro_rope_theta: float = 10000.0
+    micro_rope: dict[str, Any] | None = None
+    """Rotary parameters of the micro decoder, as transformers writes them; None is plain."""
+    micro_norm: bool = True
+    """Whether the micro decoder has a final norm (the published one has none)."""
     micro_epsilon: float = 1e-5
     micro_vocab_size: int | None = None
     """Tokens that micro steps can say; None is all."""
@@ -59,6 +63,8 @@ class SmashConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
         if self.taps is None:
             self.taps = quarters(self.num_hidden_layers)
+        if self.micro_rope is None:
+            self.micro_rope = dict(PLAIN_ROPE)
         checks = {
             "max_segment": (self.max_segment >= 1, "at least 1"),
             "taps": (
@@ -110,6 +116,7 @@ class SmashConfig(PreTrainedConfig):
         paper: dict[str, Any] = {
             "embedder_heads": divisor(geometry.hidden_size, PAPER_EMBEDDER_HEADS),
             "micro_layers": PAPER_MICRO_LAYERS,
+            "micro_norm": False,
             "micro_vocab_size": None,
             "stop_head": "mlp",
         }
@@ -122,7 +129,7 @@ def sizes(base: PreTrainedConfig, geometry: Geometry) -> dict[str, Any]:
     """What the grafts share with the base: its sizes, and those of its last block."""
     attention, ffn = geometry.attention[-1], geometry.ffn[-1]
     rope = getattr(base, "rope_parameters", None)
-    theta = rope.get("rope_theta") if isinstance(rope, dict) else None
+    is_known = isinstance(rope, dict) and rope.get("rope_type") in ("default", "llama3")
     return {
         "base_model_type": base.model_type,
         "hidden_size": geometry.hidden_size,
@@ -133,7 +140,7 @@ def sizes(base: PreTrainedConfig, geometry: Geometry) -> dict[str, Any]:
         "micro_kv_heads": attention.num_kv_heads,
         "micro_head_dim": geometry.head_dim,
         "micro_channels": ffn.num_channels,
-        "micro_rope_theta": theta or 10000.0,
+        "micro_rope": rope if is_known else None,
         "micro_epsilon": getattr(base, "rms_norm_eps", 1e-5),
         "tie_word_embeddings": False,
         **{name: getattr(base, name, None) for name in SPECIAL_TOKENS},

@@ -34,7 +34,7 @@ def initialize_from_base(model: SmashBody) -> None:
             if len(norms) == 2:
                 copy(layer.attention_norm.weight, norms[0])
                 copy(layer.ffn_norm.weight, norms[1])
-        if len(finals) == 1:
+        if len(finals) == 1 and isinstance(model.micro.norm, nn.RMSNorm):
             copy(model.micro.norm.weight, norm_scale(finals[0]))
 
 

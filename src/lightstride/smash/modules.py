@@ -12,18 +12,22 @@ token i + 1 by the base's head.  Token 1 is the base's own next token.  The stop
 vector that predicted a token and answers the logit of "stop after this token".
 
 We differ: one batched merge with a mask, any sizes, W_o starts at zero (a merged vector starts as
-the mean), the micro decoder has a final norm, and its layers are our own small Llama layer for
-every family, not the family's: it needs no masks, caches or config of transformers, costs little
-per call, and takes the weights of the base's last block by the adapter's canonical names.
+the mean), the micro decoder has a final norm unless told otherwise, and its layers are our own
+small Llama layer for every family, not the family's: it needs no masks, caches or config of
+transformers, costs little per call, and takes the weights of the base's last block by the
+adapter's canonical names.
 
 Shapes: N segments, K their tokens, D hidden size, T taps, S slots, H query heads, G KV heads,
 d head size, C FFN channels.
 """
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 MicroCache = list[tuple[Tensor, Tensor]]
 """Keys and values of each micro layer, shape (N, G, S, d)."""
@@ -145,8 +149,9 @@ class MicroDecoder(nn.Module):
         head_dim: int,
         num_channels: int,
         num_slots: int,
-        rope_theta: float,
+        rope: Mapping[str, object],
         epsilon: float,
+        has_norm: bool = True,
     ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
@@ -160,8 +165,8 @@ class MicroDecoder(nn.Module):
             )
             for _ in range(num_layers)
         )
-        self.norm = nn.RMSNorm(hidden_size, eps=epsilon)
-        angles = rotary_angles(num_slots, head_dim, rope_theta)
+        self.norm = nn.RMSNorm(hidden_size, eps=epsilon) if has_norm else nn.Identity()
+        angles = rotary_angles(num_slots, head_dim, rope)
         self.register_buffer("angles_2Sd", angles, persistent=False)
 
     def forward(self, inputs_NSD: Tensor, past: MicroCache | None) -> tuple[Tensor, MicroCache]:
@@ -190,11 +195,13 @@ def stop_head(kind: Literal["linear", "mlp"], hidden_size: int) -> nn.Module:
     )
 
 
-def rotary_angles(num_slots: int, head_dim: int, theta: float) -> Tensor:
-    """Cosines and sines of every slot, shape (2, S, d), each half of d alike."""
-    frequencies = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
-    angles = torch.outer(torch.arange(num_slots, dtype=torch.float64), frequencies).repeat(1, 2)
-    return torch.stack([angles.cos(), angles.sin()]).float()
+def rotary_angles(num_slots: int, head_dim: int, rope: Mapping[str, object]) -> Tensor:
+    """Cosines and sines of every slot, shape (2, S, d), by Llama's rotary embedding."""
+    config = LlamaConfig(head_dim=head_dim, rope_parameters=dict(rope))
+    slots_1S = torch.arange(num_slots, device="cpu")[None]
+    with torch.device("cpu"):
+        cosine_1Sd, sine_1Sd = LlamaRotaryEmbedding(config)(torch.zeros(()), slots_1S)
+    return torch.cat([cosine_1Sd, sine_1Sd])
 
 
 def rotate(states_NHSd: Tensor, angles_2Sd: Tensor) -> Tensor:
