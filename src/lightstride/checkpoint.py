@@ -24,7 +24,7 @@ from lightstride.errors import ModelError
 from lightstride.generate import Decoder, PlainDecoder
 from lightstride.models import layered
 from lightstride.models.folders import whole_folder
-from lightstride.models.load import load_model, load_tokenizer, locate
+from lightstride.models.load import is_local, load_model, load_tokenizer, locate
 from lightstride.models.reading import quiet, reading
 from lightstride.models.registration import LAYERED
 from lightstride.models.widths import rebuilt
@@ -59,10 +59,13 @@ def save_checkpoint(
             saved.config.auto_map = auto_map(saved.config)
             shutil.copyfile(layered.__file__, partial / MODELING_NAME)
         generation, saved.generation_config = saved.generation_config, GenerationConfig()
-        if isinstance(saved, SmashModel):
-            saved.save_pretrained(partial)
-        else:
-            saved.save_pretrained(partial, max_shard_size=max_shard_size)
+        try:
+            if isinstance(saved, SmashModel):
+                saved.save_pretrained(partial)
+            else:
+                saved.save_pretrained(partial, max_shard_size=max_shard_size)
+        finally:
+            saved.generation_config = generation
         # Without the check in GenerationConfig.save_pretrained, which refuses published ones.
         generation.to_json_file(partial / "generation_config.json", use_diff=True)
         tokenizer.save_pretrained(partial)
@@ -123,4 +126,5 @@ def is_smashed(source: str) -> bool:
     """Whether a source that could be read holds grafts and not a model of its own."""
     place = locate(source)
     with reading(source, "config"):
-        return isinstance(AutoConfig.from_pretrained(place), SmashConfig)
+        config = AutoConfig.from_pretrained(place, local_files_only=is_local(place))
+    return isinstance(config, SmashConfig)
