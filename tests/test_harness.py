@@ -267,7 +267,9 @@ def test_groups_and_batches() -> None:
         ((1, 1), [1]),
         ((1,), [0, 2]),
     ]
-    assert list(batches([5, 4, 2, 1], 8)) == [slice(0, 1), slice(1, 3), slice(3, 11)]
+    assert list(batches([5, 4, 4, 1], 8)) == [slice(0, 1), slice(1, 3), slice(3, 4)]
+    assert list(batches([90, 80, 60, 50, 9, 9], 800)) == [slice(0, 2), slice(2, 4), slice(4, 6)]
+    assert list(batches([1, 1, 1], 800)) == [slice(0, 3)]
 
 
 def test_rolling_text_scores_as_in_lm_eval() -> None:

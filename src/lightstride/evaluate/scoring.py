@@ -24,6 +24,10 @@ from transformers.cache_utils import Cache
 Pair = tuple[Sequence[int], Sequence[int]]
 SLICE_BYTES = {"cpu": 2**21, "other": 2**29}
 """Size of a slice of logits in fp32."""
+SMALLEST_SHARE = 8
+"""A batch of 1/8 of the budget is large enough to be run."""
+SHORTEST = 0.8
+"""Items shorter than this share of a batch's longest wait for the next batch."""
 CACHE_DISCOUNT = 8
 """So many cached tokens count as one in the size of a batch."""
 
@@ -69,10 +73,18 @@ def group_by_context(pairs: Sequence[Pair], max_length: int) -> list[Group]:
 
 
 def batches(lengths: Sequence[int], budget: int) -> Iterator[slice]:
-    """Cut items, longest first, into runs whose padded size is at most the budget (or one item)."""
+    """Cut items, longest first, into runs whose padded size is at most the budget (or one item).
+
+    A run that is worth a batch by itself also ends where items get so short that they would be
+    mostly padding.
+    """
     start = 0
     while start < len(lengths):
-        stop = start + max(1, budget // lengths[start])
+        longest = lengths[start]
+        enough = start + max(1, budget // SMALLEST_SHARE // longest)
+        stop = min(len(lengths), start + max(1, budget // longest))
+        while stop > enough and lengths[stop - 1] < SHORTEST * longest:
+            stop -= 1
         yield slice(start, stop)
         start = stop
 
