@@ -13,7 +13,7 @@ from lightstride.models.families import adapter_for
 from lightstride.models.shapes import Shape, Site
 from lightstride.models.tiny import tiny_llama
 from lightstride.prune.budget import build_space, parameter_cost
-from lightstride.prune.divergence import divergence, plain_divergence, remember
+from lightstride.prune.divergence import divergence, log_total, plain_divergence, remember
 from lightstride.prune.fitness import Fitness, FitnessSettings
 from lightstride.prune.ledger import Sample
 from lightstride.prune.local import Level, prune_site
@@ -174,6 +174,17 @@ def test_divergence_of_the_top_and_the_rest() -> None:
         assert (fewer_N <= more_N + 2e-3).all()
     torch.testing.assert_close(values[-1].double(), whole_N, rtol=2e-3, atol=2e-3)
     torch.testing.assert_close(values[-2].double(), whole_N, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_totals_in_pieces_are_logsumexp(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightstride.prune.divergence.CACHED_ELEMENTS", 250)
+    logits_NV = (20 * torch.randn(7, 100)).to(dtype)
+    before_NV = logits_NV.clone()
+    torch.testing.assert_close(log_total(logits_NV), logits_NV.float().logsumexp(1))
+    assert torch.equal(logits_NV, before_NV)
 
 
 def test_renormalizing_forgets_the_rest() -> None:

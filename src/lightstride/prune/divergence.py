@@ -20,6 +20,8 @@ from torch import Tensor
 
 SMALLEST = 1e-7
 """Probability below which the rest of the mass is not resolved in fp32."""
+CACHED_ELEMENTS = 1 << 18
+"""Numbers in fp32 that a processor core keeps close."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,24 @@ class Teacher:
         return top_k * (2 + 4) + 4
 
 
+def log_total(logits_NV: Tensor) -> Tensor:
+    """Log of the sum of exponentials in fp32, (N,).
+
+    On a CPU a few rows at a time: what fits the nearest cache is some four times as fast.
+    """
+    elements = CACHED_ELEMENTS if logits_NV.device.type == "cpu" else logits_NV.numel()
+    totals = []
+    for rows_RV in logits_NV.split(max(1, elements // logits_NV.shape[1])):
+        values_RV = rows_RV.float()
+        largest_R1 = values_RV.amax(1, keepdim=True)
+        if values_RV is rows_RV:
+            values_RV = values_RV - largest_R1
+        else:
+            values_RV -= largest_R1
+        totals.append(values_RV.exp_().sum(1).log_() + largest_R1[:, 0])
+    return torch.cat(totals)
+
+
 def remember(logits_NV: Tensor, top_k: int) -> Teacher:
     """The k likeliest tokens of each position."""
     logits_NV = logits_NV.float()
@@ -63,7 +83,7 @@ def divergence(teacher: Teacher, logits_NV: Tensor, *, renormalize: bool = False
         student_NK = student_NK.log_softmax(1)
         teacher_NK = teacher_NK.log_softmax(1)
         return (teacher_NK.exp() * (teacher_NK - student_NK)).sum(1)
-    student_NK = student_NK - logits_NV.float().logsumexp(1, keepdim=True)
+    student_NK = student_NK - log_total(logits_NV)[:, None]
     shared_N = (teacher_NK.exp() * (teacher_NK - student_NK)).sum(1)
     if teacher.token_NK.shape[1] == logits_NV.shape[1]:
         return shared_N
