@@ -235,6 +235,14 @@ def test_results_of_other_kinds_only_show_where_they_come_from(tmp_path: Path) -
     assert "1 results of lightstride smash" in (tmp_path / "report.html").read_text("utf-8")
 
 
+def test_half_a_result_is_named(tmp_path: Path) -> None:
+    write(
+        tmp_path, "prune", {"dense": {"perplexity": 9.0}, "sizes": []}, model="m", calibration="c"
+    )
+    with pytest.raises(DataError, match=r"result\.json is no whole result of prune: 'parameters'"):
+        gather([str(tmp_path)])
+
+
 def test_names_cannot_break_the_page(tmp_path: Path) -> None:
     name = "<script>alert(1)</script>"
     numbers = {"model": judged(name, 1000, 9.0, 0.5)}

@@ -132,7 +132,12 @@ def gather(folders: Sequence[str]) -> Facts:
     for folder in folders:
         for path in sorted(find(folder, "result.json")):
             results[str(path)] = (result := read_result(path))
-            READERS.get(result["kind"], ignore)(result, models, retained)
+            try:
+                READERS.get(result["kind"], ignore)(result, models, retained)
+            except (KeyError, TypeError, AttributeError, AssertionError) as error:
+                raise DataError(
+                    f"{path} is no whole result of {result['kind']}: {error}"
+                ) from error
         for path in sorted(find(folder, "search.jsonl")):
             searches[str(path.parent)] = list(read_search(path))
     if not results:
