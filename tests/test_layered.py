@@ -170,7 +170,7 @@ def test_stretched_positions_survive_uneven_heads():
     model.config.rope_parameters = rope
     model.config.original_max_position_embeddings = 16
     model = type(model)(model.config).eval()
-    cut_block(model, 1)
+    cut_block(model, 0)
     layered = rebuilt(model)
     assert torch.equal(logits(layered), logits(model))
 
@@ -202,6 +202,7 @@ def test_auto_classes_know_the_layered_models():
     )
     assert type(AutoConfig.for_model("lightstride_llama")) is LayeredLlamaConfig
     assert type(AutoModelForCausalLM.from_config(config)) is LayeredLlamaForCausalLM
+    assert LayeredLlamaForCausalLM(copy.deepcopy(config)).config._attn_implementation == "sdpa"
     assert type(AutoModel.from_config(config)).__name__ == "LayeredLlamaModel"
 
 
