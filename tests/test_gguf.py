@@ -112,7 +112,7 @@ def worst_difference(model: PreTrainedModel, path: Path, hesitation: float = 0.0
         prompt = list(range(start, start + 24))
         for _ in range(6):
             expected = reference(model, prompt)
-            found = engine.log_probabilities(prompt, VOCAB_SIZE)
+            found = torch.tensor(engine.log_probabilities(prompt, VOCAB_SIZE))
             assert expected.max() - expected[found.argmax()] <= hesitation
             worst = max(worst, (found - expected).abs().max().item())
             prompt.append(int(expected.argmax()))

@@ -30,7 +30,7 @@ def export(config: ExportConfig) -> Mapping[str, object]:
     if not output.parent.is_dir():
         raise OutputError(f"{output.parent} is no folder")
     folder = local_folder(config.model)
-    with reading(config.model):
+    with reading(config.model, "config"):
         settings = AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
     if config.to == "decilm":
         write_decilm(folder, settings, adapter_for(settings).geometry(settings), output)
@@ -53,7 +53,7 @@ def local_folder(model: str) -> Path:
     place = locate(model)
     if Path(place).is_dir():
         return Path(place)
-    with reading(model):
+    with reading(model, "checkpoint"):
         return Path(snapshot_download(place, allow_patterns=PATTERNS))
 
 
