@@ -23,7 +23,7 @@ Shapes: N windows, L tokens each, I inputs of output weights, O outputs.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import torch
@@ -154,27 +154,38 @@ class Streams:
     ) -> tuple[Tensor, Tensor]:
         """Inputs x (T, I) of the site and errors e (T, O), both times the root of w."""
         call = calls[batch.stop - batch.start]
-        reached = [stream.reach(block, kind, batch, call) for stream in self.all]
-        rows_TI = reached[0].flatten(0, 1)
+        rows_TI = self.pruned.reach(block, kind, batch, call).flatten(0, 1)
+        dense_BLO = None
+        if self.dense is not None:
+            dense_BLO = self.dense.step(block, kind, output, batch, call)
         errors_TO = rows_TI.new_zeros(0, 0)
         if not self.pruned.additive:
             return rows_TI, errors_TO
         root_T1: Tensor | float = 1.0
-        if self.relative or self.dense is not None:
+        if self.relative or dense_BLO is not None:
             after_TO = self.pruned.after(block, kind, output, batch, call).float().flatten(0, 1)
         if self.relative:
             root_T1 = (after_TO.square().mean(1, keepdim=True) + TINY).rsqrt()
             rows_TI = (rows_TI * root_T1).to(rows_TI)
-        if self.dense is not None:
-            dense_TO = self.dense.after(block, kind, output, batch, call).float().flatten(0, 1)
-            errors_TO = ((dense_TO - after_TO) * root_T1).to(rows_TI)
+        if dense_BLO is not None:
+            errors_TO = ((dense_BLO.flatten(0, 1) - after_TO) * root_T1).to(rows_TI)
         return rows_TI, errors_TO
 
-    def pass_by(self, block: nn.Module, kind: Kind, calls: Mapping[int, Call]) -> None:
+    def pass_by(
+        self, block: nn.Module, kind: Kind, output: Output, calls: Mapping[int, Call]
+    ) -> None:
         """Bring all streams to a site without measuring anything."""
-        for stream in self.all:
-            for batch in self.layout.batches:
-                stream.reach(block, kind, batch, calls[batch.stop - batch.start])
+        for batch in self.layout.batches:
+            call = calls[batch.stop - batch.start]
+            self.pruned.reach(block, kind, batch, call)
+            if self.dense is not None:
+                self.dense.step(block, kind, output, batch, call)
+
+    def settle(self, kind: Kind, output: Output, dense: Output) -> None:
+        """Let a site answer by `output` from now on, and by `dense` in the dense model."""
+        self.pruned.settle(kind, output, self.layout.batches)
+        if self.dense is not None:
+            self.dense.settle(kind, dense, self.layout.batches, stepped=True)
 
     def enter(self, block: nn.Module, calls: Mapping[int, Call]) -> None:
         """Let all streams begin a block."""
@@ -269,7 +280,7 @@ def stream_blocks(
         weights = adapter.read(block, site.kind)
         output = Output.of(weights, site.kind)
         if site in known:
-            streams.pass_by(block, site.kind, calls)
+            streams.pass_by(block, site.kind, output, calls)
             level = finished.get(site)
         else:
             sums = streams.measure(block, site.kind, output, calls)
@@ -277,10 +288,7 @@ def stream_blocks(
             if sums is not None:
                 gram_II, drift_IO = sums
                 level = visit(site, SiteStatistics(gram_II, tokens_NL.numel(), weights, drift_IO))
-        batches = layout.batches
-        streams.pruned.settle(site.kind, agree(weights, site, geometry, level), batches)
-        if streams.dense is not None:
-            streams.dense.settle(site.kind, output, batches)
+        streams.settle(site.kind, agree(weights, site, geometry, level), output)
 
     with ExitStack() as stack:
         shelf = Shelf(store, stack)
@@ -302,6 +310,8 @@ def stream_blocks(
             here = {size: block_calls[index].to(device) for size, block_calls in calls.items()}
             with resident(block, device):
                 streams.enter(block, here)
+                if index == 0 and not streams.pruned.additive:
+                    streams = replace(streams, dense=None)
                 for kind in KINDS:
                     settle(Site(index, kind), block, here)
                     bar.update()

@@ -156,8 +156,10 @@ class Stream:
             sum_BLD = sum_BLD + answer
         self.additive = torch.equal(self._run(block, hidden_BLD, call, answers), sum_BLD)
 
-    def reach(self, block: nn.Module, kind: Kind, windows: slice, call: Call) -> Tensor:
-        """Run the block up to a site's output weights; their input (B, L, I), which is kept."""
+    def reach(
+        self, block: nn.Module, kind: Kind, windows: slice, call: Call, *, keep: bool = True
+    ) -> Tensor:
+        """Run the block up to a site's output weights; their input (B, L, I), kept if wanted."""
         caught: list[Tensor] = []
 
         def catch(_: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -172,8 +174,13 @@ class Stream:
             pass
         finally:
             handle.remove()
-        length = self.hidden_NLD.shape[1]
-        return self._keep(kind, windows, caught[0].reshape(-1, length, caught[0].shape[-1]))
+        input_BLI = caught[0].reshape(*hidden_BLD.shape[:2], -1)
+        if keep:
+            shape = (*self.hidden_NLD.shape[:2], input_BLI.shape[-1])
+            if kind not in self.inputs or self.inputs[kind].shape != shape:
+                self.inputs[kind] = self.shelf.room(*shape, dtype=input_BLI.dtype)
+            self.inputs[kind][windows] = input_BLI
+        return input_BLI
 
     def after(
         self, block: nn.Module, kind: Kind, output: Output, windows: slice, call: Call
@@ -187,10 +194,23 @@ class Stream:
         answers = {**self._answers(windows, hidden_BLD), kind: answer_BLD, **later}
         return self._run(block, hidden_BLD, call, answers)
 
-    def settle(self, kind: Kind, output: Output, batches: Sequence[slice]) -> None:
-        """Let a site that was reached answer by `output` from now on."""
+    def step(
+        self, block: nn.Module, kind: Kind, output: Output, windows: slice, call: Call
+    ) -> Tensor:
+        """Reach a site of which it is known that it answers by `output`; what `after` gives."""
+        input_BLI = self.reach(block, kind, windows, call, keep=not self.is_quick)
+        if not self.is_quick:
+            return self.after(block, kind, output, windows, call)
+        hidden_BLD = self.hidden_NLD[windows].to(self.device) + output(input_BLI)
+        self.hidden_NLD[windows] = hidden_BLD
+        return hidden_BLD
+
+    def settle(
+        self, kind: Kind, output: Output, batches: Sequence[slice], *, stepped: bool = False
+    ) -> None:
+        """Let a site that was reached, or stepped over, answer by `output` from now on."""
         self.outputs[kind] = None if self.is_quick else output
-        for windows in batches if self.is_quick else []:
+        for windows in batches if self.is_quick and not stepped else []:
             answer_BLD = output(self.inputs[kind][windows].to(self.device))
             self.hidden_NLD[windows] = self.hidden_NLD[windows].to(self.device) + answer_BLD
 
@@ -219,13 +239,6 @@ class Stream:
                 stack.enter_context(self.adapter.bypass(block, kind, answer_BLD))
             result: Tensor = block(hidden_BLD, *call.args, **call.kwargs)
         return result
-
-    def _keep(self, kind: Kind, windows: slice, input_BLI: Tensor) -> Tensor:
-        shape = (*self.hidden_NLD.shape[:2], input_BLI.shape[-1])
-        if kind not in self.inputs or self.inputs[kind].shape != shape:
-            self.inputs[kind] = self.shelf.room(*shape, dtype=input_BLI.dtype)
-        self.inputs[kind][windows] = input_BLI
-        return input_BLI
 
 
 def embed(
