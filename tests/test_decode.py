@@ -10,6 +10,7 @@ from lightstride.errors import ConfigError
 from lightstride.generate import Hooks, PlainDecoder, Settings, generate
 from lightstride.generate.positions import slot_positions
 from lightstride.generate.sampling import distribution
+from lightstride.models.load import load_model, load_tokenizer
 from lightstride.models.tiny import byte_tokenizer
 from lightstride.smash.decode import SmashDecoder
 from lightstride.smash.model import SmashModel
@@ -343,3 +344,22 @@ def test_the_context_is_never_left() -> None:
         assert (len(answer.tokens), answer.finish_reason) == (7, "length")
     with pytest.raises(ConfigError, match="context is 512"):
         generate(decoder(model), [[3] * 512], Settings())
+
+
+@pytest.mark.slow
+def test_lossless_is_the_base_on_the_real_model() -> None:
+    base = load_model("smollm2-135m")
+    tokenizer = load_tokenizer("smollm2-135m")
+    model = SmashModel.graft(base)
+    with torch.no_grad():
+        model.stop.bias.fill_(-50.0)
+    prompts = [
+        tokenizer.encode(text) for text in ("The lighthouse", "2, 4, 6, 8,", "def add(a, b):")
+    ]
+    settings = Settings(max_new_tokens=24, mode="lossless", confidence=0.3)
+    smashed = generate(SmashDecoder(model, tokenizer), prompts, settings)
+    plain = generate(PlainDecoder(base, tokenizer), prompts, Settings(max_new_tokens=24))
+    assert [answer.text for answer in smashed] == [answer.text for answer in plain]
+    one = Settings(max_new_tokens=24, mode="trust", confidence=1)
+    exact = generate(SmashDecoder(model, tokenizer), prompts, one)
+    assert [answer.tokens for answer in exact] == [answer.tokens for answer in plain]

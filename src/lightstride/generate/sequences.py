@@ -139,7 +139,7 @@ class Sequences:
             old_BQW = self.visible_BW[:, None].expand(num_rows, num_new, known)
             return torch.cat([old_BQW, new_BQQ], dim=-1)
         sees_BQW = new_BQQ.new_zeros(num_rows, num_new, width)
-        sees_BQW[..., : min(known, width)] = self.visible_BW[:, None, :width]
+        sees_BQW[..., :known] = self.visible_BW[:, None]
         return sees_BQW.scatter(2, slots_BQ[:, None].expand_as(new_BQQ), new_BQQ)
 
     def commit(self, visible_BQ: Tensor) -> None:
@@ -152,8 +152,7 @@ class Sequences:
         """Of columns written row by row, those marked count from now on."""
         width = int(slots_BQ.max()) + 1
         visible_BW = self.visible_BW.new_zeros(len(slots_BQ), width)
-        known = min(width, self.visible_BW.shape[1])
-        visible_BW[:, :known] = self.visible_BW[:, :known]
+        visible_BW[:, : self.visible_BW.shape[1]] = self.visible_BW
         self.visible_BW = visible_BW.scatter(1, slots_BQ, kept_BQ)
         self.used_B = self.used_B + kept_BQ.sum(-1)
         self.cache.used = int(self.used_B.max())
@@ -167,9 +166,10 @@ class Sequences:
     def select_rows(self, rows_N: Tensor) -> None:
         """Keep these rows alone."""
         self.cache.select_rows(rows_N)
-        self.visible_BW = self.visible_BW[rows_N]
         self.position_B = self.position_B[rows_N]
         self.used_B = self.used_B[rows_N]
+        self.cache.used = int(self.used_B.max())
+        self.visible_BW = self.visible_BW[rows_N, : self.cache.used]
 
 
 def left_pad(
