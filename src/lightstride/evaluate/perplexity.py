@@ -6,7 +6,7 @@ The logits of a whole window over the whole vocabulary are never there at once. 
 on the window; then the model's own forward makes the logits, a slice of positions at a time, with
 the decoder answering what it answered before.  So a family's own scaling or capping applies.
 
-Shapes: N windows, L tokens in each, B windows at once, P positions of a slice, V vocabulary.
+Shapes: N windows, L tokens in each, B windows at once, P positions of a slice, S = B * P, V vocabulary.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from lightstride.data.text import Windows
 
-SLICE_BYTES = {"cpu": 24 * 2**20}
+SLICE_BYTES = {"cpu": 12 * 2**20}
 """Size of a slice of logits in fp32; on a CPU small enough for the allocator to use again."""
 ACCELERATOR_SLICE_BYTES = 512 * 2**20
 LARGEST_EXPONENT = 700
@@ -74,8 +74,9 @@ def _batch_losses(model: PreTrainedModel, windows_BL: Tensor) -> Tensor:
     slices = []
     for start, logits_BPV in logits_in_slices(model, windows_BL):
         targets_BP = windows_BL[:, start + 1 : start + 1 + logits_BPV.shape[1]]
-        logits_BVP = logits_BPV[:, : targets_BP.shape[1]].float().transpose(1, 2)
-        slices.append(cross_entropy(logits_BVP, targets_BP, reduction="none"))
+        logits_SV = logits_BPV[:, : targets_BP.shape[1]].flatten(0, 1).float()
+        losses_S = cross_entropy(logits_SV, targets_BP.flatten(), reduction="none")
+        slices.append(losses_S.view_as(targets_BP))
     return torch.cat(slices, dim=1)
 
 
