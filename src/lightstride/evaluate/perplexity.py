@@ -6,7 +6,8 @@ The logits of a whole window over the whole vocabulary are never there at once. 
 on the window; then the model's own forward makes the logits, a slice of positions at a time, with
 the decoder answering what it answered before.  So a family's own scaling or capping applies.
 
-Shapes: N windows, L tokens in each, B windows at once, P positions of a slice, S = B * P, V vocabulary.
+Shapes: N windows, L tokens in each, B windows at once, P positions of a slice, S = B * P,
+V vocabulary.
 """
 
 from collections.abc import Iterator
