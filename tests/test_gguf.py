@@ -7,15 +7,12 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
-
-import lightstride.errors
-import lightstride.models.shapes
+from transformers import PreTrainedModel
 
 pytest.importorskip("xllamacpp")
 from gguf import GGMLQuantizationType, GGUFReader, quants
 
+from ascii_tokenizer import ascii_tokenizer
 from engine import Engine
 from lightstride.config.export import GGUFType
 from lightstride.export.gguf import GGUFFile, write_gguf
@@ -29,21 +26,6 @@ from lightstride.prune.local import Level, kept_columns
 from lightstride.prune.materialize import DenseSites, materialize
 
 VOCAB_SIZE = 260
-TEXT = (lightstride.errors.__doc__ + lightstride.models.shapes.__doc__) * 2
-
-
-def ascii_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer of whole characters, as the engine reports no others."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    ascii_text = "".join(letter for letter in TEXT if letter.isascii())
-    trainer = trainers.BpeTrainer(vocab_size=256, show_progress=False)
-    tokenizer.train_from_iterator([ascii_text], trainer)
-    tokenizer.add_special_tokens(["<bos>", "<eos>"])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", chat_template="{{ x }}"
-    )
 
 
 def cut(model: PreTrainedModel, kept: dict[Site, Kept]) -> PreTrainedModel:

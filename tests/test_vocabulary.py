@@ -18,11 +18,11 @@ from tokenizers import (
 from transformers import LlamaConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 pytest.importorskip("xllamacpp")
-from engine import Engine
 from gguf import GGUFReader
 
 import lightstride.errors
 import lightstride.models.shapes
+from engine import Engine
 from lightstride.errors import ExportError
 from lightstride.export.gguf import write_gguf
 from lightstride.export.vocabulary import (
@@ -38,7 +38,9 @@ from lightstride.models.tiny import byte_tokenizer, tiny_llama
 
 TEXT = (
     "It's 1234567 o'clock, THEY'LL say; we've 3.14159 and  two   spaces.\n\n\tTabs\r\n"
-    "camelCaseWord HTMLParser don't stop  \n naïve café Ünïcödé 日本語テキスト русский текст 🙂🙂 x=y+z; //path/to/file "
+    "camelCaseWord HTMLParser don't stop  \n "
+    "naïve café Ünïcödé 日本語テキスト русский текст 🙂🙂 "
+    "x=y+z; //path/to/file "
     "HELLO'S world'd 12 34 5 0x1F _under_score_ ... !!! ?? (a)[b]{c} end   "
 )
 TRAINING = [lightstride.errors.__doc__, lightstride.models.shapes.__doc__]

@@ -8,12 +8,14 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 
+from lightstride.checkpoint import is_smashed
 from lightstride.config import ExportConfig
 from lightstride.errors import ExportError, OutputError
 from lightstride.export.profiles import write_decilm
 from lightstride.export.weights import FolderWeights
 from lightstride.models.families import adapter_for
-from lightstride.models.load import load_tokenizer, locate, reading
+from lightstride.models.load import load_tokenizer, locate
+from lightstride.models.reading import reading
 
 HAS_GGUF = find_spec("gguf") is not None
 if HAS_GGUF:
@@ -29,15 +31,22 @@ def export(config: ExportConfig) -> Mapping[str, object]:
         raise OutputError(f"{output} exists already; name another file")
     if not output.parent.is_dir():
         raise OutputError(f"{output.parent} is no folder")
+    if is_smashed(config.model):
+        raise ExportError(
+            f"{config.model} is smashed, which no other engine runs; lightstride serve runs it"
+        )
     folder = local_folder(config.model)
     with reading(config.model, "config"):
         settings = AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
     if config.to == "decilm":
         write_decilm(folder, settings, adapter_for(settings).geometry(settings), output)
+        sys.stdout.write(f"{output}: a DeciLM checkpoint\n")
         return {"output": str(output), "format": "decilm"}
     written = export_gguf(folder, settings, output, config)
     for fallback in written.fallbacks:
         sys.stderr.write(f"rows do not divide into blocks of {config.dtype}; {fallback}\n")
+    megabytes = written.num_bytes / 1e6
+    sys.stdout.write(f"{output}: {written.architecture}, {config.dtype}, {megabytes:.1f} MB\n")
     return {
         "output": str(written.path),
         "format": "gguf",

@@ -114,7 +114,8 @@ def plan_tensor(
 
 def load_tensor(weights: Weights, tensor: GGUFTensor, head_dim: int) -> Tensor:
     """The tensor as the file wants it, not yet packed."""
-    loaded = torch.cat([weights.load(source) for source in tensor.sources])
+    parts = [weights.load(source) for source in tensor.sources]
+    loaded = parts[0] if len(parts) == 1 else torch.cat(parts)
     if tensor.pairs:
         loaded = paired_rows(loaded, head_dim)
     return loaded + tensor.offset if tensor.offset else loaded
