@@ -11,7 +11,6 @@ last line of stdout is one JSON document.
 """
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -31,6 +30,7 @@ from lightstride.models.load import load_model, load_tokenizer
 from lightstride.models.shapes import AttentionShape, FFNShape, Geometry, Shape, Site
 from lightstride.prune.materialize import materialize
 from lightstride.prune.supernet import Accumulation, build_supernet
+from record import add_output, finish
 from supernet import random_windows
 
 ACCUMULATIONS: Mapping[str, Accumulation] = {
@@ -149,6 +149,7 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
+    add_output(parser)
     arguments = parser.parse_args()
     model = load_model(arguments.model, dtype=getattr(torch, arguments.dtype))
     tokenizer = load_tokenizer(arguments.model)
@@ -168,7 +169,8 @@ def main() -> None:
     held_out = whole(str(arguments.held_out), tokenizer, window=2048, every=10)
     settings = [Setting.parse(text, arguments.damping) for text in arguments.settings]
     rows = measure(model, windows_NL, held_out, arguments.plans, settings)
-    print(json.dumps({"tokens": windows_NL.numel(), "source": text.name, "rows": rows}))
+    numbers = {"tokens": windows_NL.numel(), "source": text.name, "rows": rows}
+    finish("accumulation", numbers, arguments, arguments.seed)
 
 
 if __name__ == "__main__":

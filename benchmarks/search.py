@@ -12,7 +12,6 @@ windows that neither of them saw.  The last line of stdout is one JSON document.
 
 import argparse
 import gzip
-import json
 import sys
 import tempfile
 import time
@@ -41,6 +40,7 @@ from lightstride.prune.moves import Moves, offspring
 from lightstride.prune.plan import Plan, sparsity
 from lightstride.prune.rounds import Pruner, Rounds, name_of
 from lightstride.prune.targets import named_target
+from record import add_output, finish
 
 PAPER = Evolution(generations=15, offspring=32, tokens=(1024, 4096, 16_384), survivors=(8, 3, 2))
 """The published code's run that the baseline measured."""
@@ -246,6 +246,7 @@ def main() -> None:
     parser.add_argument("--no-search", action="store_true", help="uniform plans")
     parser.add_argument("--compare", action="store_true")
     parser.add_argument("--folder", help="where to work (a temporary folder inside it)")
+    add_output(parser)
     flags = parser.parse_args()
     model = load_model(flags.model, dtype=torch.bfloat16)
     test_T = read_tokens(flags.model, flags.test)
@@ -253,7 +254,7 @@ def main() -> None:
     text_T = read_tokens(flags.model, flags.text)
     bench = Bench(model, adapter_for(model.config), text_T, test_NL, flags)
     runs = [(compare if flags.compare else run_all)(bench, seed) for seed in flags.seeds]
-    print(json.dumps(runs[0] if len(runs) == 1 else {"runs": runs}))
+    finish("search", runs[0] if len(runs) == 1 else {"runs": runs}, flags, flags.seeds[0])
 
 
 if __name__ == "__main__":

@@ -1,0 +1,38 @@
+"""How every benchmark ends: one JSON document as the last line of stdout, and a file with its origin."""
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from lightstride.results import write_result
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """The flag that keeps the numbers."""
+    parser.add_argument("--output", type=Path, help="also write them, with their origin, here")
+
+
+def finish(kind: str, numbers: Mapping[str, object], flags: argparse.Namespace, seed: int) -> None:
+    """Print the numbers and, if `--output` was given, write them as a result."""
+    if flags.output is not None:
+        paths = [value for value in vars(flags).values() if isinstance(value, Path)]
+        texts = [path for path in paths if path.is_file() and path != flags.output]
+        config = {k: v.name if isinstance(v, Path) else v for k, v in vars(flags).items()}
+        write_result(
+            flags.output,
+            kind=kind,
+            numbers=numbers,
+            config=config,
+            command=["python", f"benchmarks/{Path(sys.argv[0]).name}", *map(short, sys.argv[1:])],
+            seed=seed,
+            data={path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in texts},
+        )
+    print(json.dumps(numbers))
+
+
+def short(argument: str) -> str:
+    """An argument without the folders of this machine."""
+    return Path(argument).name if Path(argument).is_absolute() else argument
