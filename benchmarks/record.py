@@ -1,4 +1,4 @@
-"""How every benchmark ends: one JSON document as the last line of stdout, and a file with its origin."""
+"""How benchmarks end: one JSON document as the last line of stdout, and a file with its origin."""
 
 import argparse
 import hashlib
