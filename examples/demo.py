@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
 from lightstride import cli
 from lightstride.checkpoint import save_checkpoint
@@ -48,6 +49,7 @@ def main(arguments: list[str]) -> int:
 
 def compare(dense: Path, pruned: Path) -> None:
     """Print one table and one answer of each model."""
+    logging.disable_progress_bar()
     numbers = read_result(pruned / "result.json")["numbers"]
     perplexities = [numbers["dense"], numbers["sizes"][0]]  # type: ignore[index]
     models, asks = zip(*(open_plain(path) for path in (dense, pruned)), strict=True)

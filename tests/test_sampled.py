@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightstride.data import sampled
-from lightstride.data.sampled import sample_documents
+from lightstride.data.sampled import openings, sample_documents
 from lightstride.data.text import pack
 from lightstride.errors import DataError
 from lightstride.models.tiny import byte_tokenizer, tiny_llama
@@ -38,6 +38,24 @@ def test_a_model_that_says_nothing_is_found_out(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(sampled, "_batch", lambda *_: [""])
     with pytest.raises(DataError, match="writes no text by itself"):
         sample_documents(tiny_llama(), byte_tokenizer(), 10, 0)
+
+
+def test_a_chat_model_also_writes_conversations() -> None:
+    tokenizer = byte_tokenizer()
+    documents = sample_documents(tiny_llama(), tokenizer, 6000, 0)
+    message = [{"role": "user", "content": "?"}]
+    opening = tokenizer.apply_chat_template(message, tokenize=False).split("?")[0]
+    chats = [text for text in documents if text.startswith(opening)]
+    assert 0 < len(chats) < len(documents)
+    assert tokenizer.encode(chats[0])[: len(tokenizer.encode(opening))] == tokenizer.encode(opening)
+    tokenizer.chat_template = None
+    assert [opening.is_chat for opening in openings(tokenizer)] == [False]
+
+
+def test_a_start_token_that_the_tokenizer_adds_is_not_doubled() -> None:
+    tokenizer = byte_tokenizer(add_bos=True)
+    for text in sample_documents(tiny_llama(), tokenizer, 6000, 0):
+        assert tokenizer.encode(text)[:2].count(tokenizer.bos_token_id) == 1
 
 
 def test_needs_a_token_to_begin_with() -> None:
