@@ -234,12 +234,12 @@ def test_no_space_is_said_in_these_words(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_smollm2_with_uneven_and_with_odd_widths(tmp_path, monkeypatch):
+def test_smollm2_with_uneven_and_with_even_widths(tmp_path, monkeypatch):
     monkeypatch.delenv("LIGHTSTRIDE_CACHE")
     tokenizer = load_tokenizer("smollm2-135m")
     text = "In 1969,  12 astronauts\n\n 3 of them"
     prompt = tokenizer(text, return_tensors="pt")
-    for name in ("LayeredLlamaForCausalLM", "MistralForCausalLM"):
+    for name in ("LayeredLlamaForCausalLM", "LlamaForCausalLM"):
         model = load_model("smollm2-135m")
         adapter = adapter_for(model.config)
         for block in adapter.blocks(model)[1::3] if "Layered" in name else adapter.blocks(model):
@@ -252,7 +252,7 @@ def test_smollm2_with_uneven_and_with_odd_widths(tmp_path, monkeypatch):
         assert type(read).__name__ == name
         with torch.no_grad():
             assert torch.equal(read(**prompt).logits, model(**prompt).logits)
-        options = {"do_sample": False, "max_new_tokens": 16}
+        options = {"do_sample": False, "max_new_tokens": 6}
         plain = read.generate(**prompt, use_cache=False, **options)
         assert torch.equal(read.generate(**prompt, **options), plain)
         static = read.generate(**prompt, cache_implementation="static", **options)
