@@ -186,7 +186,7 @@ def main() -> None:
         "--accumulation", default="median", choices=["none", "median", "expectation"]
     )
     parser.add_argument("--relative", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--correction", type=float, default=0.5, help="drift to undo, 0 to 1")
+    parser.add_argument("--correction", type=float, default=0.0, help="drift to undo, 0 to 1")
     parser.add_argument("--folder", help="where to build (a temporary folder inside it)")
     parser.add_argument(
         "--compare", type=int, default=0, help="compare losses at so many blocks, build nothing"

@@ -311,7 +311,7 @@ def build_supernet(
     *,
     accumulation: Accumulation = "median",
     relative: bool = True,
-    correction: float = 0.5,
+    correction: float = 0.0,
     damping: float = 0.01,
     batch_size: int = 8,
     num_shards: int = NUM_SHARDS,
