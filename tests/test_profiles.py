@@ -1,10 +1,13 @@
 """A DeciLM folder is the same model in other words, and what those cannot say is refused."""
 
+import importlib
 import json
 import subprocess
 import sys
+import tomllib
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +21,7 @@ from lightstride.export.modeling_decilm import DeciLMConfig, DeciLMForCausalLM, 
 from lightstride.export.profiles import check_decilm, decilm_config, ffn_mult, write_decilm
 from lightstride.models.adapter import OUTPUT_NAME
 from lightstride.models.families import adapter_for
+from lightstride.models.registration import LAYERED
 from lightstride.models.shapes import AttentionShape, FFNKept, FFNShape, Site
 from lightstride.models.tiny import TINY, tiny_llama
 from lightstride.prune.local import Level
@@ -137,3 +141,19 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(OutputError):
         write_decilm(folder, model.config, geometry, output)
     assert [path.name for path in output.iterdir()] == ["mine"]
+
+
+def test_the_vllm_plugin_enters_every_family(monkeypatch) -> None:
+    entered: dict[str, str] = {}
+
+    class Registry:
+        register_model = staticmethod(entered.__setitem__)
+
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(ModelRegistry=Registry))
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8"))
+    entry = project["project"]["entry-points"]["vllm.general_plugins"]["lightstride"]
+    module, _, function = entry.partition(":")
+    getattr(importlib.import_module(module), function)()
+    monkeypatch.delitem(sys.modules, module)
+    assert set(entered) == {causal.__name__ for _, _, causal in LAYERED.values()}
+    assert all(target.endswith(":TransformersForCausalLM") for target in entered.values())
