@@ -20,7 +20,7 @@ from lightstride.models.shapes import (
 from lightstride.prune.budget import build_space, dense_cost, parameter_cost
 from lightstride.prune.levels import limit_for, narrow, uniform_plan
 from lightstride.prune.plan import Plan, Space, dense_plan, num_parameters, sparsity
-from lightstride.prune.targets import TARGETS, Target, named_target
+from lightstride.prune.targets import TARGETS, Target, for_model, named_target
 
 SMOLLM2 = Geometry(
     family="llama",
@@ -150,8 +150,8 @@ def test_equal_shapes_have_equal_keys_whatever_their_order() -> None:
 
 
 def test_targets_narrow_the_space() -> None:
-    gguf = space_of(SMOLLM2, TARGETS["gguf"])
-    assert [s.num_channels for s in gguf.shapes[Site(0, "ffn")]] == [256 * i for i in range(1, 7)]  # type: ignore[union-attr]
+    packed = space_of(SMOLLM2, named_target("gguf", channel_multiple=256))
+    assert [s.num_channels for s in packed.shapes[Site(0, "ffn")]] == [256 * i for i in range(1, 7)]  # type: ignore[union-attr]
     decilm = space_of(SMOLLM2, TARGETS["decilm"])
     assert decilm.shapes[Site(0, "attention")] == (AttentionShape(3, 3),)
     listed = Target(name="x", head_shapes=(AttentionShape(2, 2),))
@@ -170,9 +170,33 @@ def test_bad_targets() -> None:
     with pytest.raises(ConfigError, match="no target is called 'onnx'"):
         named_target("onnx")
     with pytest.raises(ConfigError, match="multiples of 256"):
-        named_target("gguf", channel_multiple=64)
+        named_target("decilm", channel_multiple=64)
     with pytest.raises(ConfigError, match="not >= 1"):
         Target(name="x", channel_multiple=0)
+
+
+@pytest.mark.parametrize("name", ["any", "gguf"])
+def test_llama_cpp_narrows_some_families(name: str) -> None:
+    target = TARGETS[name]
+    for family in ("llama", "mistral", "qwen2", "qwen3"):
+        assert for_model(target, replace(SMOLLM2, family=family)) == target
+    assert for_model(target, replace(SMOLLM2, family="gemma3")).uniform
+    assert not for_model(target, replace(SMOLLM2, family="gemma3")).heads_fixed
+    assert for_model(target, replace(SMOLLM2, family="qwen3", tied_head=False)).uniform
+    phi3 = for_model(target, replace(SMOLLM2, family="phi3"))
+    assert phi3.uniform
+    assert phi3.heads_fixed
+    for other in ("hf", "vllm", "uniform"):
+        assert for_model(TARGETS[other], replace(SMOLLM2, family="phi3")) == TARGETS[other]
+
+
+def test_engines_without_the_family_are_refused() -> None:
+    opt = replace(SMOLLM2, family="opt")
+    assert for_model(TARGETS["any"], opt) == TARGETS["any"]
+    with pytest.raises(ConfigError, match=r"llama\.cpp does not run opt"):
+        for_model(TARGETS["gguf"], opt)
+    with pytest.raises(ConfigError, match="decilm runs llama, mistral, qwen2, not opt"):
+        for_model(TARGETS["decilm"], opt)
 
 
 def test_dense_plan_is_the_largest() -> None:

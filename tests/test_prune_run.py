@@ -128,10 +128,10 @@ REFUSED: Mapping[str, tuple[dict[str, object], str]] = {
         r"between 0\.0000 and 0\.\d+ is possible",
     ),
     "impossible under the target": (
-        {"sparsity": (0.5,), "target": "gguf", "multiple": None},
-        "target gguf with --tp 1 allows no shape",
+        {"sparsity": (0.5,), "target": "decilm", "multiple": None},
+        "target decilm with --tp 1 allows no shape",
     ),
-    "a multiple the target cannot have": ({"target": "gguf", "multiple": 8}, "multiples of 256"),
+    "a multiple the target cannot have": ({"target": "decilm", "multiple": 8}, "multiples of 256"),
     "more devices than groups": ({"tp": 5}, "allows no shape"),
     "too little text": ({"calibration_tokens": 1_000_000}, "1,000,000 are needed"),
     "too little search text": ({"search_tokens": 1_000_000}, "are needed"),

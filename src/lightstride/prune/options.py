@@ -10,15 +10,18 @@ from lightstride.prune.fitness import FitnessSettings
 from lightstride.prune.guided import Guided
 from lightstride.prune.latency import Serving
 from lightstride.prune.rounds import Rounds
-from lightstride.prune.targets import Target, named_target
+from lightstride.prune.targets import Target, for_model, named_target
 
 EARLY_SHARES = {"demo": 0.5, "fast": 0.25, "paper": 1.0}
 """By preset: share of the calibration text that supernets are built from."""
 
 
-def target_of(config: PruneConfig) -> Target:
-    """The engine's limits."""
-    return named_target(config.target, tensor_parallel=config.tp, channel_multiple=config.multiple)
+def target_of(config: PruneConfig, geometry: Geometry) -> Target:
+    """The engine's limits for this model."""
+    target = named_target(
+        config.target, tensor_parallel=config.tp, channel_multiple=config.multiple
+    )
+    return for_model(target, geometry)
 
 
 def cost_of(config: PruneConfig, geometry: Geometry) -> CostFunction:

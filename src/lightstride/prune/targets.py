@@ -32,6 +32,8 @@ class Target:
     """KV groups and FFN channels divide by this number of devices."""
     uniform: bool = False
     """Every block has the same widths."""
+    families: tuple[str, ...] = ()
+    """The only families the engine runs; none named means all."""
 
     def __post_init__(self) -> None:
         for field in (
@@ -95,12 +97,49 @@ TARGETS: Mapping[str, Target] = {
     for target in (
         Target(name="any"),
         Target(name="hf"),
-        Target(name="vllm", min_channels=128, channel_multiple=128),
-        Target(name="gguf", min_channels=256, channel_multiple=256),
-        Target(name="decilm", min_channels=256, channel_multiple=256, heads_fixed=True),
+        Target(name="vllm"),
+        Target(name="gguf"),
+        Target(
+            name="decilm",
+            min_channels=256,
+            channel_multiple=256,
+            heads_fixed=True,
+            families=("llama", "mistral", "qwen2"),
+        ),
         Target(name="uniform", uniform=True),
     )
 }
+"""Blocks of 32 numbers are what Q8_0 and Q4_0 pack; for K-quants ask for multiples of 256."""
+
+ONE_WIDTH = ("gemma3", "phi3")
+"""Families that llama.cpp runs only with the same widths in every block."""
+ALL_HEADS = ("phi3",)
+"""Families that llama.cpp runs only with all their heads."""
+UNKNOWN_TO_LLAMA_CPP = ("opt",)
+
+
+def for_model(target: Target, geometry: Geometry) -> Target:
+    """The target narrowed to what its engines run of this family.
+
+    `any` stands for transformers, vLLM and llama.cpp, or for the first two where llama.cpp has
+    nothing for the family.
+    """
+    family = geometry.family
+    if target.families and family not in target.families:
+        raise ConfigError(
+            f"target {target.name} runs {', '.join(target.families)}, not {family}: "
+            "choose another --target"
+        )
+    if target.name == "gguf" and family in UNKNOWN_TO_LLAMA_CPP:
+        raise ConfigError(f"llama.cpp does not run {family}: choose another --target")
+    if target.name not in ("any", "gguf") or family in UNKNOWN_TO_LLAMA_CPP:
+        return target
+    untied = family == "qwen3" and not geometry.tied_head
+    return replace(
+        target,
+        uniform=target.uniform or untied or family in ONE_WIDTH,
+        heads_fixed=target.heads_fixed or family in ALL_HEADS,
+    )
 
 
 def named_target(
