@@ -84,6 +84,8 @@ class GuidedSearch:
         idle = 0
         for generation in range(1, self.settings.generations + 1):
             children = self.offspring(parent, fitness, random)
+            if not children:
+                break
             winner, its_fitness = self.race(parent, children, generation)
             idle = 0 if its_fitness < fitness else idle + 1
             if its_fitness < fitness:
