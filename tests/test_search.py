@@ -171,6 +171,19 @@ def test_reports_generations() -> None:
     assert told[-1] == News(len(told), 4, found.plan, found.fitness, found.tokens)
 
 
+def test_a_space_of_one_plan_is_searched_at_once() -> None:
+    moves, centre = moves_at(toy(3), 0.5)
+    space = moves.space
+    only = Space(
+        space.geometry,
+        {site: (shape,) for site, shape in centre.shapes.items()},
+        {site: (space.cost(site, shape),) for site, shape in centre.shapes.items()},
+    )
+    fitness = Weighted(only)
+    found = search(Moves(only, moves.limit), fitness, Ledger(fitness)).run(centre, 0)
+    assert found.plan == centre
+
+
 def test_even_plans_race() -> None:
     space = toy(4)
     plans = even_plans(space, space.largest // 2)

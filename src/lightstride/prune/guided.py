@@ -136,7 +136,7 @@ class GuidedSearch:
         found: dict[Levels, None] = {}
         for attempt in range(4 * self.settings.offspring):
             slopes_S = beliefs.draw(random, self.settings.temperature if attempt else 0.0)
-            radius = widest if attempt == 0 else int(random.integers(1, widest))
+            radius = widest if attempt == 0 else int(random.integers(1, max(widest, 2)))
             child = self.optimum(parent, np.maximum(slopes_S, 0.0), radius)
             if child != parent:
                 found[child] = None
