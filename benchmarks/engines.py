@@ -17,7 +17,6 @@ Prints a table to stderr and, last, one line of JSON to stdout.
 """
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -46,6 +45,7 @@ from lightstride.prune.materialize import DenseSites, materialize
 from lightstride.prune.moves import Moves
 from lightstride.prune.plan import Plan
 from lightstride.prune.targets import named_target
+from record import add_output, finish
 
 Timer = Callable[[], tuple[float, float]]
 """Seconds of one prefill and of one decoding."""
@@ -241,6 +241,7 @@ def main() -> None:
     parser.add_argument("--decode", type=int, default=128)
     parser.add_argument("--dtype", default="bf16")
     parser.add_argument("--engines", nargs="*", default=["llama.cpp", "transformers"])
+    add_output(parser)
     options = parser.parse_args()
     work = Work(prefill=options.prefill, decode=options.decode, threads=options.threads)
     torch.set_num_threads(work.threads)
@@ -289,7 +290,8 @@ def main() -> None:
         results[engine]["dense"] = {
             key: value for key, value in found["dense"].items() if key.endswith("per_second")
         }
-    print(json.dumps(results), flush=True)
+    finish("engines", results, options, 0)
+    sys.stdout.flush()
     os._exit(0)  # llama.cpp's servers may hang when they are shut down in order
 
 

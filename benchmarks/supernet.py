@@ -9,7 +9,6 @@ way (`published.py`) on the same Gram matrices.  The last line of stdout is one 
 
 import argparse
 import gzip
-import json
 import resource
 import shutil
 import sys
@@ -30,6 +29,7 @@ from lightstride.models.shapes import AttentionShape, FFNShape, Geometry, Shape,
 from lightstride.prune import statistics, stream, supernet
 from lightstride.prune.local import prune_site
 from published import published_loss
+from record import add_output, finish
 
 Seconds = dict[str, float]
 
@@ -192,6 +192,7 @@ def main() -> None:
         "--compare", type=int, default=0, help="compare losses at so many blocks, build nothing"
     )
     parser.add_argument("--json", action="store_true", help="print nothing but the document")
+    add_output(parser)
     arguments = parser.parse_args()
     model = load_model(arguments.model, dtype=getattr(torch, arguments.dtype))
     tokenizer = load_tokenizer(arguments.model)
@@ -201,12 +202,12 @@ def main() -> None:
     )
     if arguments.compare:
         table = compare(model, adapter, windows, arguments.compare)
-        print(json.dumps({"compare": table}))
+        finish("supernet losses", {"compare": table}, arguments, arguments.seed)
         return
     numbers = build(model, adapter, windows, arguments)
     if not arguments.json:
         print({key: value for key, value in numbers.items() if key != "losses"})
-    print(json.dumps(numbers))
+    finish("supernet", numbers, arguments, arguments.seed)
 
 
 if __name__ == "__main__":
