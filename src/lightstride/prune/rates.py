@@ -4,9 +4,6 @@ The products are those that a run will do: a block on a batch of windows, the Gr
 one batch of FFN inputs, and the pruning of a site that is as wide as the FFN, up to a bound.
 """
 
-import time
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -15,6 +12,7 @@ from lightstride.models.adapter import Adapter
 from lightstride.models.shapes import FFNShape, Site
 from lightstride.prune.estimate import GRAM_SHARE, Rates, inputs, solve_operations
 from lightstride.prune.gram import add_gram
+from lightstride.prune.latency import best_time
 from lightstride.prune.local import prune_ffn
 from lightstride.prune.stream import recorders
 
@@ -32,18 +30,6 @@ def measure_rates(model: PreTrainedModel, adapter: Adapter, tokens_BL: Tensor) -
     )
 
 
-def shortest(call: Callable[[], object], device: torch.device, repeats: int = 2) -> float:
-    """Seconds of the faster of some calls, after one that does not count."""
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        call()
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
-
-
 @torch.inference_mode()
 def forward_rate(model: PreTrainedModel, adapter: Adapter, tokens_BL: Tensor) -> float:
     """Rate of one block on one batch."""
@@ -53,8 +39,8 @@ def forward_rate(model: PreTrainedModel, adapter: Adapter, tokens_BL: Tensor) ->
     with recorders(model, adapter) as stand_ins:
         model(tokens_BL, use_cache=False, logits_to_keep=1)
     first = stand_ins[0]
-    seconds = shortest(
-        lambda: block(first.hidden_BLD, *first.call.args, **first.call.kwargs), model.device
+    seconds = best_time(
+        lambda: block(first.hidden_BLD, *first.call.args, **first.call.kwargs), 2, model.device
     )
     sites = [Site(0, "attention"), Site(0, "ffn")]
     weights = sum(geometry.parameters(geometry.shape(site)) for site in sites)
@@ -67,7 +53,7 @@ def gram_rate(model: PreTrainedModel, adapter: Adapter) -> float:
     width = inputs(geometry, geometry.ffn[0])
     rows_TI = torch.randn(GRAM_TOKENS, width, dtype=model.dtype, device=model.device)
     gram_II = torch.zeros(width, width, device=model.device)
-    seconds = shortest(lambda: add_gram(gram_II, rows_TI), model.device)
+    seconds = best_time(lambda: add_gram(gram_II, rows_TI), 2, model.device)
     return 2 * GRAM_SHARE * width**2 * GRAM_TOKENS / seconds
 
 
@@ -79,6 +65,6 @@ def solve_rate(model: PreTrainedModel, adapter: Adapter) -> float:
     weight_OI = torch.randn(geometry.hidden_size, width, device=model.device)
     gram_II = rows_TI.T @ rows_TI
     shapes = [FFNShape(max(1, width * eighth // 8)) for eighth in range(1, 9)]
-    seconds = shortest(lambda: prune_ffn(weight_OI, gram_II, shapes), model.device, repeats=1)
+    seconds = best_time(lambda: prune_ffn(weight_OI, gram_II, shapes), 1, model.device)
     widths = [shape.num_channels for shape in shapes]
     return solve_operations(width, widths, geometry.hidden_size, nested=True) / seconds

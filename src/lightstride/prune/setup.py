@@ -5,7 +5,6 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightstride.config import PruneConfig
@@ -15,7 +14,7 @@ from lightstride.errors import OutputError, WorkError
 from lightstride.models.adapter import Adapter
 from lightstride.models.families import adapter_for
 from lightstride.models.load import load_model, load_tokenizer
-from lightstride.models.placement import pick_device, pick_dtype
+from lightstride.models.placement import pick_device, pick_dtype, suitable_dtype
 from lightstride.models.shapes import Geometry, parse_shape, shape_text
 from lightstride.prune.budget import CostFunction, build_space, dense_cost, table_cost
 from lightstride.prune.evolution import Reporter, unreported
@@ -96,14 +95,6 @@ def prepare(config: PruneConfig, report: Reporter = unreported) -> Setup:
     )
     check_disk(config, pruner)
     return Setup(config, model, tokenizer, adapter, texts, pruner)
-
-
-def suitable_dtype(device: str) -> torch.dtype:
-    """bf16 where it is fast, else fp32."""
-    if device != "cpu":
-        return torch.bfloat16
-    fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if fast else torch.float32
 
 
 def check_shares(
