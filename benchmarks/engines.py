@@ -13,6 +13,8 @@ not change speed, so without --pruned the models are cut at random to shapes of 
     python benchmarks/engines.py smollm2-135m --rounds 7
     python benchmarks/engines.py smollm2-135m --pruned 25=DIR 50=DIR
 
+On a busy machine, `--clock processor --threads 1` counts the process's own seconds.
+
 Prints a table to stderr and, last, one line of JSON to stdout.
 """
 
@@ -47,6 +49,11 @@ from lightstride.prune.plan import Plan
 from lightstride.prune.targets import named_target
 from record import add_output, finish
 
+CLOCKS: Mapping[str, Callable[[], float]] = {
+    "wall": time.perf_counter,
+    "processor": time.process_time,
+}
+Clock = Callable[[], float]
 Timer = Callable[[], tuple[float, float]]
 """Seconds of one prefill and of one decoding."""
 
@@ -116,8 +123,8 @@ def prefill_operations(geometry: Geometry, work: Work) -> float:
     return 2.0 * (work.prefill * (weights + scores) + head)
 
 
-def llama_cpp_timer(path: Path, work: Work) -> Timer:
-    """Prefill and decoding inside llama.cpp, as its own clock has them."""
+def llama_cpp_timer(path: Path, work: Work, clock: Clock) -> Timer:
+    """Prefill and greedy decoding inside llama.cpp."""
     settings = xllamacpp.CommonParams()
     settings.model.path = str(path)
     settings.n_ctx = settings.n_batch = settings.n_ubatch = work.prefill + work.decode + 8
@@ -128,26 +135,32 @@ def llama_cpp_timer(path: Path, work: Work) -> Timer:
     server = xllamacpp.Server(settings)
     prompt = [Random(0).randrange(100, 10_000) for _ in range(work.prefill)]
 
-    def run() -> tuple[float, float]:
+    def complete(num_tokens: int, *, cached: bool) -> None:
         answer = server.handle_completions(
             {
                 "prompt": prompt,
-                "n_predict": work.decode,
+                "n_predict": num_tokens,
                 "temperature": 0,
                 "samplers": [],
                 "ignore_eos": True,
-                "cache_prompt": False,
+                "cache_prompt": cached,
             }
         )
         timings = answer["timings"]
-        assert timings["prompt_n"] == work.prefill
-        assert timings["predicted_n"] == work.decode
-        return timings["prompt_ms"] / 1000, timings["predicted_ms"] / 1000
+        assert timings["prompt_n"] == (1 if cached else work.prefill)
+        assert timings["predicted_n"] == num_tokens
+
+    def run() -> tuple[float, float]:
+        start = clock()
+        complete(1, cached=False)
+        middle = clock()
+        complete(work.decode, cached=True)
+        return middle - start, clock() - middle
 
     return run
 
 
-def transformers_timer(model: PreTrainedModel, work: Work) -> Timer:
+def transformers_timer(model: PreTrainedModel, work: Work, clock: Clock) -> Timer:
     """Prefill and greedy decoding by transformers, in bf16."""
     model = model.to(torch.bfloat16)
     torch.manual_seed(0)
@@ -156,14 +169,14 @@ def transformers_timer(model: PreTrainedModel, work: Work) -> Timer:
     @torch.inference_mode()
     def run() -> tuple[float, float]:
         cache = DynamicCache(config=model.config)
-        start = time.perf_counter()
+        start = clock()
         logits = model(prompt, past_key_values=cache, logits_to_keep=1).logits
         token = logits[:, -1:].argmax(-1)
-        middle = time.perf_counter()
+        middle = clock()
         for _ in range(work.decode):
             logits = model(token, past_key_values=cache).logits
             token = logits[:, -1:].argmax(-1)
-        return middle - start, time.perf_counter() - middle
+        return middle - start, clock() - middle
 
     return run
 
@@ -229,6 +242,44 @@ def report(engine: str, found: Mapping[str, Mapping[str, float]]) -> None:
         print(line, file=sys.stderr)
 
 
+def variants(dense: PreTrainedModel, options: argparse.Namespace) -> dict[str, PreTrainedModel]:
+    """The dense model, and for every size the pruned one (or a stand-in) and one of even widths."""
+    geometry = adapter_for(dense.config).geometry(dense.config)
+    given = dict(entry.split("=", 1) for entry in options.pruned)
+    models = {"dense": dense}
+    for size in options.sizes:
+        share = float(Fraction(size, 100))
+        if str(size) in given:
+            models[str(size)] = load_model(given[str(size)])
+        else:
+            plan = stand_in(geometry, share, options.target, uneven=True, seed=size)
+            models[str(size)] = cut(dense, plan)
+        even = stand_in(geometry, share, options.target, uneven=False, seed=size)
+        models[f"{size} even"] = cut(dense, even)
+    return models
+
+
+def prepare(
+    engine: str, models: Mapping[str, PreTrainedModel], work: Work, options: argparse.Namespace
+) -> dict[str, Timer]:
+    """Something that runs each model once in this engine."""
+    clock = CLOCKS[options.clock]
+    if engine == "transformers":
+        return {name: transformers_timer(model, work, clock) for name, model in models.items()}
+    tokenizer = load_tokenizer(options.model)
+    timers: dict[str, Timer] = {}
+    with tempfile.TemporaryDirectory() as folder:  # llama.cpp keeps what it maps
+        for name, model in models.items():
+            path = Path(folder) / f"{name}.gguf"
+            geometry = adapter_for(model.config).geometry(model.config)
+            weights = ModelWeights(model)
+            write_gguf(
+                weights, model.config, geometry, tokenizer, path, dtype=options.dtype, name=name
+            )
+            timers[name] = llama_cpp_timer(path, work, clock)
+    return timers
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", nargs="?", default="smollm2-135m")
@@ -240,51 +291,21 @@ def main() -> None:
     parser.add_argument("--prefill", type=int, default=512)
     parser.add_argument("--decode", type=int, default=128)
     parser.add_argument("--dtype", default="bf16")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--engines", nargs="*", default=["llama.cpp", "transformers"])
     add_output(parser)
     options = parser.parse_args()
     work = Work(prefill=options.prefill, decode=options.decode, threads=options.threads)
     torch.set_num_threads(work.threads)
 
-    dense = load_model(options.model)
-    tokenizer = load_tokenizer(options.model)
-    geometry = adapter_for(dense.config).geometry(dense.config)
-    models = {"dense": dense}
-    given = dict(entry.split("=", 1) for entry in options.pruned)
-    for size in options.sizes:
-        share = float(Fraction(size, 100))
-        name = str(size)
-        if name in given:
-            models[name] = load_model(given[name])
-        else:
-            plan = stand_in(geometry, share, options.target, uneven=True, seed=size)
-            models[name] = cut(dense, plan)
-        even = stand_in(geometry, share, options.target, uneven=False, seed=size)
-        models[f"{size} even"] = cut(dense, even)
+    models = variants(load_model(options.model), options)
     geometries = {
         name: adapter_for(model.config).geometry(model.config) for name, model in models.items()
     }
-
     results: dict[str, dict[str, dict[str, float]]] = {}
     for engine in options.engines:
-        with tempfile.TemporaryDirectory() as folder:
-            timers: dict[str, Timer] = {}
-            for name, model in models.items():
-                if engine == "transformers":
-                    timers[name] = transformers_timer(model, work)
-                    continue
-                file = write_gguf(
-                    ModelWeights(model),
-                    model.config,
-                    geometries[name],
-                    tokenizer,
-                    Path(folder) / f"{name}.gguf",
-                    dtype=options.dtype,
-                    name=name,
-                )
-                timers[name] = llama_cpp_timer(file.path, work)
-            found = shares(measure(timers, options.rounds), geometries, work)
-            del timers
+        timers = prepare(engine, models, work, options)
+        found = shares(measure(timers, options.rounds), geometries, work)
         report(engine, found)
         results[engine] = {name: found[name] for name in found if name != "dense"}
         results[engine]["dense"] = {
