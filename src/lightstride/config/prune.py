@@ -71,7 +71,7 @@ class PruneConfig(PresetCommand):
     """What the next block sees: the dense stream, the pruned one, or a mean over all levels."""
     token_weights: Literal["relative", "equal"] = "relative"
     """How tokens count in the statistics: by the inverse square of their stream, or all alike."""
-    correction: float = 0.5
+    correction: float = 0.35
     """Part of the error accumulated so far that each site's last refit undoes, from 0 to 1."""
     damping: float = 0.01
     """Ridge of the refit, as a share of the mean diagonal of a site's Gram matrix."""

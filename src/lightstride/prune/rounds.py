@@ -57,7 +57,7 @@ class Rounds:
     accumulation: Accumulation = "median"
     relative: bool = True
     """Whether tokens count by the inverse of their residual stream's square, or all alike."""
-    correction: float = 0.5
+    correction: float = 0.35
     """Part of the accumulated drift that each site of the closing round undoes."""
     early_correction: float = 0.0
     """The same in the supernets that are searched, where it costs a second stream."""

@@ -244,6 +244,37 @@ def agree(weights: SiteWeights, site: Site, geometry: Geometry, level: Level | N
     return Output(broadcast_tensor(mine.weight_OI), bias_O)
 
 
+@dataclass(frozen=True)
+class Tour:
+    """What it takes to settle one site after the other."""
+
+    adapter: Adapter
+    geometry: Geometry
+    visit: Visit
+    finished: Mapping[Site, Level | None]
+    known: frozenset[Site]
+    """The finished sites, on every rank."""
+    num_tokens: int
+
+    def settle(
+        self, streams: Streams, site: Site, block: nn.Module, calls: Mapping[int, Call]
+    ) -> None:
+        """Measure and visit a site unless it is finished, and let the streams pass it."""
+        weights = self.adapter.read(block, site.kind)
+        output = Output.of(weights, site.kind)
+        if site in self.known:
+            streams.pass_by(block, site.kind, output, calls)
+            level = self.finished.get(site)
+        else:
+            sums = streams.measure(block, site.kind, output, calls)
+            level = None
+            if sums is not None:
+                gram_II, drift_IO = sums
+                statistics = SiteStatistics(gram_II, self.num_tokens, weights, drift_IO)
+                level = self.visit(site, statistics)
+        streams.settle(site.kind, agree(weights, site, self.geometry, level), output)
+
+
 @torch.no_grad()
 def stream_blocks(
     model: PreTrainedModel,
@@ -274,22 +305,8 @@ def stream_blocks(
     geometry = adapter.geometry(model.config)
     num_windows, length = tokens_NL.shape
     layout = Layout.of(num_windows, length, batch_size, num_shards)
-    known = {Site.parse(text) for text in broadcast_object([str(site) for site in finished])}
-
-    def settle(site: Site, block: nn.Module, calls: Mapping[int, Call]) -> None:
-        weights = adapter.read(block, site.kind)
-        output = Output.of(weights, site.kind)
-        if site in known:
-            streams.pass_by(block, site.kind, output, calls)
-            level = finished.get(site)
-        else:
-            sums = streams.measure(block, site.kind, output, calls)
-            level = None
-            if sums is not None:
-                gram_II, drift_IO = sums
-                level = visit(site, SiteStatistics(gram_II, tokens_NL.numel(), weights, drift_IO))
-        streams.settle(site.kind, agree(weights, site, geometry, level), output)
-
+    known = frozenset(map(Site.parse, broadcast_object([str(site) for site in finished])))
+    tour = Tour(adapter, geometry, visit, finished, known, tokens_NL.numel())
     with ExitStack() as stack:
         shelf = Shelf(store, stack)
         streams, calls = open_streams(
@@ -313,6 +330,6 @@ def stream_blocks(
                 if index == 0 and not streams.pruned.additive:
                     streams = replace(streams, dense=None)
                 for kind in KINDS:
-                    settle(Site(index, kind), block, here)
+                    tour.settle(streams, Site(index, kind), block, here)
                     bar.update()
                 streams.leave(block, here)
