@@ -13,6 +13,8 @@ from lightstride.prune.run import prune
 from lightstride.prune.supernet import INDEX
 from tiny_runs import config_of, finish, make_inputs, plans_in, start
 
+pytestmark = pytest.mark.timeout(400)  # processes of their own import torch, slowly if others work
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
