@@ -22,6 +22,7 @@ from lightstride.export.run import end_tokens, export
 from lightstride.export.weights import FolderWeights
 from lightstride.models.adapter import OUTPUT_NAME
 from lightstride.models.families import adapter_for
+from lightstride.models.load import load_model, load_tokenizer
 from lightstride.models.shapes import FFNKept, Site
 from lightstride.models.tiny import TINY, tiny_llama
 from lightstride.prune.local import Level
@@ -181,3 +182,33 @@ def test_without_the_package_the_command_says_so(tmp_path: Path, monkeypatch) ->
     monkeypatch.setattr(run, "HAS_GGUF", False)
     with pytest.raises(ExportError, match="pip install gguf"):
         export(ExportConfig(model=str(folder), output=str(tmp_path / "model.gguf")))
+
+
+PROMPTS = (
+    "The capital of France is",
+    "In 1969, two men",
+    "def fibonacci(n):\n    ",
+    "Water boils at 100 degrees",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "tolerance"), [("bf16", 0.05), ("q8_0", 0.2)])
+def test_the_real_model_answers_alike(dtype: str, tolerance: float, tmp_path: Path) -> None:
+    model = load_model("smollm2-135m")
+    model.to(torch.bfloat16).float()
+    tokenizer = load_tokenizer("smollm2-135m")
+    output = tmp_path / "model.gguf"
+    export(ExportConfig(model="smollm2-135m", output=str(output), dtype=dtype))
+    engine = Engine(output)
+    for text in PROMPTS:
+        tokens = tokenizer(text)["input_ids"]
+        assert engine.tokenize(text, add_special=True) == tokens
+        for _ in range(3):
+            with torch.no_grad():
+                expected = torch.log_softmax(model(torch.tensor([tokens])).logits[0, -1], -1)
+            found = torch.tensor(engine.log_probabilities(tokens, model.config.vocab_size))
+            likely = expected.topk(20).indices
+            assert found.argmax() == expected.argmax()
+            assert (found - expected)[likely].abs().max() < tolerance
+            tokens = [*tokens, int(expected.argmax())]
