@@ -23,7 +23,7 @@ from lightstride.prune.local import prune_site
 from lightstride.prune.materialize import materialize
 from lightstride.prune.plan import Plan, sparsity
 from lightstride.prune.rates import measure_rates
-from lightstride.prune.rounds import Pruner, Rounds
+from lightstride.prune.rounds import Outcome, Pruner, Rounds
 from lightstride.prune.statistics import stream_blocks
 from lightstride.prune.supernet import Supernet
 from lightstride.prune.targets import Target
@@ -131,6 +131,19 @@ def test_closing_refits_on_the_pruned_stream(tmp_path: Path) -> None:
         torch.testing.assert_close(level.output_OK, expected[site].output_OK, rtol=0.02, atol=0.02)
 
 
+def test_later_rounds_start_from_what_was_learned(tmp_path: Path) -> None:
+    job = pruner(tmp_path)
+    first, second = job.plans((0.5,))[0.5]
+    assert set(first.slopes) == set(job.space.sites)
+    assert min(first.slopes.values()) >= 0
+    assert len({round(slope, 3) for slope in first.slopes.values()}) > 2
+    records = read_ledger(tmp_path / "search.jsonl")
+    probed = {record["scope"] for record in records if record.get("role") == "probe"}
+    assert probed == {"round-1-50"}
+    assert first.tokens > second.tokens
+    assert Outcome.from_json(json.loads(json.dumps(second.to_json()))) == second
+
+
 @pytest.mark.parametrize(
     "search",
     [Evolution(generations=2, offspring=4, tokens=(32, 64), survivors=(2, 1)), QUICK],
@@ -177,7 +190,10 @@ def test_forecast_counts_what_happens(tmp_path: Path) -> None:
     job = pruner(tmp_path)
     works = forecast(job, (0.25, 0.5))
     more = forecast(pruner(tmp_path, num_rounds=4), (0.25, 0.5))
-    assert works["searches"].forward * 2 == pytest.approx(more["searches"].forward)
+    one = forecast(pruner(tmp_path, num_rounds=1), (0.25, 0.5))["searches"].forward
+    later = works["searches"].forward - one
+    assert 0 < later < one
+    assert more["searches"].forward == pytest.approx(one + 3 * later)
     assert works["supernets"].gram < more["supernets"].gram
     assert works["closing rounds"] == more["closing rounds"]
     rates = measure_rates(MODEL, ADAPTER, TOKENS_NL[:4])

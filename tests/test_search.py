@@ -97,10 +97,14 @@ def test_beliefs_find_the_slopes() -> None:
         return Observation(levels, parent, float(slopes_S @ change_S), 1024)
 
     before = posterior(losses, parent, fitness, [], Trust())
-    assert before.mean_S == pytest.approx(np.full(6, fitness / 12))
+    assert before.mean_S == pytest.approx(np.ones(6))
+    known_S = np.arange(6.0)
+    told = posterior(losses, parent, fitness, [], Trust(), known_S)
+    assert told.mean_S == pytest.approx(known_S)
+    assert np.diag(told.root_SS).max() < np.diag(before.root_SS).min()
     seen = [observe(tuple(int(x) for x in random.integers(0, 4, 6))) for _ in range(400)]
     after = posterior(losses, parent, fitness, seen, Trust(noise=0.001, curvature=0.05))
-    assert after.mean_S == pytest.approx(slopes_S, abs=0.05)
+    assert after.mean_S * fitness / 12 == pytest.approx(slopes_S, abs=0.05)
     assert after.draw(random, 0.0) == pytest.approx(after.mean_S)
     assert np.diag(after.root_SS @ after.root_SS.T).max() < 0.01
 
@@ -147,6 +151,22 @@ def test_needs_a_tenth_of_the_tokens_of_the_published_search() -> None:
     assert quick.tokens <= slow.tokens / 10
     gain = fitness.loss(centre) - fitness.loss(found.plan)
     assert gain >= 0.9 * (fitness.loss(centre) - fitness.loss(theirs.plan))
+
+
+def test_what_is_known_stands_in_for_probes() -> None:
+    moves, centre = moves_at(toy(8), 0.5)
+    fitness = Bent(moves.space, 2)
+    first = Ledger(fitness)
+    found = search(moves, fitness, first, generations=1).run(centre, 0)
+    known = search(moves, fitness, Ledger(fitness), generations=1)
+    known.known_S = np.array([found.slopes[site] for site in moves.space.sites])
+    again = known.run(centre, 0)
+    assert again.tokens < found.tokens - 8 * 1024
+    gain = fitness.loss(centre) - fitness.loss(found.plan)
+    assert fitness.loss(centre) - fitness.loss(again.plan) >= 0.9 * gain
+    weights = fitness.weights
+    slopes = np.array([[found.slopes[site], weights[site]] for site in moves.space.sites])
+    assert np.corrcoef(slopes.T)[0, 1] > 0.7
 
 
 def test_same_seed_same_plan_and_another_seed_other_offspring() -> None:

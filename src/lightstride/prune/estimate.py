@@ -85,8 +85,10 @@ def supernet_work(
     return Work(forward=forward, gram=gram, solve=solve)
 
 
-def search_work(space: Space, plan: Plan, search: Guided | Evolution, stride: int = 1) -> Work:
-    """Evaluations of one search around a plan."""
+def search_work(
+    space: Space, plan: Plan, search: Guided | Evolution, *, stride: int = 1, probes: bool = True
+) -> Work:
+    """Evaluations of one search around a plan, with or without probing every site."""
     geometry = space.geometry
     blocks = 2.0 * num_parameters(plan, geometry)
     head = 2.0 * geometry.vocab_size * geometry.hidden_size / stride
@@ -97,14 +99,14 @@ def search_work(space: Space, plan: Plan, search: Guided | Evolution, stride: in
         )
         return Work(forward=tokens * (CHILD_SHARE * blocks + head))
     counts = (search.offspring, *search.survivors)
+    probed = len(space.sites) * search.probe_tokens if probes else 0
     race = sum(count * tokens for count, tokens in zip(counts, search.tokens, strict=False))
     tokens = search.generations * race + sum(search.tokens)
-    probes = len(space.sites) * search.probe_tokens
     teacher = sum(search.tokens) * (2.0 * geometry.prunable_parameters + head)
     return Work(
         forward=teacher
         + tokens * (CHILD_SHARE * blocks + head)
-        + probes * (PROBE_SHARE * blocks + head)
+        + probed * (PROBE_SHARE * blocks + head)
     )
 
 

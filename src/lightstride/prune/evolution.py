@@ -7,12 +7,13 @@ parent, no loop is unbounded, and exchange between attention and FFN is on unles
 fixed (see `moves.py`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 
 from lightstride.errors import ConfigError
+from lightstride.models.shapes import Site
 from lightstride.prune.ledger import Ledger, Sample
 from lightstride.prune.moves import Levels, Moves, offspring
 from lightstride.prune.plan import Plan
@@ -49,6 +50,8 @@ class Found:
     """On the last stage's sample."""
     tokens: int
     """Tokens evaluated so far, over all candidates."""
+    slopes: Mapping[Site, float] = field(default_factory=dict)
+    """What the search came to believe of each site: how much a unit of its loss is felt."""
 
 
 @dataclass(frozen=True)

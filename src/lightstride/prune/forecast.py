@@ -23,7 +23,13 @@ def forecast(pruner: Pruner, shares: Sequence[float]) -> dict[str, Work]:
                 levels = pruner.levels(spaces[share] for share in group)
                 supernets += supernet_work(geometry, list(levels.items()), early)
             for share in shares:
-                searches += search_work(spaces[share], centres[share], settings.search)
+                searches += search_work(
+                    spaces[share],
+                    centres[share],
+                    settings.search,
+                    stride=settings.fitness.stride,
+                    probes=number == 1,
+                )
     for share in shares:
         chosen = [(site, [shape]) for site, shape in centres[share].shapes.items()]
         closing += supernet_work(geometry, chosen, pruner.calibration_NL.numel())

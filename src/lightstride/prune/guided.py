@@ -1,7 +1,8 @@
 """The default search: what is known guides it, so that few evaluations are enough.
 
 1. Every site is probed once: one level down from the centre, on few tokens.  That tells how
-   much the fitness feels each site's local loss, which the supernet knows for all levels.
+   much the fitness feels each site's local loss, which the supernet knows for all levels.  A
+   search that is told what an earlier round came to believe starts from that instead.
 2. Offspring are exact optima: for slopes drawn from what is believed now (`surrogate.py`),
    dynamic programming gives the best plan within the budget and within a radius of levels
    around the parent.  The first uses the expected slopes, and radii differ, so that every
@@ -24,7 +25,14 @@ from lightstride.prune.evolution import Found, News, Report, silent
 from lightstride.prune.ledger import Ledger, Sample
 from lightstride.prune.moves import Levels, Moves
 from lightstride.prune.plan import Plan
-from lightstride.prune.surrogate import Array, Observation, Posterior, Trust, knapsack, posterior
+from lightstride.prune.surrogate import (
+    Array,
+    Observation,
+    Posterior,
+    Trust,
+    knapsack,
+    posterior,
+)
 
 Losses = Mapping[tuple[Site, Shape], float]
 """Local loss of every site at every shape, from the supernet."""
@@ -34,12 +42,12 @@ Losses = Mapping[tuple[Site, Shape], float]
 class Guided:
     """Settings of the default search."""
 
-    generations: int = 6
-    offspring: int = 16
+    generations: int = 4
+    offspring: int = 12
     probe_tokens: int = 1024
-    tokens: tuple[int, ...] = (1024, 3072, 12_288)
+    tokens: tuple[int, ...] = (1024, 3072, 4096)
     """Tokens each stage of a race adds."""
-    survivors: tuple[int, ...] = (5, 2, 1)
+    survivors: tuple[int, ...] = (4, 2, 1)
     """Candidates each stage leaves."""
     temperature: float = 1.0
     """How widely slopes are drawn around what is expected."""
@@ -66,12 +74,15 @@ class GuidedSearch:
     ledger: Ledger
     window: int
     """Tokens of one search window: stages read one window after the other."""
+    known: Mapping[Site, float] = field(default_factory=dict)
+    """Slopes over the common one that an earlier search found, for all sites or none."""
 
     def __post_init__(self) -> None:
         space = self.moves.space
         self.table = [
             [self.losses[site, shape] for shape in space.shapes[site]] for site in space.sites
         ]
+        self.known_S = np.array([self.known[s] for s in space.sites]) if self.known else None
         self.observations: list[Observation] = []
         self.samples = stage_samples(self.settings.tokens, self.window)
 
@@ -80,7 +91,8 @@ class GuidedSearch:
         random = np.random.default_rng(seed)
         parent = self.moves.fit(self.moves.levels(centre), lambda sites: sites[0])
         fitness = self.whole(parent, {"generation": 0})
-        self.probe(parent)
+        if self.known_S is None:
+            self.probe(parent)
         idle = 0
         for generation in range(1, self.settings.generations + 1):
             children = self.offspring(parent, fitness, random)
@@ -94,7 +106,13 @@ class GuidedSearch:
             report(News(generation, most, plan, fitness, self.ledger.tokens))
             if idle == self.settings.patience:
                 break
-        return Found(self.moves.plan(parent), fitness, self.ledger.tokens)
+        slopes = self.slopes(parent, fitness)
+        return Found(self.moves.plan(parent), fitness, self.ledger.tokens, slopes)
+
+    def slopes(self, parent: Levels, fitness: float) -> dict[Site, float]:
+        """What is believed of every site, over what is common to all; never negative."""
+        mean_S = np.maximum(self.beliefs(parent, fitness).mean_S, 0.0)
+        return dict(zip(self.moves.space.sites, mean_S.tolist(), strict=True))
 
     def whole(self, levels: Levels, note: Mapping[str, object]) -> float:
         """Fitness over all stages' tokens."""
@@ -125,7 +143,8 @@ class GuidedSearch:
 
     def beliefs(self, parent: Levels, fitness: float) -> Posterior:
         """Slopes, as seen from a parent."""
-        return posterior(self.table, parent, fitness, self.observations, self.settings.trust)
+        seen, trust = self.observations, self.settings.trust
+        return posterior(self.table, parent, fitness, seen, trust, self.known_S)
 
     def offspring(
         self, parent: Levels, fitness: float, random: np.random.Generator

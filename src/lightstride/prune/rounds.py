@@ -37,7 +37,7 @@ from lightstride.prune.levels import limit_for, narrow, uniform_plan
 from lightstride.prune.local import Level
 from lightstride.prune.moves import Moves
 from lightstride.prune.place import accelerator_memory, spread
-from lightstride.prune.plan import Plan, Space
+from lightstride.prune.plan import Plan, Space, kind_cost
 from lightstride.prune.supernet import Accumulation, Supernet, build_supernet, write_json
 from lightstride.prune.uniform import race_even_plans
 
@@ -80,16 +80,39 @@ class Outcome:
     fitness: float
     tokens: int
     seconds: float
+    slopes: Mapping[Site, float] = field(default_factory=dict)
+    """What the search came to believe of each site; the next round starts from it."""
 
     def to_json(self) -> dict[str, object]:
         """A JSON document that `from_json` reads back."""
-        return {**vars(self), "plan": self.plan.to_json()}
+        slopes = {str(site): slope for site, slope in self.slopes.items()}
+        return {**vars(self), "plan": self.plan.to_json(), "slopes": slopes}
 
     @classmethod
     def from_json(cls, document: Mapping[str, object]) -> "Outcome":
         """What `to_json` wrote."""
-        values = {**document, "plan": Plan.from_json(document["plan"])}
+        slopes = document["slopes"]
+        assert isinstance(slopes, dict)
+        parsed = {Site.parse(site): slope for site, slope in slopes.items()}
+        values = {**document, "plan": Plan.from_json(document["plan"]), "slopes": parsed}
         return cls(**values)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Quest:
+    """One search of one round."""
+
+    share: float
+    round: int
+    centre: Plan
+    space: Space
+    known: Mapping[Site, float]
+    """What the last round came to believe of the sites."""
+
+    @property
+    def name(self) -> str:
+        """Its name in the work folder and in the record of evaluations."""
+        return f"round-{self.round}-{name_of(self.share)}"
 
 
 @dataclass
@@ -125,43 +148,39 @@ class Pruner:
     def plans(self, shares: Sequence[float]) -> dict[float, list[Outcome]]:
         """For every sparsity, what each round found; the last is the plan to take."""
         found: dict[float, list[Outcome]] = {share: [] for share in shares}
-        centres = {share: self.centre(share) for share in shares}
         if self.settings.search is None:
             return found
         for number in range(1, self.settings.num_rounds + 1):
-            groups = [list(shares)] if number == 1 else [[share] for share in shares]
-            for group in groups:
-                for outcome in self.round(number, group, centres):
+            quests = [self.quest(share, number, found[share]) for share in shares]
+            for group in [quests] if number == 1 else [[quest] for quest in quests]:
+                for outcome in self.round(group):
                     found[outcome.share].append(outcome)
-                    centres[outcome.share] = outcome.plan
         return found
 
-    def round(
-        self, number: int, group: Sequence[float], centres: Mapping[float, Plan]
-    ) -> list[Outcome]:
-        """Search one supernet for each sparsity of a group."""
-        spaces = {share: self.narrowed(number, centres[share]) for share in group}
-        name = f"round-{number}" if number == 1 else f"round-{number}-{name_of(group[0])}"
-        folder = self.work / name
-        finished = {share: self.recall(f"{scope_of(number, share)}.json") for share in group}
-        if any(outcome is None for outcome in finished.values()):
-            middle = centres[group[len(group) // 2]]
+    def quest(self, share: float, number: int, before: Sequence[Outcome]) -> Quest:
+        """What to search in a round, after what the rounds before it found."""
+        centre = before[-1].plan if before else self.centre(share)
+        known = before[-1].slopes if before else {}
+        return Quest(share, number, centre, self.narrowed(number, centre), known)
+
+    def round(self, quests: Sequence[Quest]) -> list[Outcome]:
+        """Search one supernet for every quest of a round."""
+        first = quests[0]
+        folder = self.work / (f"round-{first.round}" if first.round == 1 else first.name)
+        finished = [self.recall(quest) for quest in quests]
+        if None in finished:
+            middle = quests[len(quests) // 2].centre
             count = max(1, round(len(self.calibration_NL) * self.settings.early_share))
-            levels = self.levels(spaces.values())
-            supernet = self.build(
-                folder,
-                self.calibration_NL[:count],
-                levels,
-                middle,
-                self.settings.early_correction,
-            )
-            for share, outcome in finished.items():
-                if outcome is None:
-                    scope = scope_of(number, share)
-                    finished[share] = self.search(number, share, spaces, centres, supernet, scope)
+            levels = self.levels(quest.space for quest in quests)
+            correction = self.settings.early_correction
+            supernet = self.build(folder, self.calibration_NL[:count], levels, middle, correction)
+            finished = [
+                self.search(quest, supernet) if outcome is None else outcome
+                for quest, outcome in zip(quests, finished, strict=True)
+            ]
         if rank() == 0:
             shutil.rmtree(folder, ignore_errors=True)
-        return [outcome for outcome in finished.values() if outcome is not None]
+        return [outcome for outcome in finished if outcome is not None]
 
     def levels(self, spaces: Iterable[Space]) -> dict[Site, list[Shape]]:
         """All shapes of these spaces."""
@@ -211,22 +230,13 @@ class Pruner:
             progress=self.progress,
         )
 
-    def search(
-        self,
-        number: int,
-        share: float,
-        spaces: Mapping[float, Space],
-        centres: Mapping[float, Plan],
-        supernet: Supernet,
-        scope: str,
-    ) -> Outcome:
-        """Search one supernet for one sparsity and write down what was found."""
-        space, limit, centre = spaces[share], self.limit(share), centres[share]
-        seed = self.settings.seed * 1000 + number
+    def search(self, quest: Quest, supernet: Supernet) -> Outcome:
+        """Search a supernet and write down what was found."""
         with ExitStack() as stack:
             memory = accelerator_memory(self.model, self.device or "cpu")
             stack.enter_context(spread(self.model, self.adapter, memory))
-            report = stack.enter_context(self.report(f"{share:.4g}, round {number}"))
+            title = f"{quest.share:.4g}, round {quest.round}"
+            report = stack.enter_context(self.report(title))
             fitness = Fitness(
                 self.model,
                 self.adapter,
@@ -235,45 +245,43 @@ class Pruner:
                 self.settings.fitness,
                 self.lessons,
             )
-            ledger = stack.enter_context(Ledger(fitness, self.work / "search.jsonl", scope))
-            found = self.find(space, limit, centre, supernet, ledger, seed, report)
-        outcome = Outcome(share, number, found.plan, found.fitness, found.tokens, ledger.seconds)
-        self.note(f"{scope}.json", outcome)
+            record = self.work / "search.jsonl"
+            ledger = stack.enter_context(Ledger(fitness, record, quest.name))
+            found = self.find(quest, supernet, ledger, report)
+        outcome = Outcome(
+            quest.share,
+            quest.round,
+            found.plan,
+            found.fitness,
+            found.tokens,
+            ledger.seconds,
+            found.slopes,
+        )
+        self.note(quest, outcome)
         return outcome
 
-    def find(
-        self,
-        space: Space,
-        limit: int,
-        centre: Plan,
-        supernet: Supernet,
-        ledger: Ledger,
-        seed: int,
-        report: Report,
-    ) -> Found:
+    def find(self, quest: Quest, supernet: Supernet, ledger: Ledger, report: Report) -> Found:
         """The best plan of a supernet, by the search that was asked for."""
-        search = self.settings.search
+        search, space = self.settings.search, quest.space
         assert search is not None
-        window = self.search_NL.shape[1]
+        limit = self.limit(quest.share)
         if space.uniform:
             return race_even_plans(space, limit, ledger, self.search_NL.numel())
         fixed = None
         if self.settings.split == "fixed":
-            fixed = sum(
-                space.cost(site, shape)
-                for site, shape in centre.shapes.items()
-                if site.kind == "attention"
-            )
+            fixed = kind_cost(self.space, self.centre(quest.share), "attention")
         moves = Moves(space, limit, fixed)
+        seed = self.settings.seed * 1000 + quest.round
+        num_windows, window = self.search_NL.shape
         if isinstance(search, Evolution):
-            num_windows = len(self.search_NL)
-            return evolve(moves, centre, search, ledger, seed, num_windows, report)
+            return evolve(moves, quest.centre, search, ledger, seed, num_windows, report)
         losses = {
             (site, shape): supernet.loss(site, shape)
             for site in space.sites
             for shape in space.shapes[site]
         }
-        return GuidedSearch(moves, losses, search, ledger, window).run(centre, seed, report)
+        guided = GuidedSearch(moves, losses, search, ledger, window, quest.known)
+        return guided.run(quest.centre, seed, report)
 
     def close(self, share: float, plan: Plan) -> dict[Site, Level]:
         """The closing round: the plan's widths, cut and refitted exactly."""
@@ -283,30 +291,25 @@ class Pruner:
         supernet = self.build(folder, self.calibration_NL, shapes, plan, correction)
         return {site: supernet.load(site, shape) for site, shape in plan.shapes.items()}
 
-    def recall(self, name: str) -> Outcome | None:
+    def recall(self, quest: Quest) -> Outcome | None:
         """What a finished search found, on every rank."""
-        path = self.work / name
+        path = self.work / f"{quest.name}.json"
         text = path.read_text("utf-8") if rank() == 0 and path.exists() else ""
         text = broadcast_object(text)
         if not text:
             return None
         try:
             return Outcome.from_json(json.loads(text))
-        except (TypeError, ValueError) as error:
+        except (AssertionError, KeyError, TypeError, ValueError) as error:
             raise WorkError(f"{path} is damaged: delete it") from error
 
-    def note(self, name: str, outcome: Outcome) -> None:
+    def note(self, quest: Quest, outcome: Outcome) -> None:
         """Write down what a search found."""
         if rank() == 0:
-            write_json(self.work / name, outcome.to_json())
+            write_json(self.work / f"{quest.name}.json", outcome.to_json())
         barrier()
 
 
 def name_of(share: float) -> str:
     """A sparsity as part of a file name: 0.125 is `12.5`."""
     return f"{100 * share:.6g}"
-
-
-def scope_of(number: int, share: float) -> str:
-    """The name of one search of a run."""
-    return f"round-{number}-{name_of(share)}"

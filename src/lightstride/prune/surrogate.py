@@ -78,7 +78,9 @@ class Trust:
     """What is believed before and about observations."""
 
     spread: float = 1.0
-    """Standard deviation of the sites' slopes over their mean."""
+    """Standard deviation of the sites' slopes over their mean, when nothing is known."""
+    known_spread: float = 0.3
+    """The same around slopes that an earlier search found."""
     curvature: float = 0.3
     """Standard deviation of an observation's error over the path from the parent to it."""
     noise: float = 0.02
@@ -97,7 +99,7 @@ class Observation:
 
 @dataclass(frozen=True)
 class Posterior:
-    """Slopes of all sites: what is expected, and a square root of the covariance."""
+    """Slopes of all sites over what is common to all: expected, and a root of the covariance."""
 
     mean_S: Array
     root_SS: Array
@@ -114,13 +116,18 @@ def posterior(
     fitness: float,
     observations: Sequence[Observation],
     trust: Trust,
+    known_S: Array | None = None,
 ) -> Posterior:
-    """Slopes given all observations, as seen from a parent of this fitness."""
-    total = sum(site[level] for site, level in zip(losses, parent, strict=True))
-    slope = fitness / max(total, 1e-30)
+    """Slopes over the common one, given all observations, as seen from a parent of this fitness.
+
+    `known_S` are believed beforehand; without them all are 1, which means that every site has
+    the share of the fitness that it has of the losses.
+    """
+    slope = fitness / max(float(chosen(losses, parent).sum()), 1e-30)
     here_S = slope * chosen(losses, parent)
-    precision_SS = np.eye(len(losses)) / trust.spread**2
-    target_S = precision_SS.sum(1)
+    spread = trust.spread if known_S is None else trust.known_spread
+    precision_SS = np.eye(len(losses)) / spread**2
+    target_S = precision_SS @ (np.ones(len(losses)) if known_S is None else known_S)
     for seen in observations:
         start_S = slope * chosen(losses, seen.parent)
         change_S = slope * chosen(losses, seen.levels) - start_S
@@ -130,7 +137,7 @@ def posterior(
         precision_SS += np.outer(change_S, change_S) / variance
         target_S = target_S + change_S * (seen.difference / variance)
     covariance_SS = np.linalg.inv(precision_SS)
-    return Posterior(slope * (covariance_SS @ target_S), slope * np.linalg.cholesky(covariance_SS))
+    return Posterior(covariance_SS @ target_S, np.linalg.cholesky(covariance_SS))
 
 
 def chosen(losses: Sequence[Sequence[float]], levels: Levels) -> Array:
