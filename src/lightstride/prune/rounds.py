@@ -83,6 +83,16 @@ class Outcome:
     slopes: Mapping[Site, float] = field(default_factory=dict)
     """What the search came to believe of each site; the next round starts from it."""
 
+    def summary(self) -> dict[str, object]:
+        """Its figures, for a `result.json`."""
+        return {
+            "round": self.round,
+            "plan": self.plan.key,
+            "fitness": self.fitness,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+        }
+
     def to_json(self) -> dict[str, object]:
         """A JSON document that `from_json` reads back."""
         slopes = {str(site): slope for site, slope in self.slopes.items()}

@@ -109,7 +109,7 @@ def make_size(setup: Setup, share: float, outcomes: Sequence[Outcome]) -> Number
     numbers = measure(setup, smaller, plan, name) | {
         "asked": share,
         "folder": str(folder),
-        "rounds": [{**vars(outcome), "plan": outcome.plan.key} for outcome in outcomes],
+        "rounds": [outcome.summary() for outcome in outcomes],
     }
     if rank() == 0:
         record = {
