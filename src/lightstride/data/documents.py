@@ -4,25 +4,30 @@ A source is `pydoc` (built in), a file, a folder, or the id of a hub data set.  
 article, record or file; what it is decides what may be in two roles at once (nothing may).
 """
 
-import gzip
 import hashlib
-import importlib
-import json
 import re
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 from lightstride.data.pydoc import library_documents, topic_documents
-from lightstride.errors import DataError, NetworkError
+from lightstride.data.records import (
+    HUB_ID,
+    RECORD_SUFFIXES,
+    as_mapping,
+    file_records,
+    files_in,
+    hub_records,
+    parquet_records,
+    read_text,
+    suffix_of,
+)
+from lightstride.errors import DataError
 
 TEXT_SUFFIXES = (".txt", ".md", ".text", ".raw", ".tokens")
-RECORD_SUFFIXES = (".jsonl", ".json", ".parquet")
+SUFFIXES = TEXT_SUFFIXES + RECORD_SUFFIXES
 TEXT_KEYS = ("text", "content", "document", "article", "body", "raw_content")
 ARTICLE = re.compile(r"^ = [^=\n][^\n]* = $", re.MULTILINE)
 """A title in WikiText's raw and tokenized files."""
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?(:[\w.-]+)?")
 FILES = f"a file or folder of {', '.join((*TEXT_SUFFIXES[:2], *RECORD_SUFFIXES))} (or .gz of them)"
 OFFLINE = f"pydoc (built in), self, or {FILES}"
 MIN_PIECE = 8000
@@ -67,49 +72,31 @@ def _documents(source: str) -> Iterator[str]:
     elif source == "self":
         raise DataError("self is sampled from a model; it is not a text that can be read here")
     elif path.is_dir():
-        files = [p for p in sorted(path.rglob("*")) if p.is_file() and _suffix(p) is not None]
+        files = files_in(path, SUFFIXES)
         if not files:
             raise DataError(f"{source} is not {FILES}")
         for file in files:
             yield from _file_documents(file)
     elif path.exists():
-        if _suffix(path) is None:
+        if suffix_of(path) not in SUFFIXES:
             raise DataError(f"{source} is not {FILES}")
         yield from _file_documents(path)
     elif HUB_ID.fullmatch(source) and not path.suffix:
-        yield from _hub_documents(source)
+        yield from (_record_text(row, where) for where, row in hub_records(source, OFFLINE))
     else:
         raise DataError(f"there is no text source {source!r}: it must be {OFFLINE}, or a hub id")
 
 
-def _suffix(path: Path) -> str | None:
-    """The kind of a file, without .gz; None for one that cannot be read."""
-    if path.name.startswith("."):
-        return None
-    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
-    return suffix if suffix in TEXT_SUFFIXES + RECORD_SUFFIXES else None
-
-
 def _file_documents(path: Path) -> Iterator[str]:
-    suffix = _suffix(path)
+    suffix = suffix_of(path)
     if suffix == ".parquet":
-        yield from _parquet_documents(path)
-        return
-    try:
-        data = path.read_bytes()
-        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path} is not UTF-8 text: {error.reason} at byte {error.start}"
-        ) from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"cannot read {path}: {error}") from error
-    if suffix == ".jsonl":
-        yield from _line_documents(path, text)
-    elif suffix == ".json":
-        yield from _json_documents(path, text)
+        for _, row in parquet_records(path, lambda names: [_text_key(names, str(path))]):
+            yield from (str(value) for value in as_mapping(row, str(path)).values() if value)
+    elif suffix in RECORD_SUFFIXES:
+        for where, record in file_records(path, TEXT_KEYS):
+            yield _record_text(record, where)
     else:
-        yield from split_text(text)
+        yield from split_text(read_text(path))
 
 
 def split_text(text: str) -> list[str]:
@@ -130,63 +117,10 @@ def _piece_starts(text: str) -> Iterator[int]:
             yield last
 
 
-def _line_documents(path: Path, text: str) -> Iterator[str]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{path} line {number} is not JSON: {error}") from error
-            yield _record_text(record, f"{path} line {number}")
-
-
-def _json_documents(path: Path, text: str) -> Iterator[str]:
-    try:
-        content = json.loads(text)
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON: {error}") from error
-    if isinstance(content, dict) and not any(key in content for key in TEXT_KEYS):
-        lists = [value for value in content.values() if isinstance(value, list)]
-        content = lists[0] if len(lists) == 1 else content
-    for number, record in enumerate(content if isinstance(content, list) else [content]):
-        yield _record_text(record, f"{path} record {number}")
-
-
-def _parquet_documents(path: Path) -> Iterator[str]:
-    parquet, arrow = _optional("pyarrow.parquet"), _optional("pyarrow")
-    try:
-        file = parquet.ParquetFile(path)
-        key = _text_key(file.schema_arrow.names, str(path))
-        for batch in file.iter_batches(columns=[key]):
-            yield from (str(value) for value in batch.column(0).to_pylist() if value)
-    except (arrow.ArrowException, OSError) as error:
-        raise DataError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
-
-
-def _hub_documents(source: str) -> Iterator[str]:
-    """Stream a hub data set; NetworkError where the hub cannot be reached."""
-    datasets, hub = _optional("datasets"), _optional("huggingface_hub.errors")
-    name, *more = source.split(":")
-    config = more[0] if more else None
-    split = more[1] if len(more) > 1 else "train"
-    try:
-        for row in datasets.load_dataset(name, config, split=split, streaming=True):
-            yield _record_text(row, source)
-    except (datasets.exceptions.DatasetNotFoundError, ValueError) as error:
-        raise DataError(
-            f"cannot read hub data set {source}: {str(error).split('. ')[0]}"
-        ) from error
-    except (OSError, hub.HfHubHTTPError, hub.OfflineModeIsEnabled) as error:
-        raise NetworkError(
-            f"cannot reach the hub for data set {source}; without a network use {OFFLINE}"
-        ) from error
-
-
 def _record_text(record: object, where: str) -> str:
     if isinstance(record, str):
         return record
-    if not isinstance(record, Mapping):
-        raise DataError(f"{where} is neither a text nor a record with one: {str(record)[:40]!r}")
+    record = as_mapping(record, where)
     text = record[_text_key(list(record), where)]
     if not isinstance(text, str):
         raise DataError(f"{where} has no text: {str(text)[:40]!r}")
@@ -200,12 +134,3 @@ def _text_key(keys: list[str], where: str) -> str:
     raise DataError(
         f"{where} has none of the text fields {', '.join(TEXT_KEYS)}: it has {', '.join(keys)}"
     )
-
-
-def _optional(module: str) -> ModuleType:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise DataError(
-            f"this source needs {module}, which is not installed: pip install 'lightstride[data]'"
-        ) from error
