@@ -10,8 +10,8 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from lightstride.data.text import whole
-from lightstride.evaluate import perplexity as perplexity_module
 from lightstride.evaluate.perplexity import perplexity, token_losses
+from lightstride.models import logits
 from lightstride.models.tiny import TINY, byte_tokenizer, tiny_llama
 from lightstride.smash.model import SmashModel
 
@@ -33,7 +33,7 @@ def test_sliced_is_at_once(family: str, monkeypatch: pytest.MonkeyPatch) -> None
     model = MODELS[family]()
     for positions in (1, 7, 1000):
         bytes_per_position = 4 * 260 * 2
-        monkeypatch.setitem(perplexity_module.SLICE_BYTES, "cpu", positions * bytes_per_position)
+        monkeypatch.setitem(logits.SLICE_BYTES, "cpu", positions * bytes_per_position)
         sliced = token_losses(model, WINDOWS, batch_size=2)
         torch.testing.assert_close(sliced, plain_losses(model, WINDOWS))
 

@@ -11,21 +11,18 @@ V vocabulary.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from math import exp, inf
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from lightstride.data.text import Windows
+from lightstride.models.logits import answering, slice_rows
 
-SLICE_BYTES = {"cpu": 12 * 2**20}
-"""Size of a slice of logits in fp32; on a CPU small enough for the allocator to use again."""
-ACCELERATOR_SLICE_BYTES = 512 * 2**20
 LARGEST_EXPONENT = 700
 
 
@@ -84,9 +81,7 @@ def _batch_losses(model: PreTrainedModel, windows_BL: Tensor) -> Tensor:
 def logits_in_slices(model: PreTrainedModel, windows_BL: Tensor) -> Iterator[tuple[int, Tensor]]:
     """The first position and the logits, (B, P, V), of one slice of positions after the other."""
     batch_size, length = windows_BL.shape
-    limit = SLICE_BYTES.get(windows_BL.device.type, ACCELERATOR_SLICE_BYTES)
-    vocab_size = model.get_output_embeddings().weight.shape[0]
-    step = max(1, limit // (4 * batch_size * vocab_size))
+    step = max(1, slice_rows(model) // batch_size)
     decoder = model.get_decoder()
     assert decoder is not model, "a model whose decoder is itself cannot be sliced"
     answer = decoder(windows_BL, use_cache=False)
@@ -95,13 +90,3 @@ def logits_in_slices(model: PreTrainedModel, windows_BL: Tensor) -> Iterator[tup
             positions_P = torch.arange(start, min(start + step, length), device=windows_BL.device)
             output = model(windows_BL, use_cache=False, logits_to_keep=positions_P)
             yield start, output.logits
-
-
-@contextmanager
-def answering(module: nn.Module, answer: object) -> Iterator[None]:
-    """Inside this context the module computes nothing and answers what it is given here."""
-    module.forward = lambda *_, **__: answer
-    try:
-        yield
-    finally:
-        del module.forward

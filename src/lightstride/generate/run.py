@@ -13,6 +13,7 @@ from lightstride.errors import ConfigError
 from lightstride.generate.answer import Generation
 from lightstride.generate.answer import generate as answer
 from lightstride.generate.decoder import Step
+from lightstride.generate.prompts import chat_tokens, token_ids
 from lightstride.generate.settings import Settings
 from lightstride.models.placement import pick_device, pick_dtype, suitable_dtype
 
@@ -67,16 +68,7 @@ def encode(
     messages = [{"role": "user", "content": prompt}]
     if system is not None:
         messages.insert(0, {"role": "system", "content": system})
-    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    assert isinstance(text, str)
-    return token_ids(tokenizer, text, special=False)
-
-
-def token_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> list[int]:
-    """Tokens of a text, with or without those that the tokenizer puts around it."""
-    ids = tokenizer.encode(text, add_special_tokens=special)
-    assert isinstance(ids, list)
-    return ids
+    return chat_tokens(tokenizer, messages)
 
 
 def shown(show_steps: bool) -> Callable[[Step], None]:
