@@ -26,7 +26,8 @@ ALLOWED = {
     "data": {"errors"},
     "distributed": {"errors"},
     "generate": {"errors"},
-    "prune": {"errors", "config", "distributed", "models", "data"},
+    "work": {"errors", "distributed", "results"},
+    "prune": {"errors", "config", "distributed", "models", "data", "work"},
     "smash": {"errors", "config", "distributed", "models", "data", "generate"},
     "checkpoint": {"errors", "models", "generate", "smash"},
     "export": {"errors", "models", "prune", "checkpoint"},
@@ -35,7 +36,7 @@ ALLOWED = {
     "serve": {"errors", "config", "generate", "checkpoint"},
     "report": {"errors", "config", "results"},
 }
-RUN_EXTRA = {"config", "models", "generate", "results", "checkpoint", "evaluate"}
+RUN_EXTRA = {"config", "models", "generate", "results", "checkpoint", "evaluate", "work"}
 WITHOUT_TORCH = ("__init__", "errors", "config", "results", "report", "cli", "__main__")
 
 

@@ -27,7 +27,7 @@ from lightstride.prune.rounds import Pruner
 from lightstride.prune.supernet import fingerprint, write_json
 from lightstride.prune.targets import Target
 from lightstride.prune.texts import Texts, read_texts
-from lightstride.prune.work import open_work
+from lightstride.work import open_work
 
 PLACES = ("output", "work", "resume", "json")
 """Flags that do not change what is found."""
