@@ -185,7 +185,7 @@ def test_a_micro_layer_that_starts_as_the_last_block_computes_the_same() -> None
     initialize_from_base(model)
     inputs = torch.randn(1, 5, 32)
     angles = model.micro.angles_2Sd[:, :5]
-    found, _ = model.micro.layers[0](inputs, angles, None)
+    found, _ = model.micro.layers[0](inputs, angles, None, 5)
     cosine, sine = model.base.model.rotary_emb(inputs, torch.arange(5)[None])
     mask = torch.ones(1, 1, 5, 5).bool().tril()
     expected = model.base.model.layers[-1](

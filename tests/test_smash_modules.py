@@ -11,6 +11,7 @@ from lightstride.smash.adapters import GatedAdapters, merged_at
 from lightstride.smash.body import build_embedder, build_micro
 from lightstride.smash.config import SmashConfig, divisor, quarters
 from lightstride.smash.modules import Embedder, MicroDecoder, rotary_angles, rotate, stop_head
+from smashed_toys import toy
 
 K, D = 4, 16
 
@@ -201,3 +202,14 @@ def test_an_adapter_adds_its_low_rank_product() -> None:
         found = block(inputs)
     change = 2.0 * adapters.up[key] @ adapters.down[key]
     torch.testing.assert_close(found, F.linear(inputs, block[0].weight + change, block[0].bias))
+
+
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_outputs_of_the_last_slots_alone_are_the_same(num_layers: int) -> None:
+    model = toy(num_layers=num_layers)
+    inputs = torch.randn(3, 6, 32)
+    whole, _ = model.micro(inputs, None)
+    for count in (1, 4):
+        some, cache = model.micro(inputs, None, count)
+        torch.testing.assert_close(some, whole[:, -count:], atol=1e-5, rtol=1e-5)
+        assert cache[0][0].shape[2] == 6

@@ -175,8 +175,8 @@ class SmashBody(PreTrainedModel):
     def start_micro(self, taps_NTD: Tensor, tokens_N: Tensor) -> tuple[Tensor, MicroCache]:
         """The vector that predicts token 2, given the first; shape (N, D), and a cache."""
         inputs = torch.cat([taps_NTD, self.embed(tokens_N)[:, None]], dim=1)
-        outputs_NSD, cache = self.micro(inputs, None)
-        return outputs_NSD[:, -1], cache
+        outputs_N1D, cache = self.micro(inputs, None, 1)
+        return outputs_N1D[:, 0], cache
 
     def go_on_micro(self, tokens_N: Tensor, cache: MicroCache) -> tuple[Tensor, MicroCache]:
         """The vector that predicts the token after `tokens`, and the longer cache."""

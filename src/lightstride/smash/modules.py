@@ -17,8 +17,8 @@ small Llama layer for every family, not the family's: it needs no masks, caches 
 transformers, costs little per call, and takes the weights of the base's last block by the
 adapter's canonical names.
 
-Shapes: N segments, K their tokens, D hidden size, T taps, S slots, H query heads, G KV heads,
-d head size, C FFN channels.
+Shapes: N segments, K their tokens, D hidden size, T taps, S slots, R of them with an output,
+H query heads, G KV heads, d head size, C FFN channels.
 """
 
 from collections.abc import Mapping
@@ -80,18 +80,31 @@ class MicroAttention(nn.Module):
         self.output = nn.Linear(num_heads * head_dim, hidden_size, bias=False)
 
     def forward(
-        self, inputs_NSD: Tensor, angles_2Sd: Tensor, past: tuple[Tensor, Tensor] | None
+        self,
+        inputs_NSD: Tensor,
+        angles_2Sd: Tensor,
+        past: tuple[Tensor, Tensor] | None,
+        num_outputs: int,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """The output, shape (N, S, D), and the keys and values of all slots so far."""
+        """The outputs of the last slots, shape (N, R, D), and keys and values of all slots."""
         heads = (-1, self.head_dim)
-        query = rotate(self.query(inputs_NSD).unflatten(-1, heads).transpose(1, 2), angles_2Sd)
+        asking_NRD = inputs_NSD[:, -num_outputs:]
+        query = rotate(
+            self.query(asking_NRD).unflatten(-1, heads).transpose(1, 2),
+            angles_2Sd[:, -num_outputs:],
+        )
         key = rotate(self.key(inputs_NSD).unflatten(-1, heads).transpose(1, 2), angles_2Sd)
         value = self.value(inputs_NSD).unflatten(-1, heads).transpose(1, 2)
         assert past is None or inputs_NSD.shape[1] == 1
         if past is not None:
             key, value = torch.cat([past[0], key], dim=2), torch.cat([past[1], value], dim=2)
+        num_slots = key.shape[2]
+        sees_RS = None
+        if num_outputs > 1:
+            ones_SS = torch.ones(num_slots, num_slots, dtype=torch.bool, device=key.device)
+            sees_RS = ones_SS.tril()[-num_outputs:]
         attended = nn.functional.scaled_dot_product_attention(
-            query, key, value, is_causal=past is None, enable_gqa=query.shape[1] != key.shape[1]
+            query, key, value, attn_mask=sees_RS, enable_gqa=query.shape[1] != key.shape[1]
         )
         return self.output(attended.transpose(1, 2).flatten(2)), (key, value)
 
@@ -123,14 +136,20 @@ class MicroLayer(nn.Module):
         self.down = nn.Linear(num_channels, hidden_size, bias=False)
 
     def forward(
-        self, hidden_NSD: Tensor, angles_2Sd: Tensor, past: tuple[Tensor, Tensor] | None
+        self,
+        hidden_NSD: Tensor,
+        angles_2Sd: Tensor,
+        past: tuple[Tensor, Tensor] | None,
+        num_outputs: int,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """The block's output, shape (N, S, D), and its keys and values so far."""
-        attended_NSD, present = self.attention(self.attention_norm(hidden_NSD), angles_2Sd, past)
-        hidden_NSD = hidden_NSD + attended_NSD
-        inputs_NSD = self.ffn_norm(hidden_NSD)
-        return hidden_NSD + self.down(
-            nn.functional.silu(self.gate(inputs_NSD)) * self.up(inputs_NSD)
+        """The block's last outputs, shape (N, R, D), and keys and values of all its slots."""
+        attended_NRD, present = self.attention(
+            self.attention_norm(hidden_NSD), angles_2Sd, past, num_outputs
+        )
+        hidden_NRD = hidden_NSD[:, -num_outputs:] + attended_NRD
+        inputs_NRD = self.ffn_norm(hidden_NRD)
+        return hidden_NRD + self.down(
+            nn.functional.silu(self.gate(inputs_NRD)) * self.up(inputs_NRD)
         ), present
 
 
@@ -169,14 +188,22 @@ class MicroDecoder(nn.Module):
         angles = rotary_angles(num_slots, head_dim, rope)
         self.register_buffer("angles_2Sd", angles, persistent=False)
 
-    def forward(self, inputs_NSD: Tensor, past: MicroCache | None) -> tuple[Tensor, MicroCache]:
-        """Normed outputs, shape (N, S, D), and the cache; with `past`, S is 1 and continues it."""
+    def forward(
+        self, inputs_NSD: Tensor, past: MicroCache | None, num_outputs: int | None = None
+    ) -> tuple[Tensor, MicroCache]:
+        """Normed outputs of the last slots, shape (N, R, D), and the cache.
+
+        With `past`, S is 1 and continues it.  `num_outputs` is R, all slots if not given: the last
+        layer computes no more of the others than their keys and values.
+        """
         start = 0 if past is None else past[0][0].shape[2]
         angles_2Sd = self.angles_2Sd[:, start : start + inputs_NSD.shape[1]].to(inputs_NSD.dtype)
         hidden_NSD, presents = inputs_NSD, []
         for index, layer in enumerate(self.layers):
+            is_last = index == len(self.layers) - 1
+            wanted = num_outputs if is_last and num_outputs else hidden_NSD.shape[1]
             hidden_NSD, present = layer(
-                hidden_NSD, angles_2Sd, None if past is None else past[index]
+                hidden_NSD, angles_2Sd, None if past is None else past[index], wanted
             )
             presents.append(present)
         return self.norm(hidden_NSD), presents
