@@ -1,4 +1,4 @@
-"""Where converted models are kept, and folders that appear whole or not at all."""
+"""Where converted models are kept, and files and folders that appear whole or not at all."""
 
 import errno
 import os
@@ -43,6 +43,23 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         raise OutputError(f"cannot write {folder}: {reason(error)}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary name to write under; the file takes its own name when the block ends well.
+
+    Raises OutputError, leaving nothing behind, when it cannot be written or the disk is full.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"cannot write {path}: {reason(error)}") from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def reason(error: OSError | SafetensorError) -> str:

@@ -23,7 +23,7 @@ ACCELERATOR_SLICE_BYTES = 512 * 2**20
 def slice_rows(model: PreTrainedModel) -> int:
     """How many positions a slice of logits may have."""
     limit = SLICE_BYTES.get(model.device.type, ACCELERATOR_SLICE_BYTES)
-    vocab_size = model.get_output_embeddings().weight.shape[0]
+    vocab_size: int = model.get_output_embeddings().weight.shape[0]
     return max(1, limit // (4 * vocab_size))
 
 
