@@ -186,6 +186,8 @@ def compare(bench: Bench, seed: int) -> dict[str, object]:
             "candidate": candidate_cost(bench, fitness, moves, centre, supernet.load),
         }
         for name, search in searches.items():
+            if name not in bench.flags.searches:
+                continue
             ledger = Ledger(fitness)
             curve = Curve(ledger, [])
             search(ledger, curve)
@@ -224,9 +226,9 @@ def candidate_cost(
     return {"seconds": ours, "zeroed_uncached_seconds": min(times), "ratio": ours / min(times)}
 
 
-def main() -> None:
-    """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def search_flags() -> argparse.ArgumentParser:
+    """Flags of a run of all rounds."""
+    parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--text", type=Path, required=True, help="calibration and search")
     parser.add_argument("--test", type=Path, required=True, help="perplexity")
@@ -242,17 +244,33 @@ def main() -> None:
     parser.add_argument("--early-correction", type=float, default=Rounds.early_correction)
     parser.add_argument("--split", choices=["free", "fixed"], default="free")
     parser.add_argument("--target", default="any")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--no-search", action="store_true", help="uniform plans")
-    parser.add_argument("--compare", action="store_true")
     parser.add_argument("--folder", help="where to work (a temporary folder inside it)")
     add_output(parser)
-    flags = parser.parse_args()
+    return parser
+
+
+def open_bench(flags: argparse.Namespace) -> Bench:
+    """The model and the texts that the flags name."""
     model = load_model(flags.model, dtype=torch.bfloat16)
     test_T = read_tokens(flags.model, flags.test)
     test_NL = test_T[: len(test_T) // 2048 * 2048].view(-1, 2048)[::EVERY]
     text_T = read_tokens(flags.model, flags.text)
-    bench = Bench(model, adapter_for(model.config), text_T, test_NL, flags)
+    return Bench(model, adapter_for(model.config), text_T, test_NL, flags)
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], parents=[search_flags()], add_help=False
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--compare", action="store_true")
+    parser.add_argument(
+        "--searches", nargs="+", choices=["fast", "paper"], default=["fast", "paper"]
+    )
+    flags = parser.parse_args()
+    bench = open_bench(flags)
     runs = [(compare if flags.compare else run_all)(bench, seed) for seed in flags.seeds]
     finish("search", runs[0] if len(runs) == 1 else {"runs": runs}, flags, flags.seeds[0])
 
