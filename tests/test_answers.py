@@ -14,8 +14,8 @@ from lightstride.generate import PlainDecoder, Settings, Step, generate
 from lightstride.generate.rows import Rows
 from lightstride.generate.sampler import Sampler
 from lightstride.models.tiny import byte_tokenizer, tiny_llama
-from lightstride.smash import answers as module
 from lightstride.smash.answers import Answer, read_answers, read_log, regenerate
+from lightstride.smash.lines import append_lines
 from smashed_toys import sharp
 
 PROMPTS = [prompt_of([Message("user", "x" * (1 + 3 * n % 11) + str(n))], "chat") for n in range(23)]
@@ -171,7 +171,7 @@ def test_a_full_disk_is_one_line_and_nothing_is_lost(decoder: Counting, tmp_path
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "answers.jsonl").symlink_to("/dev/full")
     with pytest.raises(OutputError, match="no space left on the disk"):
-        module.append(tmp_path / "full", list(before.values()))
+        append_lines(tmp_path / "full" / "answers.jsonl", ["x" * 9999])
     assert read_log(tmp_path) == before
 
 
@@ -199,7 +199,7 @@ def test_bad_settings(decoder: Counting, tmp_path: Path, changes: dict[str, obje
 
 def test_an_answer_is_a_line(tmp_path: Path) -> None:
     answer = Answer("id", "chat", (1, 2), (3,), sampled=True, finish="stop")
-    module.append(tmp_path, [answer])
+    append_lines(tmp_path / "answers.jsonl", [json.dumps(dataclasses.asdict(answer))])
     line = (tmp_path / "answers.jsonl").read_text()
     assert json.loads(line) == {**dataclasses.asdict(answer), "prompt": [1, 2], "answer": [3]}
     assert read_answers(tmp_path) == [answer]

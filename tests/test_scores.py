@@ -1,5 +1,6 @@
 """Scores of answers: as from the whole logits, however batched, sharded or killed."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from lightstride.generate import PlainDecoder
 from lightstride.models import logits
 from lightstride.models.tiny import TINY, byte_tokenizer, tiny_llama
 from lightstride.smash import scores as module
-from lightstride.smash.answers import Answer, append, read_answers, regenerate
+from lightstride.smash.answers import Answer, read_answers, regenerate
 from lightstride.smash.examples import SCORES, load_examples, split
+from lightstride.smash.lines import append_lines
 from lightstride.smash.scores import Scores, batches_of, read_scores, score, token_scores
 
 
@@ -202,7 +204,7 @@ def test_examples_need_all_scores(tmp_path: Path) -> None:
     with pytest.raises(WorkError, match=r"2 answers in .* have no scores yet"):
         load_examples(tmp_path)
     longer = Answer(**{**vars(first[0]), "answer": (*first[0].answer, 5)})
-    append(tmp_path, [longer])
+    append_lines(tmp_path / "answers.jsonl", [json.dumps(vars(longer))])
     score(model, read_answers(tmp_path), tmp_path / SCORES)
     with pytest.raises(WorkError, match="are of another answer: delete the folder"):
         load_examples(tmp_path)

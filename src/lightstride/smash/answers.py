@@ -18,13 +18,14 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightstride.data.chat import Prompt
-from lightstride.errors import ConfigError, ModelError, OutputError, WorkError
+from lightstride.errors import ConfigError, ModelError, WorkError
 from lightstride.generate import PlainDecoder, Settings
 from lightstride.generate.prompts import chat_tokens
 from lightstride.generate.rows import Rows, context_length, end_tokens
 from lightstride.generate.sampler import Sampler
 from lightstride.models.fingerprint import fingerprint
-from lightstride.models.folders import reason, whole_file
+from lightstride.models.folders import whole_file
+from lightstride.smash.lines import append_lines, drop_cut_line, read_lines
 
 VERSION = 1
 HEADER, LINES = "answers.json", "answers.jsonl"
@@ -106,7 +107,7 @@ def regenerate(
     if len(fitting) < len(started):
         count = len(started) - len(fitting)
         tqdm.write(f"prompts left out, as they fill the context: {count}", file=sys.stderr)
-    drop_cut_line(folder)
+    drop_cut_line(folder / LINES)
     log = read_log(folder)
     bar = tqdm(total=len(fitting), desc="answers", unit="", disable=not progress)
     bar.update(sum(1 for each in fitting if is_done(log, each)))
@@ -116,7 +117,7 @@ def regenerate(
             settings = asking.settings(sampled=sampled)
             for batch, may_cut in batches(chosen, log, batch_size):
                 answers = answer_batch(decoder, batch, settings, may_cut=may_cut)
-                append(folder, answers)
+                append_lines(folder / LINES, [json.dumps(asdict(each)) for each in answers])
                 note(log, answers)
                 bar.update(sum(1 for each in answers if each.finish != CUT))
 
@@ -227,10 +228,8 @@ def open_folder(
 def read_log(folder: Path) -> dict[str, Answer]:
     """The last state of every answer, in the order of writing; a cut last line is dropped."""
     path = folder / LINES
-    if not path.exists():
-        return {}
     found: dict[str, Answer] = {}
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         try:
             note(found, [parse(line)])
         except (ValueError, TypeError, KeyError) as error:
@@ -250,22 +249,3 @@ def parse(line: bytes) -> Answer:
     fields = json.loads(line)
     tokens = {key: tuple(map(int, fields[key])) for key in ("prompt", "answer")}
     return Answer(**{**fields, **tokens})
-
-
-def drop_cut_line(folder: Path) -> None:
-    """Take off what a killed run wrote behind the last whole line."""
-    path = folder / LINES
-    if path.exists():
-        with path.open("r+b") as file:
-            file.truncate(file.read().rfind(b"\n") + 1)
-
-
-def append(folder: Path, answers: Sequence[Answer]) -> None:
-    """Write answers at the end of the file, at once; OutputError where that fails."""
-    path = folder / LINES
-    text = "".join(json.dumps(asdict(each)) + "\n" for each in answers)
-    try:
-        with path.open("ab") as file:
-            file.write(text.encode())
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {reason(error)}") from error
