@@ -39,7 +39,7 @@ def test_turns_begin_where_the_users_words_do() -> None:
     tokenizer = byte_tokenizer()
     message = [{"role": "user", "content": "Hi"}]
     text = str(tokenizer.apply_chat_template(message, tokenize=False))
-    opening = tokenizer.decode(user_opening(tokenizer).tokens)
+    opening = str(tokenizer.decode(user_opening(tokenizer).tokens))
     assert text.startswith(opening + "Hi")
     assert text.removeprefix(opening + "Hi").strip() == end_of_turn(tokenizer)
 
@@ -111,7 +111,7 @@ def test_bad_input(tmp_path: Path) -> None:
 def test_a_model_that_always_says_the_same_is_given_up() -> None:
     model = writing_llama()
     model.get_output_embeddings().register_forward_hook(lambda _, __, logits: 1000 * logits)
-    with pytest.raises(DataError, match="wrote only . different prompts of the 100 wanted"):
+    with pytest.raises(DataError, match=r"wrote only . different prompts of the 100 wanted"):
         self_prompts(model, byte_tokenizer(), 100, batch_size=4)
 
 

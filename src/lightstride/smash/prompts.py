@@ -22,7 +22,8 @@ LONGEST = 256
 """Tokens of a user's turn; a longer one is dropped."""
 SHORTEST = 8
 """Characters of a user's turn; a shorter one is dropped."""
-TOP_P = 0.95
+MIN_P = 0.02
+"""Against nonsense; unlike top p, it needs no sorting of the vocabulary."""
 PATIENCE = 8
 """Batches without a new turn after which the model is taken to have said all it can."""
 DOMAIN = "chat"
@@ -76,7 +77,7 @@ def user_turns(
     settings = Settings(
         max_new_tokens=LONGEST,
         temperature=1.0,
-        top_p=TOP_P,
+        min_p=MIN_P,
         seed=seed * 1_000_003 + batch,
         stop=(end,) if end else (),
     )
