@@ -24,6 +24,7 @@ from lightstride.config import (
     GenerateConfig,
     PruneConfig,
     ReportConfig,
+    SmashRunConfig,
 )
 from lightstride.errors import ConfigError, LightstrideError
 
@@ -39,6 +40,13 @@ def prune(config: PruneConfig) -> Document:
     from lightstride.prune.run import prune
 
     return prune(config)
+
+
+def smash(config: SmashRunConfig) -> Document:
+    """Teach a model to say several tokens a step; the result, as in `result.json`."""
+    from lightstride.smash.run import smash
+
+    return smash(config)
 
 
 def generate(config: GenerateConfig) -> Document:
@@ -78,6 +86,7 @@ def export(config: ExportConfig) -> Document:
 
 COMMANDS: Mapping[str, tuple[type[Command], Callable[[Any], Document]]] = {
     "prune": (PruneConfig, prune),
+    "smash": (SmashRunConfig, smash),
     "generate": (GenerateConfig, generate),
     "evaluate": (EvaluateConfig, evaluate),
     "bench": (BenchConfig, bench),

@@ -5,6 +5,7 @@ from lightstride.config.export import ExportConfig
 from lightstride.config.generate import GenerateConfig, SamplingCommand, ServeConfig
 from lightstride.config.judge import BenchConfig, EvaluateConfig, ReportConfig
 from lightstride.config.prune import PruneConfig
+from lightstride.config.smash import SmashRunConfig
 
 __all__ = [
     "BenchConfig",
@@ -17,4 +18,5 @@ __all__ = [
     "ReportConfig",
     "SamplingCommand",
     "ServeConfig",
+    "SmashRunConfig",
 ]

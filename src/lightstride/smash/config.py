@@ -53,6 +53,11 @@ class SmashConfig(PreTrainedConfig):
     micro_vocab_size: int | None = None
     """Tokens that micro steps can say; None is all."""
     stop_head: Literal["linear", "mlp"] = "linear"
+    calibration: list[list[float]] | None = None
+    """Scale and offset of the stop head's logit at each place of a segment.
+
+    With it, `confidence` bounds the probability that all tokens said so far are the base's own;
+    without it, as published, the probability of going on at each token alone."""
     adapter_rank: int = 0
     """Rank of the adapters on the base at merged positions; 0 is none."""
     adapter_alpha: float = 16.0
@@ -78,6 +83,10 @@ class SmashConfig(PreTrainedConfig):
             "micro_layers": (self.micro_layers >= 1, "at least 1"),
             "micro_heads": (self.micro_heads % self.micro_kv_heads == 0, "a multiple of KV heads"),
             "adapter_rank": (self.adapter_rank >= 0, "0 or more"),
+            "calibration": (
+                self.calibration is None or len(self.calibration) >= self.max_segment - 1,
+                "None or have a pair for each place",
+            ),
             "stop_head": (self.stop_head in ("linear", "mlp"), "'linear' or 'mlp'"),
         }
         for name, (is_allowed, wanted) in checks.items():

@@ -14,6 +14,7 @@ from lightstride.generate.sampler import Sampler
 from lightstride.generate.sampling import Purpose
 from lightstride.smash.body import SmashBody
 from lightstride.smash.modules import MicroCache
+from lightstride.smash.stops import conditional
 
 
 @dataclass
@@ -49,7 +50,8 @@ class Drafter:
             for row, token, space in zip(batch, first, room, strict=True)
         ]
         vectors_BD, cache = taps_BTD[:, -1], None
-        going = self.go_on(going, vectors_BD)
+        sure_B = torch.ones(len(batch), device=taps_BTD.device)
+        going, sure_B = self.go_on(going, vectors_BD, sure_B, place=0)
         while any(going):
             last_B = torch.tensor([s[-1] for s in draft.segments], device=taps_BTD.device)
             vectors_BD, cache = self.micro(taps_BTD, last_B, cache)
@@ -59,7 +61,8 @@ class Drafter:
                 if going[row] and token is not None:
                     draft.segments[row].append(token)
                     going[row] = token not in self.ends and len(draft.segments[row]) < room[row]
-            going = self.go_on(going, vectors_BD)
+            place = max(map(len, draft.segments)) - 1
+            going, sure_B = self.go_on(going, vectors_BD, sure_B, place=place)
         return draft
 
     def micro(
@@ -70,13 +73,25 @@ class Drafter:
             return self.model.start_micro(taps_BTD, last_B)
         return self.model.go_on_micro(last_B, cache)
 
-    def go_on(self, going: list[bool], vectors_BD: Tensor) -> list[bool]:
-        """Rows that say one more token in this step: P(go on) is at least the confidence."""
+    def go_on(
+        self, going: list[bool], vectors_BD: Tensor, sure_B: Tensor, *, place: int
+    ) -> tuple[list[bool], Tensor]:
+        """Rows that say one more token in this step, and how sure all their tokens are.
+
+        P(go on) must be at least the confidence: of all tokens so far together where the stop
+        head is calibrated, else of this one alone.
+        """
         confidence = self.sampler.settings.confidence
         if confidence == 1 or not any(going):
-            return [False] * len(going)
-        sure_B = torch.sigmoid(-self.model.stop_logits(vectors_BD).float()) >= confidence
-        return [row and sure for row, sure in zip(going, sure_B.tolist(), strict=True)]
+            return [False] * len(going), sure_B
+        calibration = self.model.config.calibration
+        logits_B = self.model.stop_logits(vectors_BD).float()
+        if calibration is None:
+            sure_B = conditional(logits_B[:, None], None)[:, 0]
+        else:
+            sure_B = sure_B * conditional(logits_B[:, None], calibration[place:])[:, 0]
+        enough = (sure_B >= confidence).tolist()
+        return [row and sure for row, sure in zip(going, enough, strict=True)], sure_B
 
     def say(
         self, batch: Sequence[Row], vectors_BD: Tensor, draft: Draft, emitted: int

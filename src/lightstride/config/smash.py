@@ -1,0 +1,136 @@
+"""Flags of `lightstride smash`."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from tyro.conf import arg
+
+from lightstride.config.base import (
+    FromPreset,
+    Model,
+    OptionalPath,
+    PresetCommand,
+    require,
+    require_choice,
+)
+
+SmashLoss = Literal["kl", "ce"]
+Grafts = Literal["thin", "paper"]
+OptionalShare = Annotated[
+    float | None, arg(metavar="S", help_behavior_hint="(default: the preset's)", constructor=float)
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmashRunConfig(PresetCommand):
+    """Teach a chat model to say several tokens a step, and store one KV entry for them."""
+
+    command: ClassVar[str] = "smash"
+    example: ClassVar[str] = (
+        "lightstride smash smollm2-135m -o smollm2-smashed --prompts self --preset demo"
+    )
+
+    model: Model
+    """The chat model: a hub id, a folder (also a pruned one), a .gguf file, or smollm2-135m."""
+    output: Annotated[str, arg(aliases=("-o",), metavar="DIR")]
+    """Folder for the result, new or empty: the grafts, and the name of the model they belong to."""
+    prompts: Annotated[str, arg(metavar="SOURCE")] = "self"
+    """What to ask the model: files, folders or hub data sets of prompts, or self (it writes its
+    own questions); several with commas."""
+    num_prompts: FromPreset = None
+    """Most prompts to use, of all sources together."""
+    answer_tokens: FromPreset = None
+    """Most tokens of an answer."""
+    sampled_share: float = 0.2
+    """Share of answers that are sampled, at temperature 0.8; the others are greedy."""
+    held_out: float = 0.05
+    """Share of the answers that only judge and calibrate."""
+    answer_batch: int = 32
+    """Answers written at once."""
+    grafts: Grafts = "thin"
+    """Sizes of what is added: thin, or as published."""
+    max_segment: FromPreset = None
+    """Most tokens in one step."""
+    micro_layers: FromPreset = None
+    """Layers of the micro decoder."""
+    micro_vocab: FromPreset = None
+    """Tokens that micro steps can say: so many of the most frequent ones."""
+    adapter_rank: int = 0
+    """Rank of adapters on the base where something was merged; 0 is none."""
+    train_base: bool = False
+    """Let the base learn too; then it is saved with the grafts, and a plain model is trained on
+    the same data for comparison."""
+    loss: SmashLoss = "kl"
+    """What is learned from the base: its distributions, or its likeliest tokens."""
+    steps: FromPreset = None
+    """Updates of the weights."""
+    minutes: Annotated[
+        float | None, arg(metavar="M", help_behavior_hint="(default: none)", constructor=float)
+    ] = None
+    """Most minutes of training, answers not counted; the steps then end sooner."""
+    learning_rate: float = 1e-3
+    """Largest learning rate of the grafts."""
+    base_rate: float = 2e-5
+    """Largest learning rate of the base, where it learns."""
+    row_tokens: FromPreset = None
+    """Tokens of a row of answers packed together."""
+    rows: FromPreset = None
+    """Rows of a batch."""
+    accumulate: FromPreset = None
+    """Batches of a step, over all processes."""
+    merged_share: OptionalShare = None
+    """Share of batches from which merging is learned too; the others only teach drafts."""
+    own_cuts_share: float = 0.5
+    """Share of the merged batches cut by the model's own drafts, from a third of the training."""
+    feed_own_share: float = 0.0
+    """Share of tokens inside a draft that are fed as the model would say them."""
+    seed: int = 0
+    """Seed of everything random: same seed, same result."""
+    work: OptionalPath = None
+    """Folder for what a killed run can go on from; without it, the output folder's name + .work."""
+    answers: OptionalPath = None
+    """Folder for answers and scores, where several runs are to share them; else the work folder."""
+    resume: bool = False
+    """Go on from what is in the work folder."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.output), "-o", "''", "the name of a folder")
+        require(bool(self.prompts.strip(", ")), "--prompts", "''", "a source of prompts")
+        require_choice("--loss", self.loss, SmashLoss)
+        require_choice("--grafts", self.grafts, Grafts)
+        for flag in NUMBERS:
+            value = getattr(self, flag)
+            require(value is None or value >= 1, f"--{flag.replace('_', '-')}", value, "at least 1")
+        for flag in ("sampled_share", "merged_share", "own_cuts_share", "feed_own_share"):
+            value = getattr(self, flag)
+            allowed = value is None or 0 <= value <= 1
+            require(allowed, f"--{flag.replace('_', '-')}", f"{value}", "from 0 to 1")
+        require(0 < self.held_out < 1, "--held-out", f"{self.held_out:g}", "above 0 and below 1")
+        for flag in ("learning_rate", "base_rate", "minutes"):
+            value = getattr(self, flag)
+            require(value is None or value > 0, f"--{flag.replace('_', '-')}", value, "above 0")
+        require(self.adapter_rank >= 0, "--adapter-rank", self.adapter_rank, "0 or more")
+
+    @property
+    def answers_folder(self) -> str:
+        """Where answers and scores are kept."""
+        return self.answers or self.work_folder
+
+    @property
+    def work_folder(self) -> str:
+        """Where the training's checkpoint is kept."""
+        return self.work or f"{self.output.rstrip('/')}.work"
+
+
+NUMBERS = (
+    "num_prompts",
+    "answer_tokens",
+    "answer_batch",
+    "max_segment",
+    "micro_layers",
+    "micro_vocab",
+    "steps",
+    "row_tokens",
+    "rows",
+    "accumulate",
+)

@@ -1,0 +1,150 @@
+"""What the model would say on answers that it was not trained on, all drafts at once.
+
+From drafts at every token, with the true tokens fed, follows how many tokens `lossless` would
+say a step: a step that starts at token i says 1 + r_i tokens, r_i the length of the draft's
+leading run of agreements with the base, and the next step starts behind them.  At one confidence
+`trust` goes on while the stop head is sure enough; here it is judged on unmerged text.
+
+Shapes: N drafts, K tokens of a draft, J = K - 1 later places.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lightstride.smash.batch import Batch, make_batch, pack
+from lightstride.smash.body import SmashBody
+from lightstride.smash.drafts import find_starts, predict_drafts, tokens_at
+from lightstride.smash.examples import Example
+from lightstride.smash.learn import right_so_far
+from lightstride.smash.on_policy import own_lengths, walk
+from lightstride.smash.stops import Calibration, cumulative
+
+CONFIDENCES = (0.5, 0.7, 0.8, 0.9, 0.95)
+GREEDY_SHARE = 0.98
+"""An answer was said greedily if so many of its tokens are the base's choice."""
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Drafts of held-out answers."""
+
+    stop_logits_NJ: Tensor
+    agrees_NJ: Tensor
+    valid_NJ: Tensor
+    sizes: tuple[int, ...]
+    """Drafts of each document, in order."""
+
+    def reached(self) -> Tensor:
+        """Places that a draft reaches without a mistake."""
+        valid_NK = torch.nn.functional.pad(self.valid_NJ, (1, 0), value=True)
+        return right_so_far(valid_NK, self.agrees_NJ)
+
+
+@contextmanager
+def lowered(model: SmashBody, dtype: torch.dtype) -> Iterator[None]:
+    """Inside this context the grafts compute in this type; afterwards they are as before."""
+    parameters = [p for graft in lowerable(model) for p in graft.parameters()]
+    kept = [parameter.data for parameter in parameters]
+    for parameter in parameters:
+        parameter.data = parameter.data.to(dtype)
+    try:
+        yield
+    finally:
+        for parameter, data in zip(parameters, kept, strict=True):
+            parameter.data = data
+
+
+def lowerable(model: SmashBody) -> list[nn.Module]:
+    """The modules with weights of their own precision."""
+    return [*model.grafts(), model.base]
+
+
+def is_greedy(example: Example) -> bool:
+    """Whether the answer is, but for noise, what the base says greedily."""
+    same = (example.answer_A == example.greedy_A).float().mean()
+    return bool(same >= GREEDY_SHARE)
+
+
+@torch.no_grad()
+def observe(
+    model: SmashBody, examples: Sequence[Example], *, row_tokens: int, merged: bool, seed: int = 0
+) -> Observed:
+    """Drafts at every slot of these answers; `merged`: after segments that the model cuts."""
+    sizes = [len(each.prompt_P) + len(each.answer_A) for each in examples]
+    order = sorted(range(len(examples)), key=sizes.__getitem__)
+    found = []
+    for number, plan in enumerate(pack(order, sizes, row_tokens=row_tokens, num_rows=2)):
+        batch = make_batch([[examples[d] for d in row] for row in plan], model.device)
+        found.append(observe_batch(model, batch, random.Random(f"{seed}:{number}"), merged))
+    return Observed(
+        torch.cat([each.stop_logits_NJ for each in found]),
+        torch.cat([each.agrees_NJ for each in found]),
+        torch.cat([each.valid_NJ for each in found]),
+        tuple(size for each in found for size in each.sizes),
+    )
+
+
+def observe_batch(model: SmashBody, batch: Batch, rng: random.Random, merged: bool) -> Observed:
+    """Drafts of one batch."""
+    slots = batch.apart()
+    taps = model.read_segments(slots)
+    sizes = [len(document.answer_A) for row in batch.rows for document in row]
+    if merged:
+        cut = own_lengths(model, batch, slots, taps, rng, split_share=0.0)
+        slots = batch.merged(cut)
+        taps, sizes = model.read_segments(slots), [len(lengths) for lengths in cut]
+    starts = find_starts(slots, batch.documents_BL, model.config.max_segment)
+    drafts = predict_drafts(model, taps, starts, tokens_at(batch.tokens_BL, starts))
+    said = [
+        model.to_tokens(model.micro_logits(piece).argmax(-1))
+        for piece in drafts.vectors_NKD[:, 1:].split(64)
+    ]
+    agrees_NJ = torch.cat(said) == tokens_at(batch.greedy_BL, starts)[:, 1:]
+    valid_NJ = starts.valid_NK[:, 1:]
+    logits_NJ = model.stop_logits(drafts.vectors_NKD[:, :-1]).float()
+    return Observed(logits_NJ.cpu(), (agrees_NJ & valid_NJ).cpu(), valid_NJ.cpu(), tuple(sizes))
+
+
+def lossless_tokens_per_step(observed: Observed) -> float:
+    """Tokens a step that `lossless` would say; drafts must stand at every token."""
+    runs_N = 1 + observed.agrees_NJ.long().cumprod(-1).sum(-1)
+    return tokens_per_step(runs_N, observed.sizes)
+
+
+def trusted(
+    observed: Observed, calibration: Calibration | None, confidence: float
+) -> dict[str, float]:
+    """Tokens a step that the stop head lets through, and the share that the base agrees with."""
+    sure_NJ = cumulative(observed.stop_logits_NJ, calibration) >= confidence
+    says_NJ = (sure_NJ & observed.valid_NJ).long().cumprod(-1).bool()
+    right = (says_NJ & observed.agrees_NJ).sum() / says_NJ.sum().clamp(min=1)
+    steps = tokens_per_step(1 + says_NJ.sum(-1), observed.sizes)
+    return {"tokens_per_step": steps, "agreement": float(right)}
+
+
+def tokens_per_step(runs_N: Tensor, sizes: Sequence[int]) -> float:
+    """Tokens over steps, when each step is as long as the run at its start."""
+    parts = [part.tolist() for part in runs_N.split(list(sizes))]
+    return sum(sizes) / sum(len(walk(part)) for part in parts)
+
+
+def agreement(observed: Observed) -> list[float]:
+    """Share of right tokens at each place of a draft that is right until there."""
+    counts_NJ = observed.reached()
+    right_J = (counts_NJ & observed.agrees_NJ).sum(0) / counts_NJ.sum(0).clamp(min=1)
+    return [round(value, 4) for value in right_J.tolist()]
+
+
+def report(observed: Observed, calibration: Calibration | None = None) -> dict[str, object]:
+    """What a training writes down of held-out answers."""
+    return {
+        "lossless": lossless_tokens_per_step(observed),
+        "agreement": agreement(observed),
+        "trust": {f"{c:g}": trusted(observed, calibration, c) for c in CONFIDENCES},
+        "tokens": sum(observed.sizes),
+    }

@@ -1,0 +1,193 @@
+"""What `lightstride smash` does: prompts, answers, scores, training, calibration, checkpoint.
+
+Every stage goes on, with `--resume`, from what it left in the work folder.
+"""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from lightstride import distributed
+from lightstride.checkpoint import is_smashed, save_checkpoint
+from lightstride.config import SmashRunConfig
+from lightstride.distributed import barrier, rank
+from lightstride.errors import ModelError, OutputError
+from lightstride.generate import PlainDecoder
+from lightstride.models.fingerprint import fingerprint
+from lightstride.models.load import load_model, load_tokenizer
+from lightstride.models.placement import pick_device, pick_dtype, suitable_dtype
+from lightstride.results import markdown_table, write_result
+from lightstride.smash.build import build_model, learning_of, training_of
+from lightstride.smash.calibrate import calibrate, calibration_errors
+from lightstride.smash.dataset import digest, prepare_examples
+from lightstride.smash.examples import Example, split
+from lightstride.smash.learn import Learner
+from lightstride.smash.model import SmashModel
+from lightstride.smash.observe import Observed, is_greedy, lowered, observe, report
+from lightstride.smash.progress import Progress, TrainingFolder
+from lightstride.smash.segment import Segmentation, oracle_tokens_per_step
+from lightstride.smash.train import train
+from lightstride.work import open_work
+
+Numbers = dict[str, object]
+PLACES = ("output", "work", "answers", "resume", "json", "minutes")
+"""Flags that do not change what a run is."""
+WATCHED_TOKENS = 6000
+"""Tokens of held-out answers that are looked at while training."""
+JUDGED_TOKENS = 40000
+"""Tokens of held-out answers that judge and calibrate at the end."""
+
+
+def smash(config: SmashRunConfig) -> Mapping[str, object]:
+    """Make a model say several tokens a step; the result, as in `result.json`."""
+    config = config.resolved()
+    distributed.init()
+    check_output(config)
+    started = time.perf_counter()
+    device = pick_device(config.device)
+    dtype = pick_dtype(config.dtype, suitable_dtype(device))
+    if is_smashed(config.model):
+        raise ModelError(f"{config.model} is smashed already; give its base")
+    base = load_model(
+        config.model, dtype=dtype, device=device, trust_remote_code=config.trust_remote_code
+    )
+    tokenizer = load_tokenizer(config.model)
+    wanted = {k: v for k, v in config.as_dict().items() if k not in PLACES}
+    run = {**wanted, "base": fingerprint(base)}
+    open_work(Path(config.work_folder), run, resume=config.resume)
+    examples = prepare_examples(config, PlainDecoder(base, tokenizer))
+    answered = time.perf_counter()
+    learn, held_out = split(examples, config.held_out)
+    model = build_model(config, base, tokenizer, learn)
+    learner = Learner(model, learning_of(config), dtype)
+    watched = some_of(held_out, WATCHED_TOKENS)
+
+    def look() -> Numbers:
+        with lowered(model, dtype):
+            return report(observe(model, watched, row_tokens=config.row_tokens or 1, merged=False))
+
+    folder = TrainingFolder(Path(config.work_folder))
+    progress = train(learner, learn, training_of(config), folder, look)
+    judged = judge(config, model, learner, some_of(held_out, JUDGED_TOKENS))
+    for graft in model.grafts():
+        graft.to(dtype)
+    numbers = {
+        "tokens_per_step": judged,
+        "oracle": oracle(held_out, model.config.vocab_size, model.config.max_segment),
+        "training": summary(progress, learn, held_out),
+        "graft_parameters": sum(p.numel() for g in model.grafts() for p in g.parameters()),
+        "seconds": {"answers": answered - started, "all": time.perf_counter() - started},
+    }
+    return finish(config, model, tokenizer, numbers, digest(examples))
+
+
+def check_output(config: SmashRunConfig) -> None:
+    """OutputError unless the output folder is new or empty, or has parts of the run to resume."""
+    output = Path(config.output)
+    if output.exists() and not output.is_dir():
+        raise OutputError(f"{output} is a file; -o must be a new or empty folder")
+    if output.exists() and any(output.iterdir()) and not config.resume:
+        raise OutputError(f"{output} is not empty; -o must be a new or empty folder")
+
+
+def some_of(examples: Sequence[Example], tokens: int) -> list[Example]:
+    """Greedy answers, in the order of their ids, up to so many tokens; at least one answer."""
+    chosen: list[Example] = []
+    for each in sorted(filter(is_greedy, examples), key=lambda e: e.id) or list(examples):
+        tokens -= len(each.answer_A)
+        if tokens < 0 and chosen:
+            break
+        chosen.append(each)
+    return chosen
+
+
+def judge(
+    config: SmashRunConfig, model: SmashModel, learner: Learner, held_out: Sequence[Example]
+) -> Numbers:
+    """Calibrate the stop head, and tell what it and the drafts are worth on held-out answers."""
+
+    def seen(*, merged: bool) -> Observed:
+        return observe(model, held_out, row_tokens=config.row_tokens or 1, merged=merged)
+
+    with lowered(model, learner.dtype):
+        merged, apart = seen(merged=True), seen(merged=False)
+    found = calibrate(merged)
+    errors = {
+        "before": calibration_errors(merged, None),
+        "after": calibration_errors(merged, found),
+    }
+    model.config.calibration = found
+    return {**report(apart, found), "calibration_error": errors, "calibration": found}
+
+
+def oracle(examples: Sequence[Example], vocab_size: int, max_segment: int) -> dict[str, float]:
+    """Tokens per step that each published way to cut allows."""
+    rules = {
+        "small_group": Segmentation(strategy="small_group", max_segment=max_segment),
+        "decreasing": Segmentation(strategy="decreasing", max_segment=max_segment),
+        "decreasing_v2": Segmentation(strategy="decreasing_v2", max_segment=max_segment),
+        "sliding": Segmentation(strategy="sliding", max_segment=max_segment),
+    }
+    return {
+        name: oracle_tokens_per_step(
+            [rule.lengths(each.entropy_A.tolist(), vocab_size) for each in examples]
+        )
+        for name, rule in rules.items()
+    }
+
+
+def summary(progress: Progress, learn: Sequence[Example], held_out: Sequence[Example]) -> Numbers:
+    """What was trained on, and how it went."""
+    return {
+        "answers": len(learn),
+        "answer_tokens": sum(len(each.answer_A) for each in learn),
+        "held_out_answers": len(held_out),
+        "steps": progress.step,
+        "seconds": progress.seconds,
+        "losses": progress.losses,
+        "evaluations": progress.evaluations,
+    }
+
+
+def finish(
+    config: SmashRunConfig,
+    model: SmashModel,
+    tokenizer: PreTrainedTokenizerBase,
+    numbers: Numbers,
+    data: str,
+) -> Mapping[str, object]:
+    """Save the checkpoint and the result; the result."""
+    output = Path(config.output)
+    result: Mapping[str, object] = {}
+    if rank() == 0:
+        record = {"kind": "smash", "config": config.as_dict(), "data": {config.prompts: data}}
+        if not (output / "lightstride.json").exists():
+            save_checkpoint(model, tokenizer, output, record=record)
+        result = dict(
+            write_result(
+                output / "result.json",
+                kind="smash",
+                numbers=numbers,
+                config=config.as_dict(),
+                command=["lightstride", *sys.argv[1:]],
+                seed=config.seed,
+                data={config.prompts: data},
+            )
+        )
+        sys.stdout.write(table(numbers) + "\n")
+    barrier()
+    return result
+
+
+def table(numbers: Numbers) -> str:
+    """What held-out answers would take, for a person."""
+    found = numbers["tokens_per_step"]
+    assert isinstance(found, dict)
+    rows = [["lossless", "", f"{found['lossless']:.2f}", "1.000"]]
+    for confidence, value in found["trust"].items():
+        steps, right = value["tokens_per_step"], value["agreement"]
+        rows.append(["trust", confidence, f"{steps:.2f}", f"{right:.3f}"])
+    return markdown_table(["mode", "confidence", "tokens per step", "drafts agree"], rows)
