@@ -12,7 +12,7 @@ from lightstride.errors import ExportError
 from lightstride.export.architecture import choose, describe
 from lightstride.export.rope import rope_metadata
 from lightstride.models.families import adapter_for
-from lightstride.models.shapes import AttentionShape, FFNShape, Geometry
+from lightstride.models.shapes import NO_ATTENTION, AttentionShape, FFNShape, Geometry
 from lightstride.models.tiny import TINY
 
 NARROW = AttentionShape(1, 2)
@@ -93,10 +93,13 @@ def test_a_block_without_ffn_is_refused(block: int) -> None:
 
 def test_attention_may_be_missing_but_not_in_block_0() -> None:
     config, geometry = toy("llama")
-    gone, dense = AttentionShape(0, 2), geometry.attention[0]
+    gone, dense = NO_ATTENTION, geometry.attention[0]
     assert choose(config, with_attention(geometry, dense, gone)).name == "deci"
     with pytest.raises(ExportError, match="block 0 has no attention"):
         choose(config, with_attention(geometry, gone, dense))
+    config, geometry = toy("qwen3")
+    with pytest.raises(ExportError, match="Qwen3 only with attention in every block"):
+        choose(config, with_attention(geometry, geometry.attention[0], gone))
 
 
 @pytest.mark.parametrize(

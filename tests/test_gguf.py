@@ -132,6 +132,20 @@ def test_uneven_models_agree(name: str, tmp_path: Path) -> None:
     assert worst_difference(model, written(model, tmp_path).path) < 0.05
 
 
+@pytest.mark.parametrize("name", ["llama", "llama biased", "mistral", "qwen2"])
+def test_blocks_without_attention_agree(name: str, tmp_path: Path) -> None:
+    family = TINY[name.split()[0]]
+    nothing = AttentionKept((), ())
+    narrow = FFNKept(tuple(range(32)))
+    model = cut(
+        family(num_layers=4, **MODELS[name]),
+        {Site(1, "attention"): nothing, Site(2, "ffn"): narrow, Site(3, "attention"): nothing},
+    )
+    file = written(model, tmp_path)
+    assert file.architecture == "deci"
+    assert worst_difference(model, file.path) < 0.05
+
+
 def rounded(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """The model with its matrices in a type's precision; vectors stay as they are in a GGUF."""
     with torch.no_grad():

@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig
 
 from lightstride.errors import ExportError
 from lightstride.export.rope import Metadata, rope_metadata
-from lightstride.models.shapes import Geometry
+from lightstride.models.shapes import NO_ATTENTION, Geometry
 
 MAX_BLOCKS = 512
 """llama.cpp's own limit on per-block lists."""
@@ -112,7 +112,7 @@ def check_widths(geometry: Geometry) -> None:
                 f"block {block} has attention and no FFN, which llama.cpp computes wrongly: "
                 "prune with --target gguf"
             )
-    if not geometry.attention[0].num_heads:
+    if geometry.attention[0] == NO_ATTENTION:
         raise ExportError(
             "block 0 has no attention, and llama.cpp takes the head size from it: "
             "prune with --target gguf"
@@ -121,6 +121,10 @@ def check_widths(geometry: Geometry) -> None:
 
 def check_config(config: PreTrainedConfig, geometry: Geometry, architecture: Architecture) -> None:
     """Raise ExportError for settings that the architecture does not compute."""
+    if architecture.fused and NO_ATTENTION in geometry.attention:
+        raise ExportError(
+            "llama.cpp runs Qwen3 only with attention in every block: prune with --target gguf"
+        )
     if architecture.fused and not geometry.tied_head:
         raise ExportError(
             "llama.cpp runs Qwen3 with widths that differ from block to block only where the head "

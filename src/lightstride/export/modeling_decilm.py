@@ -1,4 +1,5 @@
-"""A Llama whose FFNs differ in width, in the words of DeciLM, for engines that know these.
+"""A Llama whose blocks differ, in the words of DeciLM, for engines that know these: FFNs may have
+any width in multiples of 256, and attention may be missing.
 
 vLLM, SGLang and TensorRT-LLM have DeciLM built in and read `block_configs` from the config; they
 take only the config class from this file.  transformers takes the model class too.  The file
@@ -8,8 +9,9 @@ stands alone: it is copied into checkpoints as it is.
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from huggingface_hub.dataclasses import strict
-from torch import nn
+from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaMLP
 
@@ -20,6 +22,16 @@ def ffn_width(ffn_mult: float, hidden_size: int) -> int:
     """Channels of an FFN, as every engine computes them from `ffn_mult`."""
     width = int(2 * ffn_mult * hidden_size / 3)
     return -(-width // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
+
+
+class Absent(nn.Module):
+    """In the place of an attention that is gone: it adds nothing and stores nothing.
+
+    transformers would take "Attention" in its name for a file that computes attention its own way.
+    """
+
+    def forward(self, hidden_states: Tensor, *_: object, **__: object) -> tuple[Tensor, None]:
+        return torch.zeros_like(hidden_states), None
 
 
 @strict
@@ -55,7 +67,9 @@ class DeciLMForCausalLM(LlamaForCausalLM):
                     hidden_act=config.hidden_act,
                 )
             )
-            if config.qkv_bias:
+            if block.attention.no_op:
+                layer.self_attn, layer.input_layernorm = Absent(), nn.Identity()
+            elif config.qkv_bias:
                 for name in ("q_proj", "k_proj", "v_proj"):
                     old = getattr(layer.self_attn, name)
                     setattr(layer.self_attn, name, nn.Linear(old.in_features, old.out_features))

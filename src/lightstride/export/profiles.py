@@ -1,9 +1,10 @@
 """Checkpoint folders for engines that want another description of the same weights.
 
 DeciLM (NVIDIA's Nemotron-NAS) is built into vLLM, SGLang and TensorRT-LLM: query and KV heads
-are the same in all blocks, an FFN's width is a multiple of 256 given as `ffn_mult`, a share of
-the hidden size: width = 2/3 * ffn_mult * hidden size, rounded up.  The weights are copied as
-they are.  Which shapes a profile allows while pruning is in `prune/targets.py`.
+are the same in all blocks but those without attention (`no_op`), an FFN's width is a multiple of
+256 given as `ffn_mult`, a share of the hidden size: width = 2/3 * ffn_mult * hidden size, rounded
+up.  The weights are copied as they are.  Which shapes a profile allows while pruning is in
+`prune/targets.py`.
 """
 
 import json
@@ -17,7 +18,7 @@ from lightstride.errors import ExportError
 from lightstride.export import modeling_decilm
 from lightstride.export.architecture import family_of
 from lightstride.models.folders import whole_folder
-from lightstride.models.shapes import Geometry
+from lightstride.models.shapes import NO_ATTENTION, Geometry
 
 DECILM_FAMILIES = ("llama", "mistral", "qwen2")
 MODULE = Path(modeling_decilm.__file__)
@@ -46,7 +47,11 @@ def check_decilm(config: PreTrainedConfig, geometry: Geometry) -> None:
         raise ExportError(
             f"DeciLM is Llama's mathematics: {', '.join(DECILM_FAMILIES)}, not {family}"
         )
-    if len(set(geometry.attention)) > 1:
+    if geometry.attention[0] == NO_ATTENTION:
+        raise ExportError(
+            "block 0 has no attention, which DeciLM engines need: prune with --target decilm"
+        )
+    if not set(geometry.attention) <= {geometry.attention[0], NO_ATTENTION}:
         raise ExportError(
             "DeciLM engines want the same heads in every block, and here they differ: "
             "prune with --target decilm"
@@ -83,8 +88,8 @@ def decilm_config(config: PreTrainedConfig, geometry: Geometry) -> dict[str, Any
         "block_configs": [
             {
                 "attention": {
-                    "n_heads_in_group": attention.queries_per_group,
-                    "no_op": False,
+                    "n_heads_in_group": own.queries_per_group or None,
+                    "no_op": own == NO_ATTENTION,
                     "replace_with_linear": False,
                 },
                 "ffn": {
@@ -93,7 +98,7 @@ def decilm_config(config: PreTrainedConfig, geometry: Geometry) -> dict[str, Any
                     "replace_with_linear": False,
                 },
             }
-            for ffn in geometry.ffn
+            for own, ffn in zip(geometry.attention, geometry.ffn, strict=True)
         ],
     }
 

@@ -1,9 +1,9 @@
 """A KV cache one decides about: where new entries go, which stay, which may be seen.
 
-Every layer has one buffer of columns.  A forward writes either at the same columns for all rows
-(`slots` None: right behind the used ones) or at each row's own (`slots`); nothing is final until
-the caller says how many columns are used.  What is behind them is scratch, so a rejected draft
-costs nothing but being overwritten.
+Every layer that has an attention has one buffer of columns.  A forward writes either at the same
+columns for all rows (`slots` None: right behind the used ones) or at each row's own (`slots`);
+nothing is final until the caller says how many columns are used.  What is behind them is scratch,
+so a rejected draft costs nothing but being overwritten.
 
 The buffer is allocated once ("static") or grows by chunks ("dynamic").  Growing is the default:
 how many entries a smashed answer needs is not known before it is there.
@@ -31,8 +31,8 @@ class SlotCache(Cache):
         self.used = 0
         self.width = 0
         self.slots_BQ: Tensor | None = None
-        self.keys: list[Tensor] = []
-        self.values: list[Tensor] = []
+        self.keys: dict[int, Tensor] = {}
+        self.values: dict[int, Tensor] = {}
 
     def place(self, num_new: int, slots_BQ: Tensor | None, width: int) -> None:
         """Say where the next forward writes, and how many columns it attends to in all."""
@@ -45,9 +45,9 @@ class SlotCache(Cache):
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: object, **__: object
     ) -> tuple[Tensor, Tensor]:
         """Write a layer's new entries; what comes back is all that the forward attends to."""
-        if layer_idx == len(self.keys):
-            self.keys.append(self.allocate(key_states))
-            self.values.append(self.allocate(value_states))
+        if layer_idx not in self.keys:
+            self.keys[layer_idx] = self.allocate(key_states)
+            self.values[layer_idx] = self.allocate(value_states)
         if self.keys[layer_idx].shape[2] < self.width:
             self.keys[layer_idx] = self.grow(self.keys[layer_idx])
             self.values[layer_idx] = self.grow(self.values[layer_idx])
@@ -74,26 +74,30 @@ class SlotCache(Cache):
 
     def move(self, source_B: Tensor, target: int) -> None:
         """Copy, in every layer and row, the entry at the row's `source` column to `target`."""
-        for buffer_BGWd in (*self.keys, *self.values):
+        for buffer_BGWd in self.buffers:
             index = source_B[:, None, None, None].expand(-1, buffer_BGWd.shape[1], 1, -1)
             index = index.expand(-1, -1, -1, buffer_BGWd.shape[3])
             buffer_BGWd[:, :, target : target + 1] = buffer_BGWd.gather(2, index)
 
     def select_rows(self, rows_N: Tensor) -> None:
         """Keep these rows alone."""
-        self.keys = [keys[rows_N] for keys in self.keys]
-        self.values = [values[rows_N] for values in self.values]
+        self.keys = {layer: keys[rows_N] for layer, keys in self.keys.items()}
+        self.values = {layer: values[rows_N] for layer, values in self.values.items()}
+
+    @property
+    def buffers(self) -> list[Tensor]:
+        """Keys and values of all layers; layers without attention have none."""
+        return [*self.keys.values(), *self.values.values()]
 
     @property
     def entry_bytes(self) -> int:
         """Bytes of one entry of one row, over all layers."""
-        buffers = (*self.keys, *self.values)
-        return sum(b.shape[1] * b.shape[3] * b.element_size() for b in buffers)
+        return sum(b.shape[1] * b.shape[3] * b.element_size() for b in self.buffers)
 
     @property
     def allocated_bytes(self) -> int:
         """Bytes of all buffers, used or not."""
-        return sum(b.numel() * b.element_size() for b in (*self.keys, *self.values))
+        return sum(b.numel() * b.element_size() for b in self.buffers)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.used

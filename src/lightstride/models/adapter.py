@@ -25,6 +25,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from lightstride.models.shapes import Geometry, Kind, Shape
 
 SiteWeights = dict[str, Tensor]
+Overrides = dict[str, int | list[str]]
 OUTPUT_NAME: Mapping[Kind, str] = {"attention": "output", "ffn": "down"}
 
 
@@ -61,7 +62,8 @@ class Adapter(ABC):
         """Install weights of any width at a site, without copying them.
 
         The parameters of the site's linear layers become the given tensors, and every size the
-        block remembers (head counts, features) follows `shape`.
+        block remembers (head counts, features) follows `shape`.  At NO_ATTENTION the site is taken
+        out for good, and weights do not matter.
         """
 
     @abstractmethod
@@ -75,5 +77,5 @@ class Adapter(ABC):
         yield
 
     @abstractmethod
-    def overrides(self, shape: Shape) -> dict[str, int]:
+    def overrides(self, shape: Shape) -> Overrides:
         """Config keys, with values, that say this shape (for `per_layer_config`)."""

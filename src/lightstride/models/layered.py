@@ -1,8 +1,9 @@
 """Decoders whose layers differ in width, built from transformers' own blocks.
 
 The widths are the config's `per_layer_config`, a mapping from layers to what is different there
-(`num_attention_heads`, `num_key_value_heads`, `intermediate_size`).  transformers keeps that
-record but builds every layer alike; here each block is built from its own layer's config.
+(`num_attention_heads`, `num_key_value_heads`, `intermediate_size`, or `skip: ["attention"]` for a
+layer without).  transformers keeps that record but builds every layer alike; here each block is
+built from its own layer's config.
 
 This file stands alone: it is copied into checkpoints as `modeling_lightstride.py`, so that
 `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` opens them anywhere.
@@ -12,8 +13,9 @@ Nothing in it is run but the classes it defines.
 import copy
 from typing import Any, ClassVar, TypeVar, cast
 
+import torch
 from huggingface_hub.dataclasses import strict
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     Gemma3ForCausalLM,
     Gemma3TextConfig,
@@ -74,6 +76,27 @@ class LayerView:
         module.config = view
 
 
+class Absent(nn.Module):
+    """In the place of an attention that is gone: it adds nothing and stores nothing.
+
+    transformers would take "Attention" in its name for a file that computes attention its own way.
+    """
+
+    def forward(self, hidden_states: Tensor, *_: object, **__: object) -> tuple[Tensor, None]:
+        return torch.zeros_like(hidden_states), None
+
+
+def leave_out_attention(block: nn.Module) -> None:
+    """Take its attention, and the norm before it, out of a block."""
+    block.self_attn = Absent()
+    block.input_layernorm = nn.Identity()
+
+
+def has_attention(layer: PreTrainedConfig) -> bool:
+    """Whether a layer with this config has an attention."""
+    return "attention" not in getattr(layer, "skip", ())
+
+
 def shell(config: C) -> C:
     """A config to build everything but the layers from; global widths are the first layer's."""
     bare = cast(C, copy.copy(config.per_layer_config[0]))
@@ -91,7 +114,12 @@ def settle(model: PreTrainedModel, config: PreTrainedConfig) -> None:
 
 
 def check_heads(config: PreTrainedConfig) -> None:
-    """Raise ValueError unless every layer's query heads divide evenly among its KV heads."""
+    """Raise ValueError unless every layer's query heads divide evenly among its KV heads.
+
+    The first layer needs some: transformers asks its part of a KV cache how long the text is.
+    """
+    if not has_attention(config.per_layer_config[0]):
+        raise ValueError("layer 0 has no attention")
     for layer in range(config.num_hidden_layers):
         own = config.per_layer_config[layer]
         heads, kv_heads = own.num_attention_heads, own.num_key_value_heads
@@ -105,6 +133,8 @@ def add_blocks(
     """Append a block for every layer, as wide as its own config says."""
     for index in range(config.num_hidden_layers):
         block = block_class(config.per_layer_config[index], index)
+        if not has_attention(config.per_layer_config[index]):
+            leave_out_attention(block)
         for module in block.modules():
             if hasattr(module, "config"):
                 setattr(module, "config", config)  # noqa: B010

@@ -7,8 +7,16 @@ from typing import ClassVar
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from lightstride.models.adapter import OUTPUT_NAME, Adapter, SiteWeights
-from lightstride.models.shapes import AttentionShape, FFNShape, Geometry, Kind, Shape
+from lightstride.models.adapter import OUTPUT_NAME, Adapter, Overrides, SiteWeights
+from lightstride.models.layered import Absent, has_attention, leave_out_attention
+from lightstride.models.shapes import (
+    NO_ATTENTION,
+    AttentionShape,
+    FFNShape,
+    Geometry,
+    Kind,
+    Shape,
+)
 
 
 class Answer(nn.Module):
@@ -87,6 +95,8 @@ class LlamaAdapter(Adapter):
                     layer.num_key_value_heads,
                     layer.num_attention_heads // layer.num_key_value_heads,
                 )
+                if has_attention(layer)
+                else NO_ATTENTION
                 for layer in layers
             ),
             ffn=tuple(FFNShape(layer.intermediate_size) for layer in layers),
@@ -117,6 +127,8 @@ class LlamaAdapter(Adapter):
     def read(self, block: nn.Module, kind: Kind) -> SiteWeights:
         weights: SiteWeights = {}
         module = self.site_module(block, kind)
+        if isinstance(module, Absent):
+            return weights
         for name, layer_name in self.linears[kind].items():
             linear = getattr(module, layer_name)
             weights[name] = linear.weight.detach()
@@ -128,12 +140,17 @@ class LlamaAdapter(Adapter):
         weights = self.read(block, kind)
         if kind == "ffn":
             return FFNShape(weights["down"].shape[1])
+        if not weights:
+            return NO_ATTENTION
         head_dim = self.site_module(block, kind).head_dim
         assert isinstance(head_dim, int)
         num_heads, num_kv_heads = (len(weights[name]) // head_dim for name in ("query", "key"))
         return AttentionShape(num_kv_heads, num_heads // num_kv_heads)
 
     def write(self, block: nn.Module, kind: Kind, weights: SiteWeights, shape: Shape) -> None:
+        if shape == NO_ATTENTION:
+            leave_out_attention(block)
+            return
         module = self.site_module(block, kind)
         for name, layer_name in self.linears[kind].items():
             set_linear(getattr(module, layer_name), weights[name], weights.get(f"{name}_bias"))
@@ -154,9 +171,11 @@ class LlamaAdapter(Adapter):
         with replaced(block, **{"self_attn" if kind == "attention" else "mlp": answer}):
             yield
 
-    def overrides(self, shape: Shape) -> dict[str, int]:
+    def overrides(self, shape: Shape) -> Overrides:
         if isinstance(shape, FFNShape):
             return {"intermediate_size": shape.num_channels}
+        if shape == NO_ATTENTION:
+            return {"skip": ["attention"]}
         return {
             "num_attention_heads": shape.num_heads,
             "num_key_value_heads": shape.num_kv_heads,

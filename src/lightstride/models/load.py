@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from lightstride.errors import ModelError
-from lightstride.models.builtin import BUILT_IN, gguf_file
+from lightstride.models.builtin import BUILT_IN, GRAFTS, gguf_file, graft_folder
 from lightstride.models.families import adapter_for
 from lightstride.models.gguf import converted
 from lightstride.models.reading import reading
@@ -75,8 +75,13 @@ def load_model(
 
 
 def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model; raises ModelError when it does not fit the model's vocabulary."""
+    """The tokenizer of a model, of built-in grafts that of their base.
+
+    Raises ModelError when it does not fit the model's vocabulary.
+    """
     place = locate(source)
+    if source in GRAFTS:
+        place = locate(GRAFTS[source])
     local = is_local(place)
     with reading(source, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=local)
@@ -91,6 +96,8 @@ def locate(source: str) -> str:
     """What transformers can open: a folder (made now for a .gguf or built-in model) or a hub id."""
     if source in BUILT_IN:
         return str(converted(gguf_file(source)))
+    if source in GRAFTS:
+        return str(graft_folder(source))
     path = Path(source).expanduser()
     if path.is_file() and path.suffix == ".gguf":
         return str(converted(path))

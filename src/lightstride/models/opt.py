@@ -10,7 +10,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from lightstride.models.adapter import SiteWeights
+from lightstride.models.adapter import Overrides, SiteWeights
 from lightstride.models.llama import (
     Answer,
     LlamaAdapter,
@@ -76,7 +76,7 @@ class OPTAdapter(LlamaAdapter):
         with replaced(block, fc1=nn.Identity(), activation_fn=nn.Identity(), fc2=answer):
             yield
 
-    def overrides(self, shape: Shape) -> dict[str, int]:
+    def overrides(self, shape: Shape) -> Overrides:
         if isinstance(shape, FFNShape):
             return {"ffn_dim": shape.num_channels}
         return {"num_attention_heads": shape.num_heads}

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from transformers.utils import logging
 
 from lightstride.errors import LightstrideError, ModelError, NetworkError
-from lightstride.models.builtin import BUILT_IN
+from lightstride.models.builtin import BUILT_IN, GRAFTS
 
 EXPECTED = (OSError, ValueError, KeyError, RuntimeError, AssertionError, StrictDataclassError)
 """What damaged files raise (torch asserts sizes that a config gives); tokenizers, for its part,
@@ -59,7 +59,7 @@ def explained(source: str, part: str, error: Exception) -> ModelError | NetworkE
     if any(isinstance(cause, GatedRepoError | RepositoryNotFoundError) for cause in causes):
         return ModelError(f"{source} is no local folder, and no model on the hub that you may read")
     if any(isinstance(cause, OFFLINE) for cause in causes) and not Path(source).exists():
-        names = ", ".join(BUILT_IN)
+        names = ", ".join([*BUILT_IN, *GRAFTS])
         return NetworkError(
             f"{source} is no local folder, and the hub cannot be reached; without a network give"
             f" a folder, a .gguf file, or a built-in model ({names})"

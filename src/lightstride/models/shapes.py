@@ -3,7 +3,8 @@
 A *site* is one prunable place of one block: its attention or its feed-forward part (FFN).
 A *shape* is how wide a site is.  *Kept* says which units of the dense site stay.
 Attention loses whole KV groups (a K and a V head with all their query heads) and the same
-number of query heads from every kept group, so what is left is always a regular GQA layer.
+number of query heads from every kept group, so what is left is always a regular GQA layer; or it
+is lost whole.
 """
 
 from dataclasses import dataclass
@@ -54,6 +55,8 @@ class FFNShape:
 
 
 Shape = AttentionShape | FFNShape
+NO_ATTENTION = AttentionShape(0, 0)
+"""Of a block that has lost its attention, with the norm before it and every bias."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class AttentionKept:
     """Which units of a dense attention stay: KV groups, and query heads inside each of them.
 
     `groups` ascending; `queries[i]` are the ascending indices, inside group `groups[i]`, of the
-    query heads that stay; all `queries[i]` are equally long.
+    query heads that stay; all `queries[i]` are equally long.  Without groups nothing stays.
     """
 
     groups: tuple[int, ...]
@@ -69,7 +72,9 @@ class AttentionKept:
 
     @property
     def shape(self) -> AttentionShape:
-        return AttentionShape(len(self.groups), len(self.queries[0]))
+        return (
+            AttentionShape(len(self.groups), len(self.queries[0])) if self.groups else NO_ATTENTION
+        )
 
     def heads(self, queries_per_group: int) -> tuple[int, ...]:
         """Dense indices of the kept query heads, group by group."""
@@ -183,6 +188,8 @@ class Geometry:
         """Parameters of one site of this shape, exactly."""
         if isinstance(shape, FFNShape):
             return shape.num_channels * self.channel_parameters + self.ffn_fixed
+        if shape == NO_ATTENTION:
+            return 0
         return (
             shape.num_heads * self.query_head_parameters
             + shape.num_kv_heads * self.kv_head_parameters

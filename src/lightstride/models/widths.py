@@ -20,6 +20,7 @@ from transformers import (
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from lightstride.models.adapter import Overrides
 from lightstride.models.families import adapter_for
 from lightstride.models.registration import LAYERED, register
 from lightstride.models.shapes import KINDS, Shape, Site
@@ -53,7 +54,7 @@ def config_with_widths(config: PreTrainedConfig, shapes: Mapping[Site, Shape]) -
     adapter = adapter_for(config)
     head_dim = adapter.geometry(config).head_dim
     settings = {key: value for key, value in config.to_dict().items() if key not in NOT_CARRIED}
-    widths: list[dict[str, int]] = [{} for _ in range(config.num_hidden_layers)]
+    widths: list[Overrides] = [{} for _ in range(config.num_hidden_layers)]
     for site, shape in shapes.items():
         widths[site.block] |= adapter.overrides(shape)
     base_type = config.model_type.removeprefix("lightstride_")

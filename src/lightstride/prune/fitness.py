@@ -15,7 +15,7 @@ Shapes: N windows, L tokens each, B windows of a batch, D hidden size, P scored 
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from lightstride.distributed import gather_objects, pieces, rank, world_size
 from lightstride.errors import ConfigError
 from lightstride.models.adapter import Adapter, SiteWeights
-from lightstride.models.shapes import KINDS, Shape, Site
+from lightstride.models.shapes import KINDS, NO_ATTENTION, Shape, Site
 from lightstride.prune.divergence import (
     Teacher,
     concatenate,
@@ -178,11 +178,13 @@ class Fitness:
             yield self.score(batch, hidden)
 
     def install(self, site: Site, shape: Shape) -> None:
-        """Give one site a width."""
+        """Give one site a width; `run_block` goes around an attention that is not there."""
         if self.installed[site] != shape:
+            self.installed[site] = shape
+            if shape == NO_ATTENTION:
+                return
             weights = self.weights(site, shape)
             self.adapter.write(self.blocks[site.block], site.kind, weights, shape)
-            self.installed[site] = shape
 
     @contextmanager
     def restoring(self) -> Iterator[None]:
@@ -195,8 +197,12 @@ class Fitness:
 
     def run_block(self, index: int, batch: Batch, hidden_BLD: Tensor) -> Tensor:
         """Outputs of one block as it stands."""
-        call = batch.calls[index]
-        output: Tensor = self.blocks[index](hidden_BLD, *call.args, **call.kwargs)
+        call, block = batch.calls[index], self.blocks[index]
+        around: AbstractContextManager[None] = nullcontext()
+        if self.installed[Site(index, "attention")] == NO_ATTENTION:
+            around = self.adapter.bypass(block, "attention", torch.zeros_like(hidden_BLD))
+        with around:
+            output: Tensor = block(hidden_BLD, *call.args, **call.kwargs)
         return output
 
     def score(self, batch: Batch, hidden: Sequence[Tensor]) -> float:

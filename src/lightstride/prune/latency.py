@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lightstride.errors import ConfigError
-from lightstride.models.shapes import AttentionShape, FFNShape, Geometry, Shape
+from lightstride.models.shapes import NO_ATTENTION, AttentionShape, FFNShape, Geometry, Shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,13 +57,13 @@ def latency_table(
     device: torch.device,
     timer: Timer | None = None,
 ) -> dict[Shape, int]:
-    """Nanoseconds of every shape, at least 1, rising with the width of an FFN."""
+    """Nanoseconds of every shape, 0 for none, else at least 1, rising with the width of an FFN."""
     clock = timer or (lambda call: best_time(call, serving.repeats, device))
     wanted = sorted(set(shapes), key=lambda shape: (isinstance(shape, FFNShape), str(shape)))
     widths = sorted(shape.num_channels for shape in wanted if isinstance(shape, FFNShape))
-    table: dict[Shape, int] = {}
+    table: dict[Shape, int] = {NO_ATTENTION: 0} if NO_ATTENTION in wanted else {}
     for shape in wanted:
-        if isinstance(shape, AttentionShape):
+        if isinstance(shape, AttentionShape) and shape != NO_ATTENTION:
             calls = attention_calls(geometry, shape, serving, dtype, device)
             table[shape] = nanoseconds(calls, serving, clock)
     if widths:

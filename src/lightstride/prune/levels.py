@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 
 from lightstride.errors import BudgetError
-from lightstride.models.shapes import AttentionShape, Shape, Site
+from lightstride.models.shapes import NO_ATTENTION, AttentionShape, Shape, Site
 from lightstride.prune.plan import Plan, Space
 
 
@@ -30,7 +30,8 @@ def uniform_plan(space: Space, share: float, limit: int) -> Plan:
     """The plan under `limit` that cuts attention and FFN alike, the same share in every block.
 
     Attention takes the shape nearest to the share; of equally near ones the shape with more
-    query heads, which loses less.  The FFN takes what is left of the budget.
+    query heads, which loses less.  The FFN takes what is left of the budget.  Only where that is
+    not enough do blocks lose their attention whole, the last ones first.
     """
     wanted = 1 - Fraction(str(share))
     attention = {
@@ -43,6 +44,8 @@ def uniform_plan(space: Space, share: float, limit: int) -> Plan:
         if plan is not None:
             return plan
         smaller = {site: _next_smaller(space, site, shape) for site, shape in attention.items()}
+        if smaller == attention:
+            smaller |= _without_last(space, attention)
         if smaller == attention:
             raise BudgetError(f"no uniform plan costs at most {limit}")
         attention = smaller
@@ -80,14 +83,22 @@ def _nearest_attention(space: Space, site: Site, wanted: Fraction) -> Shape:
         assert isinstance(shape, AttentionShape)
         return abs(_parameters(space, site, shape) - goal), -shape.num_heads
 
-    return min(space.shapes[site], key=badness)
+    return min((s for s in space.shapes[site] if s != NO_ATTENTION), key=badness)
 
 
 def _next_smaller(space: Space, site: Site, shape: Shape) -> Shape:
-    """The dearest shape that costs less, or the shape itself if it is the cheapest."""
+    """The dearest shape that costs less but something, or the shape itself if there is none."""
     cost = space.cost(site, shape)
     cheaper = [other for other in space.shapes[site] if space.cost(site, other) < cost]
-    return cheaper[-1] if cheaper else shape
+    return cheaper[-1] if cheaper and cheaper[-1] != NO_ATTENTION else shape
+
+
+def _without_last(space: Space, attention: Mapping[Site, Shape]) -> dict[Site, Shape]:
+    """The last attention that there is and may be lost, at nothing; empty if there is none."""
+    for site in reversed(list(attention)):
+        if attention[site] != NO_ATTENTION and NO_ATTENTION in space.shapes[site]:
+            return {site: NO_ATTENTION}
+    return {}
 
 
 def _fill_ffn(space: Space, attention: Mapping[Site, Shape], limit: int) -> Plan | None:

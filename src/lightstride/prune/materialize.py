@@ -1,7 +1,8 @@
 """Put cut sites into a model: in place, as a new smaller model, or as its masked twin.
 
 What a cut removes: an FFN channel is a row of gate and up and a column of down; a query head is
-its rows of q and its columns of o; a KV group is its rows of k and v and its query heads.  The
+its rows of q and its columns of o; a KV group is its rows of k and v and its query heads; an
+attention without groups is taken out whole.  The
 output weights of what stays come refitted from a `Level`; all other weights are slices of the
 dense ones.  The masked twin has zeros where the smaller model has nothing, and so gives the
 same logits; it is the plain way, for tests.
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lightstride.models.adapter import OUTPUT_NAME, Adapter, SiteWeights
+from lightstride.models.adapter import OUTPUT_NAME, Adapter, Overrides, SiteWeights
 from lightstride.models.shapes import (
     AttentionKept,
     Geometry,
@@ -26,6 +27,7 @@ from lightstride.models.shapes import (
     Site,
 )
 from lightstride.prune.local import Level, kept_columns
+from lightstride.prune.removal import head_columns
 
 
 def kept_rows(kept: Kept, dense: Shape, head_dim: int) -> dict[str, Tensor]:
@@ -33,8 +35,7 @@ def kept_rows(kept: Kept, dense: Shape, head_dim: int) -> dict[str, Tensor]:
     columns_K = kept_columns(kept, dense, head_dim)
     if not isinstance(kept, AttentionKept):
         return {"gate": columns_K, "up": columns_K}
-    groups = torch.tensor(kept.groups)
-    rows = (groups[:, None] * head_dim + torch.arange(head_dim)).flatten()
+    rows = head_columns(kept.groups, head_dim)
     return {"query": columns_K, "key": rows, "value": rows}
 
 
@@ -64,11 +65,18 @@ def output_name(weights: SiteWeights) -> str:
 
 
 def output_weights(dense: SiteWeights, level: Level) -> SiteWeights:
-    """Output weights and bias of a level, in the dense weights' type and place."""
+    """Output weights and bias of a level, in the dense weights' type and place.
+
+    A site that keeps nothing answers nothing, so its bias goes too.
+    """
     name = output_name(dense)
     output = {name: level.output_OK.to(dense[name])}
     bias = level.bias_O if level.bias_O is not None else dense.get(f"{name}_bias")
-    return output if bias is None else output | {f"{name}_bias": bias.to(dense[name])}
+    if bias is None:
+        return output
+    if not output[name].shape[1]:
+        bias = torch.zeros_like(bias)
+    return output | {f"{name}_bias": bias.to(dense[name])}
 
 
 @dataclass(frozen=True)
@@ -103,7 +111,7 @@ def install(
     """Cut these sites of a model in place, each from its dense weights; None puts those back.
 
     `dense` is what `DenseSites.of` gave before the first cut.  The model's config is left as
-    it is: it still says the dense widths.
+    it is: it still says the dense widths.  An attention that was lost whole is not put back.
     """
     blocks = adapter.blocks(model)
     for site, level in levels.items():
@@ -134,7 +142,7 @@ def configure(
     model: PreTrainedModel, adapter: Adapter, shapes: Mapping[Site, Shape], geometry: Geometry
 ) -> None:
     """Make a model's config say these widths: for all blocks at once, or block by block."""
-    overrides: list[dict[str, int]] = [{} for _ in range(geometry.num_blocks)]
+    overrides: list[Overrides] = [{} for _ in range(geometry.num_blocks)]
     for site, shape in shapes.items():
         overrides[site.block] |= adapter.overrides(shape)
     model.config.head_dim = geometry.head_dim  # some families would derive it from the heads

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from lightstride.errors import ConfigError
-from lightstride.models.shapes import AttentionKept, AttentionShape
+from lightstride.models.shapes import NO_ATTENTION, AttentionKept, AttentionShape
 
 
 def factorize(gram_II: Tensor) -> Tensor:
@@ -170,12 +170,13 @@ def choose_heads(
     exhaustive: int,
 ) -> dict[AttentionShape, AttentionKept]:
     """Heads to keep for each smaller shape: the best cut if there are few, else greedily."""
+    none = {NO_ATTENTION: AttentionKept((), ())}
     every = itertools.product(range(dense.num_kv_heads), range(dense.queries_per_group))
     start = Cut(weight_OI, inverse_gram_II, tuple(every))
-    smaller = [shape for shape in shapes if shape != dense]
+    smaller = [shape for shape in shapes if shape not in (dense, NO_ATTENTION)]
     few = [shape for shape in smaller if num_cuts(shape, dense) <= exhaustive]
     many = [shape for shape in smaller if num_cuts(shape, dense) > exhaustive]
-    return best_cuts(start, few) | greedy_cuts(start, many)
+    return none | best_cuts(start, few) | greedy_cuts(start, many)
 
 
 def num_cuts(shape: AttentionShape, dense: AttentionShape) -> int:

@@ -8,7 +8,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from lightstride.errors import BudgetError, ConfigError
-from lightstride.models.shapes import AttentionShape, FFNShape, Geometry, Shape, Site
+from lightstride.models.shapes import (
+    NO_ATTENTION,
+    AttentionShape,
+    FFNShape,
+    Geometry,
+    Shape,
+    Site,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +35,8 @@ class Target:
     """The only attention shapes allowed beside the dense one; None allows all."""
     heads_fixed: bool = False
     """Attention stays as it is."""
+    attention_optional: bool = False
+    """A block may lose its attention whole, whatever else is asked of heads; never the first."""
     tensor_parallel: int = 1
     """KV groups and FFN channels divide by this number of devices."""
     uniform: bool = False
@@ -49,11 +58,13 @@ class Target:
                 )
 
     def allows(self, shape: Shape, dense: Shape) -> bool:
-        """Whether a site whose dense shape is `dense` may be cut to `shape`."""
+        """Whether a site (not of the first block) of dense shape `dense` may be cut to `shape`."""
         if isinstance(shape, FFNShape):
             width = shape.num_channels
             aligned = width % self.channel_multiple == 0 or shape == dense
             return aligned and width >= self.min_channels and width % self.tensor_parallel == 0
+        if shape == NO_ATTENTION:
+            return self.attention_optional
         if self.heads_fixed and shape != dense:
             return False
         listed = self.head_shapes is None or shape in self.head_shapes or shape == dense
@@ -65,7 +76,7 @@ class Target:
         )
 
     def shapes(self, dense: Shape) -> tuple[Shape, ...]:
-        """Every shape a site may have, smallest first."""
+        """Every shape a site (not of the first block) may have, smallest first."""
         allowed = [shape for shape in self._aligned(dense) if self.allows(shape, dense)]
         if self.allows(dense, dense) and dense not in allowed:
             allowed.append(dense)
@@ -81,6 +92,7 @@ class Target:
             step = self.channel_multiple
             yield from map(FFNShape, range(step, dense.num_channels + 1, step))
             return
+        yield NO_ATTENTION
         for groups in range(1, dense.num_kv_heads + 1):
             for queries in range(1, dense.queries_per_group + 1):
                 yield AttentionShape(groups, queries)
@@ -89,7 +101,10 @@ class Target:
         """Every site's allowed shapes."""
         dense = {site: geometry.shape(site) for site in geometry.sites}
         allowed = {shape: self.shapes(shape) for shape in set(dense.values())}
-        return {site: allowed[shape] for site, shape in dense.items()}
+        return {
+            site: tuple(each for each in allowed[shape] if site.block or each != NO_ATTENTION)
+            for site, shape in dense.items()
+        }
 
 
 TARGETS: Mapping[str, Target] = {
@@ -104,6 +119,7 @@ TARGETS: Mapping[str, Target] = {
             min_channels=256,
             channel_multiple=256,
             heads_fixed=True,
+            attention_optional=True,
             families=("llama", "mistral", "qwen2"),
         ),
         Target(name="uniform", uniform=True),
@@ -125,6 +141,11 @@ def for_model(target: Target, geometry: Geometry) -> Target:
     nothing for the family.
     """
     family = geometry.family
+    if NO_ATTENTION in geometry.attention:
+        block = geometry.attention.index(NO_ATTENTION)
+        raise ConfigError(
+            f"block {block} of the model has no attention left: prune the model it was made from"
+        )
     if target.families and family not in target.families:
         raise ConfigError(
             f"target {target.name} runs {', '.join(target.families)}, not {family}: "
