@@ -1,0 +1,86 @@
+"""Put the grafts of a smashed model where the package ships them, small and without local paths.
+
+    lightstride smash smollm2-135m -o demo-smash --prompts ...
+    python benchmarks/ship_grafts.py demo-smash smollm2-135m-smash
+
+Weights are written in bfloat16.  `lightstride.json` and `result.json` come along: the command, the
+data and the numbers.  The tokenizer does not: it is the base's.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightstride.checkpoint import read_record, write_record
+from lightstride.errors import LightstrideError, ModelError
+from lightstride.models.builtin import ASSETS, GRAFTS
+from lightstride.models.folders import whole_folder
+from lightstride.models.load import load_model
+from lightstride.results import read_result, write_json
+from lightstride.smash.grafts import WEIGHTS, graft_state, write_grafts
+from lightstride.smash.model import SmashModel
+from record import short
+
+LIMIT = 12 * 10**6
+"""Most bytes that the grafts may have."""
+
+
+def ship(source: Path, name: str, assets: Path = ASSETS) -> Path:
+    """Write the grafts of a smashed model as the built-in `name`; the folder."""
+    base = load_model(GRAFTS[name], dtype=torch.bfloat16)
+    model = SmashModel.from_pretrained(source, base=base, dtype=torch.bfloat16)
+    model.config.base = GRAFTS[name]
+    with whole_folder(assets / name) as partial:
+        state = {key: lowered(tensor) for key, tensor in graft_state(model).items()}
+        write_grafts(partial, model.config, state)
+        size = (partial / WEIGHTS).stat().st_size
+        if size > LIMIT:
+            raise ModelError(f"the grafts in {source} have {size:,} bytes; {LIMIT:,} are allowed")
+        record = {
+            k: v for k, v in read_record(source).items() if k not in ("format", "lightstride")
+        }
+        write_record(partial, shortened(record))
+        if (source / "result.json").is_file():
+            write_json(
+                partial / "result.json", shortened(dict(read_result(source / "result.json")))
+            )
+    return assets / name
+
+
+def lowered(tensor: torch.Tensor) -> torch.Tensor:
+    """Weights in bfloat16; token ids as they are."""
+    return tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor
+
+
+def shortened(value: Any) -> Any:
+    """The same document without the folders of this machine."""
+    if isinstance(value, dict):
+        return {shortened(key): shortened(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [shortened(each) for each in value]
+    if isinstance(value, str):
+        return ",".join(map(short, value.split(",")))
+    return value
+
+
+def main() -> int:
+    """Ship the grafts of a folder; the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("source", type=Path, help="folder of a smashed model")
+    parser.add_argument("name", choices=sorted(GRAFTS))
+    flags = parser.parse_args()
+    try:
+        folder = ship(flags.source, flags.name)
+    except LightstrideError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    print(json.dumps({"bytes": sum(path.stat().st_size for path in folder.iterdir())}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
