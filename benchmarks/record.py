@@ -18,9 +18,10 @@ def add_output(parser: argparse.ArgumentParser) -> None:
 def finish(kind: str, numbers: Mapping[str, object], flags: argparse.Namespace, seed: int) -> None:
     """Print the numbers and, if `--output` was given, write them as a result."""
     if flags.output is not None:
-        paths = [value for value in vars(flags).values() if isinstance(value, Path)]
+        given = [v for value in vars(flags).values() for v in listed(value)]
+        paths = [value for value in given if isinstance(value, Path)]
         texts = [path for path in paths if path.is_file() and path != flags.output]
-        config = {k: v.name if isinstance(v, Path) else v for k, v in vars(flags).items()}
+        config = {key: named(value) for key, value in vars(flags).items()}
         write_result(
             flags.output,
             kind=kind,
@@ -31,6 +32,23 @@ def finish(kind: str, numbers: Mapping[str, object], flags: argparse.Namespace, 
             data={path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in texts},
         )
     print(json.dumps(numbers))
+
+
+def path_or_name(text: str) -> Path | str:
+    """The type of a flag that is a file or folder, or else the name of something."""
+    return Path(text) if Path(text).exists() else text
+
+
+def listed(value: object) -> list[object]:
+    """A flag's values, whether it takes one or several."""
+    return list(value) if isinstance(value, list) else [value]
+
+
+def named(value: object) -> object:
+    """A flag's value without the folders of this machine."""
+    if isinstance(value, list):
+        return [named(each) for each in value]
+    return value.name if isinstance(value, Path) else value
 
 
 def short(argument: str) -> str:

@@ -12,8 +12,9 @@
 
 `oracle` says what segmentation rules and ideal drafts allow on the base's greedy answers.
 
-    python benchmarks/smash.py my-smashed --chat mt_bench.jsonl.gz --maths gsm8k_test.jsonl.gz \
-        --code humaneval.jsonl.gz --trained-on work --output results/smash.json
+    python benchmarks/smash.py my-smashed --chat mt_bench.jsonl.gz dolly.jsonl.gz \
+        --maths gsm8k_test.jsonl.gz --code humaneval.jsonl.gz --trained-on work \
+        --output results/smash.json
 """
 
 import argparse
@@ -39,7 +40,7 @@ from lightstride.smash.model import SmashModel
 from lightstride.smash.oracle import oracle
 from lightstride.smash.prompts import self_prompts
 from lightstride.smash.scores import Scores, batches_of, score_batch
-from record import add_output, finish
+from record import add_output, finish, path_or_name
 
 DOMAINS = ("chat", "maths", "code")
 PLAIN = "plain"
@@ -237,19 +238,23 @@ def measure(
 
 
 def held_out(
-    smashed: SmashDecoder, source: str, flags: argparse.Namespace, trained_on: set[str]
+    smashed: SmashDecoder,
+    sources: Sequence[Path | str],
+    flags: argparse.Namespace,
+    trained_on: set[str],
 ) -> list[Tokens]:
     """The first prompts of a domain's sources, taking the same number from each."""
-    sources = source.split(",")
     share = -(-flags.prompts // len(sources))
     found: list[Tokens] = []
     for name in sources:
-        fresh = [each for each in read(smashed, name, flags) if each.id not in trained_on]
+        fresh = [each for each in read(smashed, str(name), flags) if each.id not in trained_on]
         for prompt in fresh[:share]:
             messages = [message.as_dict() for message in prompt.messages]
             found.append(tuple(chat_tokens(smashed.tokenizer, messages)))
     if not found:
-        raise ConfigError(f"all prompts of {source} were trained on; give others")
+        raise ConfigError(
+            f"all prompts of {', '.join(map(str, sources))} were trained on; give others"
+        )
     return found[: flags.prompts]
 
 
@@ -264,10 +269,12 @@ def read(smashed: SmashDecoder, source: str, flags: argparse.Namespace) -> list[
 def parse() -> argparse.Namespace:
     """The flags."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", help="a smashed model")
+    parser.add_argument("model", help="a smashed model", type=path_or_name)
     for domain in DOMAINS:
-        help_text = "held-out prompts: files separated by commas, or self"
-        parser.add_argument(f"--{domain}", metavar="SOURCE", help=help_text)
+        help_text = "held-out prompts: files, folders, hub ids, or self"
+        parser.add_argument(
+            f"--{domain}", metavar="SOURCE", nargs="+", type=path_or_name, help=help_text
+        )
     parser.add_argument("--domains", nargs="+", choices=DOMAINS, default=list(DOMAINS))
     parser.add_argument("--trained-on", type=Path, help="work folder whose prompts are left out")
     parser.add_argument("--modes", nargs="+", default=["ar", "trust", "verify", "lossless"])
@@ -293,7 +300,9 @@ def main() -> int:
         sources = {d: getattr(flags, d) for d in flags.domains if getattr(flags, d)}
         if not sources:
             raise ConfigError("no prompts were given: use --chat, --maths or --code")
-        decoder = open_decoder(flags.model, dtype=getattr(torch, flags.dtype), device=flags.device)
+        decoder = open_decoder(
+            str(flags.model), dtype=getattr(torch, flags.dtype), device=flags.device
+        )
         if not isinstance(decoder, SmashDecoder):
             raise ConfigError(f"{flags.model} is not a smashed model")
         trained_on = (

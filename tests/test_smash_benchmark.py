@@ -130,3 +130,15 @@ def test_bad_input_is_one_line(
     assert "no prompts were given" in capsys.readouterr().err
     assert run(folder, monkeypatch, ["--chat", str(folder / "maths.jsonl")], model="base") == 2
     assert "is not a smashed model" in capsys.readouterr().err
+
+
+def test_results_name_no_folder_of_this_machine(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = folder / "result.json"
+    source = str(folder / "maths.jsonl")
+    words = ["--modes", "ar", "--maths", source, source, "--output", str(output)]
+    assert run(folder, monkeypatch, words) == 0
+    assert str(folder) not in output.read_text()
+    assert list(read_result(output)["data"]) == ["maths.jsonl"]
+    assert capsys.readouterr().out.count("\n") == 1
