@@ -112,7 +112,7 @@ def picture(found: Comparison) -> Picture:
         axes.set(xlabel="tokens evaluated", ylabel="KL on unseen text, nats")
         axes.set_xscale("log")
         axes.set_title(found.headline.replace(" gain ", " gain\n"), fontsize="small")
-        axes.legend(loc="lower left")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)
 
     words = "; ".join(
         f"{name}: {each.unseen[-1]:.4g} after {each.tokens[-1]:,.0f} tokens and "
