@@ -27,8 +27,8 @@ from lightstride.smash.examples import Example, split
 from lightstride.smash.learn import Learner
 from lightstride.smash.model import SmashModel
 from lightstride.smash.observe import Observed, is_greedy, lowered, observe, report
+from lightstride.smash.oracle import oracle
 from lightstride.smash.progress import Progress, TrainingFolder
-from lightstride.smash.segment import Segmentation, oracle_tokens_per_step
 from lightstride.smash.train import train
 from lightstride.work import open_work
 
@@ -76,7 +76,7 @@ def smash(config: SmashRunConfig) -> Mapping[str, object]:
         graft.to(dtype)
     numbers = {
         "tokens_per_step": judged,
-        "oracle": oracle(held_out, model.config.vocab_size, model.config.max_segment),
+        "oracle": allowed(held_out, model),
         "training": summary(progress, learn, held_out),
         "graft_parameters": sum(p.numel() for g in model.grafts() for p in g.parameters()),
         "seconds": {"answers": answered - started, "all": time.perf_counter() - started},
@@ -123,20 +123,16 @@ def judge(
     return {**report(apart, found), "calibration_error": errors, "calibration": found}
 
 
-def oracle(examples: Sequence[Example], vocab_size: int, max_segment: int) -> dict[str, float]:
-    """Tokens per step that each published way to cut allows."""
-    rules = {
-        "small_group": Segmentation(strategy="small_group", max_segment=max_segment),
-        "decreasing": Segmentation(strategy="decreasing", max_segment=max_segment),
-        "decreasing_v2": Segmentation(strategy="decreasing_v2", max_segment=max_segment),
-        "sliding": Segmentation(strategy="sliding", max_segment=max_segment),
-    }
-    return {
-        name: oracle_tokens_per_step(
-            [rule.lengths(each.entropy_A.tolist(), vocab_size) for each in examples]
-        )
-        for name, rule in rules.items()
-    }
+def allowed(examples: Sequence[Example], model: SmashModel) -> dict[str, float]:
+    """Tokens per step that each way to cut allows, and drafts that are always right."""
+    chosen = model.micro_vocabulary_M
+    return oracle(
+        [each.entropy_A.tolist() for each in examples],
+        [each.answer_A.tolist() for each in examples],
+        vocab_size=model.config.vocab_size,
+        max_segment=model.config.max_segment,
+        sayable=None if chosen is None else set(chosen.tolist()),
+    )
 
 
 def summary(progress: Progress, learn: Sequence[Example], held_out: Sequence[Example]) -> Numbers:
