@@ -11,13 +11,14 @@ from transformers import PreTrainedModel
 from lightstride.errors import OutputError, WorkError
 from lightstride.models.adapter import OUTPUT_NAME
 from lightstride.models.families import adapter_for
+from lightstride.models.fingerprint import identity
 from lightstride.models.shapes import AttentionShape, FFNShape, Geometry, Shape, Site, keep_all
 from lightstride.models.tiny import tiny_llama
 from lightstride.prune import supernet as supernet_module
 from lightstride.prune.local import Level, prune_site
 from lightstride.prune.materialize import mask, masked_weights
 from lightstride.prune.statistics import SiteStatistics, stream_blocks
-from lightstride.prune.supernet import Accumulation, Supernet, build_supernet, fingerprint
+from lightstride.prune.supernet import Accumulation, Supernet, build_supernet
 
 ATTENTION = (AttentionShape(1, 1), AttentionShape(2, 1), AttentionShape(2, 2))
 FFN = (FFNShape(12), FFNShape(24), FFNShape(36), FFNShape(48))
@@ -222,7 +223,7 @@ def test_other_models_runs_and_versions_are_refused(tmp_path: Path) -> None:
     with pytest.raises(WorkError, match="its accumulation differ"):
         build(model, folder, accumulation="none")
     index = folder / "index.json"
-    index.write_text(index.read_text().replace('"version": 1', '"version": 9'))
+    index.write_text(index.read_text().replace('"version": 2', '"version": 9'))
     with pytest.raises(WorkError, match="version 9"):
         Supernet.open(folder, model, adapter_for(model.config))
     with pytest.raises(WorkError, match="no supernet"):
@@ -251,14 +252,14 @@ def test_full_folder_and_unwritable_place_are_refused(tmp_path: Path) -> None:
 
 
 def test_fingerprint_is_of_the_model_not_its_type() -> None:
-    marks = [fingerprint(tiny_llama()), fingerprint(tiny_llama().bfloat16())]
+    marks = [identity(tiny_llama()), identity(tiny_llama().bfloat16())]
     assert marks[0] == marks[1]
     changed = tiny_llama()
     with torch.no_grad():
         changed.model.layers[0].mlp.up_proj.weight.mul_(1.01)
     configured = tiny_llama()
     configured.config.rms_norm_eps *= 2
-    assert len({marks[0], fingerprint(changed), fingerprint(configured)}) == 3
+    assert len({marks[0], identity(changed), identity(configured)}) == 3
 
 
 def test_stream_goes_on_with_weights_as_stored(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What identifies a base model: a hash over shapes and samples of all its weights.
+"""What identifies a model: a hash over shapes and samples of all its weights, and over its config.
 
 Values are rounded to bfloat16 first, so the same weights opened in float32 or bfloat16 are the
 same base.  Up to 64 evenly spaced values a tensor keep it fast for large models; any training,
@@ -6,11 +6,15 @@ pruning or exchange of weights changes it.
 """
 
 import hashlib
+import json
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 SAMPLES = 64
+NO_MATHEMATICS = ("dtype", "torch_dtype", "transformers_version", "_name_or_path", "architectures")
+"""Entries of a config that may differ between two copies of one model."""
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -24,3 +28,10 @@ def fingerprint(model: nn.Module) -> str:
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
         digest.update(values.view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def identity(model: PreTrainedModel) -> str:
+    """Hash of a model's config and weights: of all that it computes with, whatever its type."""
+    config = {k: v for k, v in model.config.to_dict().items() if k not in NO_MATHEMATICS}
+    described = json.dumps([config, fingerprint(model)], sort_keys=True, default=str)
+    return hashlib.sha256(described.encode()).hexdigest()

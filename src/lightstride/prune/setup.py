@@ -13,6 +13,7 @@ from lightstride.distributed import broadcast_object, rank
 from lightstride.errors import OutputError, WorkError
 from lightstride.models.adapter import Adapter
 from lightstride.models.families import adapter_for
+from lightstride.models.fingerprint import identity
 from lightstride.models.load import load_model, load_tokenizer
 from lightstride.models.placement import pick_device, pick_dtype, suitable_dtype
 from lightstride.models.shapes import Geometry, parse_shape, shape_text
@@ -24,7 +25,7 @@ from lightstride.prune.options import cost_of, rounds_of, serving_of, target_of
 from lightstride.prune.place import settle
 from lightstride.prune.plan import Space
 from lightstride.prune.rounds import Pruner
-from lightstride.prune.supernet import fingerprint, write_json
+from lightstride.prune.supernet import write_json
 from lightstride.prune.targets import Target
 from lightstride.prune.texts import Texts, read_texts
 from lightstride.work import open_work
@@ -75,7 +76,7 @@ def prepare(config: PruneConfig, report: Reporter = unreported) -> Setup:
         settings.fitness.check_room(texts.search.num_tokens)
     work = Path(config.work_folder)
     run = {key: value for key, value in config.as_dict().items() if key not in PLACES}
-    owner = {**run, "weights": fingerprint(model), "texts": texts.hashes}
+    owner = {**run, "weights": identity(model), "texts": texts.hashes}
     open_work(work, owner, resume=config.resume)
     if config.budget == "latency":
         cost = timed_sites(config, geometry, target, model)

@@ -33,6 +33,7 @@ from transformers import PreTrainedModel
 from lightstride.distributed import NUM_SHARDS, barrier, rank
 from lightstride.errors import OutputError, WorkError
 from lightstride.models.adapter import OUTPUT_NAME, Adapter
+from lightstride.models.fingerprint import identity
 from lightstride.models.shapes import Geometry, Kept, Shape, Site, keep_all, shape_text
 from lightstride.prune.archive import (
     Json,
@@ -46,27 +47,11 @@ from lightstride.prune.local import Level, kept_columns, prune_site, retarget
 from lightstride.prune.statistics import SiteStatistics, stream_blocks
 from lightstride.prune.stream import Store
 
-VERSION = 1
+VERSION = 2
 INDEX = "index.json"
 STARTED = "started.json"
-SAMPLES = 256
-"""Values of each weight that count for a model's fingerprint."""
 
 Accumulation = Literal["none", "median", "expectation"]
-
-
-def fingerprint(model: PreTrainedModel) -> str:
-    """Hash of a model's config and of evenly spaced values of each weight; not of its type."""
-    config = model.config.to_dict()
-    for key in ("dtype", "torch_dtype", "transformers_version", "_name_or_path", "architectures"):
-        config.pop(key, None)
-    total = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, parameter in model.named_parameters():
-        values = parameter.detach().flatten()
-        samples = values[:: max(1, len(values) // SAMPLES)].cpu().bfloat16().contiguous()
-        total.update(name.encode())
-        total.update(samples.view(torch.uint8).numpy().data)
-    return total.hexdigest()
 
 
 def dense_outputs(model: PreTrainedModel, adapter: Adapter) -> dict[Site, Tensor]:
@@ -93,7 +78,7 @@ class Supernet:
     def open(cls, folder: Path, model: PreTrainedModel, adapter: Adapter) -> "Supernet":
         """The supernet in a folder, made from this (dense) model; raises WorkError if it is not."""
         document = read_index(folder)
-        if document["model"] != fingerprint(model):
+        if document["model"] != identity(model):
             raise WorkError(f"supernet {folder} was made from another model; give another folder")
         sites, settings = document["sites"], document["settings"]
         assert isinstance(sites, dict)
@@ -238,7 +223,7 @@ def describe(
     shapes = {str(s): [shape_text(shape) for shape in some] for s, some in builder.shapes.items()}
     return {
         "version": VERSION,
-        "model": fingerprint(model),
+        "model": identity(model),
         "settings": {
             "num_windows": tokens_NL.shape[0],
             "window": tokens_NL.shape[1],
