@@ -18,7 +18,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -26,10 +25,10 @@ from torch import nn
 from lightstride.generate import Decoder, PlainDecoder, Settings, Step
 from lightstride.models.families import adapter_for
 from lightstride.models.load import load_model, load_tokenizer
-from lightstride.results import write_result
 from lightstride.smash.config import SmashConfig
 from lightstride.smash.decode import SmashDecoder
 from lightstride.smash.model import SmashModel
+from record import add_output, finish
 
 
 @dataclass(frozen=True)
@@ -147,7 +146,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--preset", choices=("thin", "paper"), default="thin")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, required=True)
+    add_output(parser)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     base = load_model(args.model, dtype=getattr(torch, args.dtype), device=args.device)
@@ -161,15 +160,7 @@ def main() -> None:
         config.stop_head = "linear"
         model = forced(SmashModel.graft(base, config), num_tokens)
         rows += compare(model, plain, SmashDecoder(model, tokenizer), num_tokens, args)
-    write_result(
-        args.output,
-        kind="decode",
-        numbers={"rows": rows, "threads": torch.get_num_threads()},
-        config={**vars(args), "output": str(args.output)},
-        command=["python", *sys.argv],
-        seed=args.seed,
-        data={},
-    )
+    finish("decode", {"rows": rows, "threads": torch.get_num_threads()}, args, args.seed)
 
 
 if __name__ == "__main__":

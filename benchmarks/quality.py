@@ -26,7 +26,8 @@ from lightstride.config import BenchConfig, EvaluateConfig
 from lightstride.config.base import Command
 from lightstride.evaluate.outcome import read_items, retained
 from lightstride.evaluate.run import evaluate
-from lightstride.results import markdown_table, read_result, write_result
+from lightstride.results import markdown_table, read_result
+from record import keep
 
 TASKS = ("arc_easy", "arc_challenge", "hellaswag", "piqa", "winogrande", "boolq", "openbookqa")
 PARTS = ("sampled", "full", "tasks", "speed")
@@ -203,16 +204,8 @@ def main() -> int:
     found = measure_all(todo)
     models = {name: summarize(name, given, found) for name in given.models}
     data = {k: v for unit in todo for k, v in read_result(unit.path)["data"].items()}
-    for path in (given.output, Path(given.work) / "result.json"):
-        write_result(
-            path,
-            kind="quality",
-            numbers={"models": models},
-            config=vars(given),
-            command=["python", *sys.argv],
-            seed=None,
-            data=data,
-        )
+    for path in (Path(given.output), Path(given.work) / "result.json"):
+        keep(path, "quality", {"models": models}, given, None, data)
     print(table(models, given.tasks))
     return 0
 

@@ -21,17 +21,29 @@ def finish(kind: str, numbers: Mapping[str, object], flags: argparse.Namespace, 
         given = [v for value in vars(flags).values() for v in listed(value)]
         paths = [value for value in given if isinstance(value, Path)]
         texts = [path for path in paths if path.is_file() and path != flags.output]
-        config = {key: named(value) for key, value in vars(flags).items()}
-        write_result(
-            flags.output,
-            kind=kind,
-            numbers=numbers,
-            config=config,
-            command=["python", f"benchmarks/{Path(sys.argv[0]).name}", *map(short, sys.argv[1:])],
-            seed=seed,
-            data={path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in texts},
-        )
+        data = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in texts}
+        keep(flags.output, kind, numbers, flags, seed, data)
     print(json.dumps(numbers))
+
+
+def keep(
+    path: Path,
+    kind: str,
+    numbers: Mapping[str, object],
+    flags: argparse.Namespace,
+    seed: int | None,
+    data: Mapping[str, str],
+) -> None:
+    """Write numbers with their origin, which names no folder of this machine."""
+    write_result(
+        path,
+        kind=kind,
+        numbers=numbers,
+        config={key: named(value) for key, value in vars(flags).items()},
+        command=["python", f"benchmarks/{Path(sys.argv[0]).name}", *map(short, sys.argv[1:])],
+        seed=seed,
+        data=data,
+    )
 
 
 def path_or_name(text: str) -> Path | str:
@@ -48,9 +60,14 @@ def named(value: object) -> object:
     """A flag's value without the folders of this machine."""
     if isinstance(value, list):
         return [named(each) for each in value]
+    if isinstance(value, dict):
+        return {key: named(each) for key, each in value.items()}
+    if isinstance(value, str):
+        return short(value)
     return value.name if isinstance(value, Path) else value
 
 
 def short(argument: str) -> str:
-    """An argument without the folders of this machine."""
-    return Path(argument).name if Path(argument).is_absolute() else argument
+    """An argument, `NAME=PATH` or any other, without the folders of this machine."""
+    name, equals, path = argument.rpartition("=")
+    return f"{name}{equals}{Path(path).name}" if Path(path).is_absolute() else argument

@@ -10,7 +10,6 @@ of stdout is one JSON document.
 """
 
 import argparse
-import json
 import resource
 import sys
 import tempfile
@@ -30,6 +29,7 @@ from lightstride.prune.rates import measure_rates
 from lightstride.prune.rounds import Pruner, Rounds
 from lightstride.prune.targets import TARGETS
 from lightstride.results import markdown_table
+from record import add_output, finish
 
 LARGE = {
     "Llama-3.1-8B": (32, 4096, 32, 8, 14_336),
@@ -45,6 +45,7 @@ MACHINES = {
 SMALL = ((2, 256, 4, 2, 768), (4, 384, 6, 2, 1024), (4, 576, 9, 3, 1536), (3, 1024, 16, 4, 2816))
 VOCABULARY = 8192
 CALIBRATION, SEARCH, WINDOW = 65_536, 65_536, 512
+SEED = 0
 
 
 def geometry_of(blocks: int, hidden: int, heads: int, groups: int, channels: int) -> Geometry:
@@ -95,7 +96,7 @@ def random_model(
         num_key_value_heads=groups,
         tie_word_embeddings=True,
     )
-    torch.manual_seed(0)
+    torch.manual_seed(SEED)
     model: PreTrainedModel = LlamaForCausalLM(config).eval()
     model.bfloat16()
     return model
@@ -164,6 +165,7 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
+    add_output(parser)
     flags = parser.parse_args()
     rows = predict()
     cells = []
@@ -182,7 +184,8 @@ def main() -> None:
         )
     header = ["model", "disk, GB", "device memory, GB", *(f"hours on {m}" for m in MACHINES)]
     print(markdown_table(header, cells), file=sys.stderr)
-    print(json.dumps({"predicted": rows, "checked": check() if flags.check else []}))
+    checked = check() if flags.check else []
+    finish("scaling", {"predicted": rows, "checked": checked}, flags, SEED)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,9 @@ from lightstride.models.tiny import byte_tokenizer, tiny_llama
 from lightstride.report.run import report
 from lightstride.results import read_result
 
-SCRIPT = Path(__file__).parent.parent / "benchmarks" / "quality.py"
-specification = importlib.util.spec_from_file_location("quality", SCRIPT)
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+sys.path.insert(0, str(FOLDER))
+specification = importlib.util.spec_from_file_location("quality", FOLDER / "quality.py")
 assert specification is not None
 assert specification.loader is not None
 quality = importlib.util.module_from_spec(specification)
