@@ -9,7 +9,7 @@ import pytest
 from transformers import PreTrainedModel
 
 from lightstride.data.chat import Message, Prompt, prompt_of
-from lightstride.errors import ConfigError, ModelError, OutputError, WorkError
+from lightstride.errors import ConfigError, DataError, ModelError, OutputError, WorkError
 from lightstride.generate import PlainDecoder, Settings, Step, generate
 from lightstride.generate.rows import Rows
 from lightstride.generate.sampler import Sampler
@@ -138,6 +138,8 @@ def test_prompts_that_fill_the_context_are_passed_over(
     ask(decoder, tmp_path, [PROMPTS[0], long], max_new_tokens=100, sampled_share=0.0)
     (only,) = read_answers(tmp_path)
     assert len(only.prompt) + len(only.answer) <= 40
+    with pytest.raises(DataError, match="none of 1 prompts fits the model's context of 40"):
+        ask(decoder, tmp_path, [long])
     assert capsys.readouterr().err == "prompts left out, as they fill the context: 1\n"
 
 

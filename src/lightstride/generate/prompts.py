@@ -18,6 +18,6 @@ def chat_tokens(
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> list[int]:
     """Tokens of a text, with or without those that the tokenizer puts around it."""
-    ids = tokenizer.encode(text, add_special_tokens=special)
+    ids = tokenizer.encode(text, add_special_tokens=special, verbose=False)
     assert isinstance(ids, list)
     return ids

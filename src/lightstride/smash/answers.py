@@ -18,7 +18,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightstride.data.chat import Prompt
-from lightstride.errors import ConfigError, ModelError, WorkError
+from lightstride.errors import ConfigError, DataError, ModelError, WorkError
 from lightstride.generate import PlainDecoder, Settings
 from lightstride.generate.prompts import chat_tokens
 from lightstride.generate.rows import Rows, context_length, end_tokens
@@ -89,8 +89,8 @@ def regenerate(
 ) -> None:
     """Write the base's answer to every prompt into the folder; what is there is kept.
 
-    Prompts that fill the context are passed over, and their number is said once.  Raises
-    WorkError where the folder's answers are of another base or other settings.
+    Prompts that fill the context are passed over, and their number is said once; DataError where
+    none is left.  Raises WorkError where the folder has answers of another base or other settings.
     """
     asking = Asking(
         max_new_tokens=max_new_tokens,
@@ -103,6 +103,10 @@ def regenerate(
         raise ModelError("the base names no end token, so it is not known where its answers end")
     started = started_answers(prompts, tokenizer, asking)
     fitting = [each for each in started if fits(each, model)]
+    if not fitting:
+        raise DataError(
+            f"none of {len(started)} prompts fits the model's context of {context_length(model)}"
+        )
     open_folder(folder, model, tokenizer, asking)
     if len(fitting) < len(started):
         count = len(started) - len(fitting)
