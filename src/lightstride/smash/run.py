@@ -14,7 +14,7 @@ from lightstride import distributed
 from lightstride.checkpoint import is_smashed, save_checkpoint
 from lightstride.config import SmashRunConfig
 from lightstride.distributed import barrier, rank
-from lightstride.errors import ModelError, OutputError
+from lightstride.errors import DataError, ModelError, OutputError
 from lightstride.generate import PlainDecoder
 from lightstride.models.fingerprint import fingerprint
 from lightstride.models.load import load_model, load_tokenizer
@@ -61,6 +61,11 @@ def smash(config: SmashRunConfig) -> Mapping[str, object]:
     examples = prepare_examples(config, PlainDecoder(base, tokenizer))
     answered = time.perf_counter()
     learn, held_out = split(examples, config.held_out)
+    if not learn or not held_out:
+        raise DataError(
+            f"of {len(examples)} answers {len(held_out)} are held out, which leaves no others or "
+            "none to judge by; give more prompts, or another --held-out"
+        )
     model = build_model(config, base, tokenizer, learn)
     learner = Learner(model, learning_of(config), dtype)
     watched = some_of(held_out, WATCHED_TOKENS)
