@@ -9,6 +9,7 @@ from lightstride.models.families import adapter_for
 from lightstride.models.shapes import AttentionShape, FFNShape
 from lightstride.models.tiny import tiny_llama, tiny_qwen3
 from lightstride.smash.config import SmashConfig
+from lightstride.smash.lookup import Lookup
 from lightstride.smash.model import SmashModel
 from lightstride.smash.segments import Segmented
 
@@ -120,14 +121,19 @@ def slow_trust(model: SmashModel, prompt: Sequence[int], confidence: float, leng
     return segments
 
 
-def slow_verify(model: SmashModel, prompt: Sequence[int], confidence: float, length: int):
-    """What each step of a greedy answer in verify mode emits."""
+def slow_verify(
+    model: SmashModel, prompt: Sequence[int], confidence: float, length: int, lookup: int = 0
+):
+    """What each step of a greedy answer in verify mode emits, and what is stored."""
     stored: list[list[int]] = []
     first = int(model.base_logits(features(model, prompt, [])[:, -1]).argmax(-1))
     steps = [[first]]
     while (said := sum(map(len, steps))) < length:
         taps = features(model, prompt, stored)
         draft = slow_segment(model, taps, first, confidence, length - said + 1)
+        text = [*prompt, *(token for step in steps for token in step)]
+        found = Lookup(text).propose(min(lookup, model.config.max_segment) - 1)
+        draft = [first, *found] if found else draft
         draft = draft[: length - said]
         accepted = [first]
         while True:

@@ -19,8 +19,12 @@ class SamplingCommand(ModelCommand):
         arg(metavar="{trust,verify,lossless,ar}", help_behavior_hint="(default: the model's own)"),
     ] = None
     """How a smashed model decodes: trust its stop head, verify, lossless, or one token a step."""
-    confidence: float = 0.9
+    confidence: Annotated[
+        float | None, arg(metavar="P", help_behavior_hint="(default: 0.9, or 0.3 if checked)")
+    ] = None
     """How sure a smashed model must be to say one more token in a step, above 0 up to 1."""
+    lookup: int = 8
+    """Most tokens of a checked step that may be copied from the text before; 0 is none."""
     max_new_tokens: int = 256
     """Longest answer, in tokens."""
     temperature: float = 0.0
@@ -41,7 +45,9 @@ class SamplingCommand(ModelCommand):
     def __post_init__(self) -> None:
         if self.mode is not None:
             require_choice("--mode", self.mode, Mode)
-        require(0 < self.confidence <= 1, "--confidence", self.confidence, "above 0 and at most 1")
+        sure = self.confidence
+        require(sure is None or 0 < sure <= 1, "--confidence", sure, "above 0 and at most 1")
+        require(self.lookup >= 0, "--lookup", self.lookup, "0 or more")
         require(self.max_new_tokens >= 1, "--max-new-tokens", self.max_new_tokens, "at least 1")
         require(self.temperature >= 0, "--temperature", self.temperature, "0 or more")
         require(self.top_k >= 0, "--top-k", self.top_k, "0 or more")

@@ -54,6 +54,7 @@ def settings_of(config: GenerateConfig) -> Settings:
         stop=config.stop,
         mode=config.mode,
         confidence=config.confidence,
+        lookup=config.lookup,
     )
 
 

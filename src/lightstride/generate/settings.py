@@ -7,6 +7,10 @@ from lightstride.errors import ConfigError
 
 Mode = Literal["trust", "verify", "lossless", "ar"]
 MODES: tuple[Mode, ...] = get_args(Mode)
+TRUSTED = 0.9
+"""Confidence of a token that nobody checks: an error stays."""
+CHECKED = 0.3
+"""Confidence of a token that the base checks: an error costs a little time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +37,13 @@ class Settings:
     """Whether an answer goes on after an end token, as when speed is measured."""
     mode: Mode | None = None
     """How a smashed model decodes; None is its own default. Other models know only "ar"."""
-    confidence: float = 0.9
-    """How sure a smashed model must be to say one more token in the same step; 1 never does."""
+    confidence: float | None = None
+    """How sure a smashed model must be to say one more token in the same step; 1 never does.
+    None is `TRUSTED`, or `CHECKED` where the base checks what was said."""
+
+    lookup: int = 8
+    """Most tokens of a checked step that are taken from what prompt and answer said before; 0
+    leaves all drafts to the micro decoder."""
 
     def __post_init__(self) -> None:
         allowed = {
@@ -46,7 +55,8 @@ class Settings:
             "repetition_penalty": (0 < self.repetition_penalty < float("inf"), "above 0"),
             "stop": (all(self.stop), "strings that are not empty"),
             "mode": (self.mode in (None, *MODES), f"one of {', '.join(MODES)}"),
-            "confidence": (0 < self.confidence <= 1, "in (0, 1]"),
+            "lookup": (self.lookup >= 0, "0 or more"),
+            "confidence": (self.confidence is None or 0 < self.confidence <= 1, "in (0, 1]"),
         }
         for name, (is_allowed, range_text) in allowed.items():
             if not is_allowed:

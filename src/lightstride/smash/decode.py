@@ -14,6 +14,7 @@ Shapes: B rows, T taps, D hidden size, Q new columns, K tokens of a segment.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -26,7 +27,7 @@ from lightstride.generate.positions import slot_positions
 from lightstride.generate.rows import Row, Rows
 from lightstride.generate.sampler import Sampler
 from lightstride.generate.sequences import Forward, Sequences
-from lightstride.generate.settings import Settings
+from lightstride.generate.settings import CHECKED, TRUSTED, Settings
 from lightstride.smash.adapters import merged_at
 from lightstride.smash.body import SmashBody
 from lightstride.smash.check import check
@@ -68,14 +69,24 @@ class MacroSteps:
     def run(self, rows: Rows, settings: Settings, hooks: Hooks) -> Iterator[Step]:
         """The steps, in the mode of the settings or the model's own."""
         mode = settings.mode or self.model.config.mode
+        if settings.confidence is None:
+            sure = CHECKED if mode in ("verify", "lossless") else TRUSTED
+            settings = replace(settings, confidence=sure)
         sampler = Sampler(settings, hooks.processor)
         if mode in ("verify", "lossless"):
             return self.checked(rows, sampler, merges=mode == "verify")
         return self.unchecked(rows, sampler, says_one=mode == "ar")
 
-    def start(self, batch: Sequence[Row]) -> tuple[Sequences, Forward]:
+    def longest(self, settings: Settings, *, merges: bool) -> int:
+        """Most tokens of a step that is looked up: what is merged has the embedder's limit."""
+        if settings.lookup == 0:
+            return 0
+        most = self.model.config.max_segment
+        return min(settings.lookup, most) if merges else settings.lookup
+
+    def start(self, batch: Sequence[Row], longest: int = 0) -> tuple[Sequences, Forward]:
         """The prompts in the base, nothing merged."""
-        scratch = 2 * self.model.config.max_segment
+        scratch = max(2 * self.model.config.max_segment, longest)
         capacity = max(len(r.prompt) for r in batch) + max(r.limit for r in batch) + scratch
         sequences = Sequences(self.model.base, self.storage, capacity)
         return sequences, sequences.prefill([row.prompt for row in batch], self.taps)
@@ -120,9 +131,10 @@ class MacroSteps:
     def checked(self, rows: Rows, sampler: Sampler, *, merges: bool) -> Iterator[Step]:
         """Verify and lossless: the base checks what the micro decoder says."""
         batch = rows.active
-        drafter = Drafter(self.model, sampler, rows.ends, checked=True)
+        longest = self.longest(sampler.settings, merges=merges)
+        drafter = Drafter(self.model, sampler, rows.ends, checked=True, longest=longest)
         with torch.inference_mode():
-            sequences, forward = self.start(batch)
+            sequences, forward = self.start(batch, longest)
             taps_BTD = torch.stack([hidden[:, -1] for hidden in forward.hidden], dim=1)
             first = sampler.choose(forward.logits_BQV[:, -1], batch, [[]] * len(batch)).tolist()
         yield make_step(rows, batch, [[token] for token in first], sequences)

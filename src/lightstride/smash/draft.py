@@ -13,6 +13,7 @@ from lightstride.generate.rows import Row
 from lightstride.generate.sampler import Sampler
 from lightstride.generate.sampling import Purpose
 from lightstride.smash.body import SmashBody
+from lightstride.smash.lookup import Lookup
 from lightstride.smash.modules import MicroCache
 from lightstride.smash.stops import conditional
 
@@ -23,35 +24,89 @@ class Draft:
 
     segments: list[list[int]]
     probabilities: list[Tensor]
-    """For each micro step what its tokens were drawn from, (B, V); empty unless asked for."""
+    """For each place what its tokens were drawn from, (B, V); empty unless asked for."""
 
 
 class Drafter:
     """Says the tokens of a segment after the first, while the stop head lets it."""
 
     def __init__(
-        self, model: SmashBody, sampler: Sampler, ends: frozenset[int], *, checked: bool
+        self,
+        model: SmashBody,
+        sampler: Sampler,
+        ends: frozenset[int],
+        *,
+        checked: bool,
+        longest: int = 0,
     ) -> None:
         self.model = model
         self.sampler = sampler
         self.ends = ends
         self.checked = checked
         """Whether the base checks the tokens: then draws and their probabilities are a draft's."""
+        self.longest = longest
+        """Most tokens of a segment that is looked up; 0 looks nothing up."""
+        self.lookups: dict[int, Lookup] = {}
 
     def draft(self, batch: Sequence[Row], taps_BTD: Tensor, first: Sequence[int]) -> Draft:
         """Segments that start with `first`; when checked, `first` is already in the answers."""
         emitted = int(self.checked)
         draft = Draft([[token] for token in first], [])
-        room = [
-            min(self.model.config.max_segment, r.limit - len(r.tokens) + emitted) for r in batch
-        ]
+        left = [row.limit - len(row.tokens) + emitted for row in batch]
         going = [
             row.finish_reason is None and token not in self.ends and space > 1
-            for row, token, space in zip(batch, first, room, strict=True)
+            for row, token, space in zip(batch, first, left, strict=True)
         ]
+        found = self.look_up(batch, draft, going, left)
+        going = [goes and not looked for goes, looked in zip(going, found, strict=True)]
+        self.go_through(batch, taps_BTD, draft, going, left)
+        if not (self.sampler.settings.is_greedy and not self.sampler.reads_history):
+            self.note_found(draft, found)
+        return draft
+
+    def look_up(
+        self, batch: Sequence[Row], draft: Draft, going: Sequence[bool], left: Sequence[int]
+    ) -> list[bool]:
+        """Rows whose segment was found in what they said before; their segments are extended."""
+        found = [False] * len(batch)
+        if self.longest < 2 or self.sampler.settings.confidence == 1:
+            return found
+        for place, (row, goes, space) in enumerate(zip(batch, going, left, strict=True)):
+            lookup = self.lookups.setdefault(row.index, Lookup(row.prompt))
+            lookup.extend(row.tokens[len(lookup.tokens) - len(row.prompt) :])
+            for token in lookup.propose(min(self.longest, space) - 1) if goes else []:
+                found[place] = True
+                draft.segments[place].append(token)
+                if token in self.ends:
+                    break
+        return found
+
+    def note_found(self, draft: Draft, found: Sequence[bool]) -> None:
+        """Tokens that were looked up were certain: say so among the probabilities."""
+        size = (len(found), self.model.config.vocab_size)
+        longest = max((len(s) for s, f in zip(draft.segments, found, strict=True) if f), default=1)
+        while len(draft.probabilities) < longest - 1:
+            draft.probabilities.append(torch.zeros(size, device=self.model.device))
+        for row, (segment, looked) in enumerate(zip(draft.segments, found, strict=True)):
+            for place, token in enumerate(segment[1:] if looked else []):
+                draft.probabilities[place][row] = 0
+                draft.probabilities[place][row, token] = 1
+
+    def go_through(
+        self,
+        batch: Sequence[Row],
+        taps_BTD: Tensor,
+        draft: Draft,
+        going: list[bool],
+        left: Sequence[int],
+    ) -> None:
+        """The micro loop: extend the segments of the rows that are going."""
+        emitted = int(self.checked)
+        most = self.model.config.max_segment
+        place = 0
         vectors_BD, cache = taps_BTD[:, -1], None
         sure_B = torch.ones(len(batch), device=taps_BTD.device)
-        going, sure_B = self.go_on(going, vectors_BD, sure_B, place=0)
+        going, sure_B = self.go_on(going, vectors_BD, sure_B, place=place)
         while any(going):
             last_B = torch.tensor([s[-1] for s in draft.segments], device=taps_BTD.device)
             vectors_BD, cache = self.micro(taps_BTD, last_B, cache)
@@ -60,10 +115,10 @@ class Drafter:
                 going[row] = going[row] and token is not None
                 if going[row] and token is not None:
                     draft.segments[row].append(token)
-                    going[row] = token not in self.ends and len(draft.segments[row]) < room[row]
-            place = max(map(len, draft.segments)) - 1
+                    length = len(draft.segments[row])
+                    going[row] = token not in self.ends and length < min(most, left[row])
+            place += 1
             going, sure_B = self.go_on(going, vectors_BD, sure_B, place=place)
-        return draft
 
     def micro(
         self, taps_BTD: Tensor, last_B: Tensor, cache: MicroCache | None
@@ -82,6 +137,7 @@ class Drafter:
         head is calibrated, else of this one alone.
         """
         confidence = self.sampler.settings.confidence
+        assert confidence is not None
         if confidence == 1 or not any(going):
             return [False] * len(going), sure_B
         calibration = self.model.config.calibration

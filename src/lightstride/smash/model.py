@@ -34,7 +34,6 @@ from lightstride.smash.decode import MacroSteps
 from lightstride.smash.grafts import graft_state, read_config, read_grafts, write_grafts
 from lightstride.smash.hooks import end_tokens_of, filler_token, processing, stopping, unpadded
 
-DEFAULT_CONFIDENCE = 0.9
 ADDED_BY_AUTO = ("adapter_kwargs", "_from_auto", "_commit_hash")
 
 
@@ -135,7 +134,7 @@ def settings(config: GenerationConfig, width: int) -> Settings:
         temperature=1.0 if config.do_sample else 0.0,
         seed=int(torch.randint(2**31, ())) if config.do_sample else 0,
         mode=getattr(config, "mode", None),
-        confidence=getattr(config, "confidence", None) or DEFAULT_CONFIDENCE,
+        confidence=getattr(config, "confidence", None),
     )
 
 
