@@ -10,6 +10,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 SETTINGS := pyproject.toml constraints.txt
+MODEL := smollm2-135m
 TEXT ?= build/calibration.txt
 TEST ?= build/held-out.txt
 
@@ -26,10 +27,23 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: setup $(TEXT) $(TEST)
+bench: setup $(TEXT) $(TEST) build/pruned/result.json build/smashed/result.json
 	$(BIN)/python benchmarks/supernet.py --text $(TEXT)
 	$(BIN)/python benchmarks/search.py --text $(TEXT) --test $(TEST)
+	$(BIN)/python benchmarks/targets.py --text $(TEXT) --test $(TEST) --rounds 1
 	$(BIN)/python benchmarks/engines.py
+	$(BIN)/python benchmarks/quality.py --text $(TEST) --parts sampled full speed \
+		--models dense=$(MODEL) 25=build/pruned/25 50=build/pruned/50 \
+		--work build/quality -o build/quality.json
+	$(BIN)/python benchmarks/decode.py
+	$(BIN)/python benchmarks/smash.py build/smashed --chat self
+
+build/pruned/result.json: | setup $(TEXT)
+	$(BIN)/lightstride prune $(MODEL) -o $(@D) --sparsity 0.25 0.5 --preset demo \
+		--calibration $(TEXT) --resume
+
+build/smashed/result.json: | setup
+	$(BIN)/lightstride smash $(MODEL) -o $(@D) --prompts self --preset demo --resume
 
 build/calibration.txt build/held-out.txt: | setup
 	$(BIN)/python benchmarks/built_in_text.py build
