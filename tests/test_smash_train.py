@@ -1,0 +1,239 @@
+"""Training toys: what is learned, that a kill changes nothing, and that processes share the work."""
+
+import json
+import os
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from answered_toys import answered, example, sharp_llama
+from lightstride.errors import ConfigError, WorkError
+from lightstride.generate import Settings, generate
+from lightstride.models.tiny import byte_tokenizer
+from lightstride.smash.batch import make_batch
+from lightstride.smash.decode import SmashDecoder
+from lightstride.smash.learn import Learner, Learning
+from lightstride.smash.observe import lossless_tokens_per_step, observe
+from lightstride.smash.on_policy import own_lengths, walk
+from lightstride.smash.progress import NAME, Progress, TrainingFolder
+from lightstride.smash.train import Training, falls, make_optimizer, plan_steps, rate_at, train
+from smash_processes import fresh_learner, train_here, train_in_processes
+from smashed_toys import toy
+
+EXAMPLES = answered(sharp_llama(), 12)
+
+
+def nothing() -> dict[str, object]:
+    return {}
+
+
+def run(folder: Path, learner: Learner, **changes: object) -> Progress:
+    settings: dict[str, object] = {
+        "steps": 6,
+        "row_tokens": 40,
+        "rows": 1,
+        "accumulate": 2,
+        "own_cuts_from": 0.3,
+        "save_minutes": 100.0,
+        **changes,
+    }
+    folder.mkdir(exist_ok=True)
+    training = Training(**settings)  # type: ignore[arg-type]
+    return train(learner, EXAMPLES, training, TrainingFolder(folder), nothing)
+
+
+def weights(learner: Learner) -> dict[str, torch.Tensor]:
+    return {n: p.detach().clone() for n, p in learner.named_parameters() if p.requires_grad}
+
+
+def test_a_model_learns_to_draft_its_own_answers(tmp_path: Path) -> None:
+    learner = fresh_learner()
+    model = learner.inner.model
+    before = lossless_tokens_per_step(observe(model, EXAMPLES, row_tokens=64, merged=False))
+    run(tmp_path, learner, steps=60, learning_rate=1e-2, merged_share=0.5, row_tokens=200)
+    after = lossless_tokens_per_step(observe(model, EXAMPLES, row_tokens=64, merged=False))
+    assert after > before + 0.8
+
+
+def test_observed_steps_are_those_of_the_decoder(tmp_path: Path) -> None:
+    learner = fresh_learner()
+    run(tmp_path, learner, steps=30, learning_rate=1e-2, merged_share=0.0, row_tokens=200)
+    model = learner.inner.model
+    settings = Settings(max_new_tokens=12, mode="lossless", confidence=1e-6, ignore_end_tokens=True)
+    decoder = SmashDecoder(model, byte_tokenizer())
+    steps = 0
+    chosen = [e for e in EXAMPLES if len(e.answer_A) >= 12][:4]
+    cut = [example(e.id, e.prompt_P.tolist(), e.answer_A[:12].tolist(), model.base) for e in chosen]
+    for each in cut:
+        (found,) = generate(decoder, [each.prompt_P.tolist()], settings)
+        assert list(found.tokens) == each.answer_A.tolist()
+        steps += found.macro_steps
+    seen = lossless_tokens_per_step(observe(model, cut, row_tokens=64, merged=False))
+    # The decoder's first step says one token alone.
+    assert 12 * len(cut) / seen <= steps <= 12 * len(cut) / seen + len(cut)
+
+
+def test_resumed_weights_are_the_same_bit_for_bit(tmp_path: Path) -> None:
+    whole = fresh_learner()
+    run(tmp_path / "whole", whole)
+    for stop in (1, 4):
+        folder = tmp_path / f"stop-{stop}"
+        folder.mkdir()
+        first = fresh_learner()
+        killed = KilledAfter(folder, stop)
+        with pytest.raises(Killed):
+            train(first, EXAMPLES, settings_of(), killed, nothing)
+        second = fresh_learner()
+        progress = run(folder, second)
+        assert progress.step == 6
+        for name, value in weights(whole).items():
+            assert torch.equal(value, weights(second)[name]), name
+
+
+class Killed(Exception):
+    """Stands for a kill."""
+
+
+class KilledAfter(TrainingFolder):
+    """A folder whose process dies after some checkpoints."""
+
+    def __init__(self, folder: Path, stop: int) -> None:
+        super().__init__(folder)
+        object.__setattr__(self, "left", [stop])
+
+    def save(self, learner, optimizer, at) -> None:
+        super().save(learner, optimizer, at)
+        self.left[0] -= 1
+        if not self.left[0]:
+            raise Killed
+
+
+def settings_of(**changes: object) -> Training:
+    values = {"steps": 6, "row_tokens": 40, "rows": 1, "accumulate": 2, "own_cuts_from": 0.3}
+    return Training(**{**values, "save_minutes": 0.0, **changes})  # type: ignore[arg-type]
+
+
+def test_checkpoints_of_other_trainings_are_refused(tmp_path: Path) -> None:
+    run(tmp_path, fresh_learner(), steps=1)
+    other = Learner(toy(sharp_llama(), num_layers=2), Learning(), torch.float32)
+    with pytest.raises(WorkError, match="another training"):
+        run(tmp_path, other)
+    (tmp_path / NAME).write_bytes(b"half of a")
+    with pytest.raises(WorkError, match="damaged"):
+        run(tmp_path, fresh_learner())
+
+
+def test_time_ends_a_training_cleanly(tmp_path: Path) -> None:
+    progress = run(tmp_path, fresh_learner(), steps=10**6, minutes=0.02)
+    assert 0 < progress.step < 10**6
+    assert progress.seconds < 60
+    state = load_file(tmp_path / NAME)
+    assert all(torch.isfinite(tensor).all() for tensor in state.values())
+
+
+def test_only_grafts_move_and_all_of_them(tmp_path: Path) -> None:
+    learner = fresh_learner(adapter_rank=2)
+    before = {name: p.detach().clone() for name, p in learner.named_parameters()}
+    run(tmp_path, learner, merged_share=1.0, steps=3)
+    moved = {n for n, p in learner.named_parameters() if not torch.equal(p, before[n])}
+    learned = {n for n, p in learner.named_parameters() if p.requires_grad}
+    assert moved == learned
+    assert not any(".base." in name for name in learned)
+
+
+@pytest.mark.timeout(400)
+def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
+    alone = train_here(tmp_path / "one", EXAMPLES)
+    found = train_in_processes(tmp_path / "two", 2)
+    one, two = (json.loads((path / "losses.json").read_text()) for path in (alone, found))
+    assert one == pytest.approx(two, rel=1e-4)
+    first, second = (load_file(path / NAME) for path in (alone, found))
+    for name in first:
+        torch.testing.assert_close(second[name], first[name], rtol=1e-3, atol=1e-5)
+
+
+def test_batches_that_cannot_be_shared_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightstride.smash.train.world_size", lambda: 2)
+    with pytest.raises(ConfigError, match="3 batches a step cannot be shared by 2 processes"):
+        run(tmp_path, fresh_learner(), accumulate=3)
+
+
+def test_steps_left_are_the_same_steps() -> None:
+    settings = settings_of(steps=8)
+    every = list(plan_steps(EXAMPLES, settings, 0))
+    assert list(plan_steps(EXAMPLES, settings, 5)) == every[5:]
+    assert [work.number for work in every] == list(range(8))
+
+
+def test_the_rate_rises_and_falls_to_nothing() -> None:
+    rates = [rate_at(share / 100, 0.1) for share in range(101)]
+    assert rates[:11] == sorted(rates[:11])
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert max(rates) == 1
+    assert 0 < rates[0] < 0.02
+    assert rates[-1] == pytest.approx(0)
+    assert settings_of(minutes=2.0).share(3, 30.0) == 0.5
+    assert settings_of(minutes=2.0).share(3, 90.0) == 0.75
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 1.0])
+def test_shares_fall_evenly(share: float) -> None:
+    fallen = [falls(number, share) for number in range(100)]
+    assert sum(fallen) == round(100 * share)
+    assert sum(fallen[:10]) == round(10 * share)
+
+
+def test_lower_precision_keeps_masters_of_fp32(tmp_path: Path) -> None:
+    model = toy(sharp_llama().to(torch.bfloat16), adapter_rank=0)
+    for graft in model.grafts():
+        graft.float()
+    learner = Learner(model, Learning(), torch.bfloat16)
+    progress = run(tmp_path, learner, steps=2)
+    assert progress.step == 2
+    assert {p.dtype for p in learner.parameters() if p.requires_grad} == {torch.float32}
+
+
+def test_own_cuts_go_as_far_as_drafts_are_sure_and_right(tmp_path: Path) -> None:
+    learner = fresh_learner()
+    run(tmp_path, learner, steps=40, learning_rate=1e-2, row_tokens=200)
+    model = learner.inner.model
+    batch = make_batch([EXAMPLES[:3]])
+    slots = batch.apart()
+    with torch.no_grad():
+        taps = model.read_segments(slots)
+    with torch.no_grad():
+        model.stop.weight.zero_()
+        model.stop.bias.fill_(-20)
+    cut = own_lengths(model, batch, slots, taps, random.Random(0), split_share=0.0)
+    seen = observe(model, list(EXAMPLES[:3]), row_tokens=1000, merged=False)
+    assert sum(map(len, cut)) < sum(map(sum, cut))
+    assert [sum(lengths) for lengths in cut] == [len(e.answer_A) for e in EXAMPLES[:3]]
+    assert sum(seen.sizes) == sum(map(sum, cut))
+    with torch.no_grad():
+        model.stop.bias.fill_(20)
+    cut = own_lengths(model, batch, slots, taps, random.Random(0), split_share=0.0)
+    assert {length for lengths in cut for length in lengths} == {1}
+
+
+def test_walking_by_runs() -> None:
+    assert walk([3, 1, 1, 2, 1, 4]) == [3, 2, 1]
+    assert walk([]) == []
+
+
+def test_optimizer_groups_know_vectors_and_the_base() -> None:
+    learner = fresh_learner()
+    for parameter in learner.inner.model.base.parameters():
+        parameter.requires_grad_(True)
+    groups = make_optimizer(learner, settings_of(base_rate=1e-6)).param_groups
+    assert {(g["peak"], g["weight_decay"]) for g in groups} == {
+        (1e-3, 0.01),
+        (1e-3, 0.0),
+        (1e-6, 0.01),
+        (1e-6, 0.0),
+    }
+    assert "WORLD_SIZE" not in os.environ
