@@ -27,7 +27,7 @@ ALLOWED = {
     "distributed": {"errors"},
     "generate": {"errors"},
     "work": {"errors", "distributed", "results"},
-    "prune": {"errors", "config", "distributed", "models", "data", "work"},
+    "prune": {"errors", "config", "results", "distributed", "models", "data", "work"},
     "smash": {"errors", "config", "distributed", "models", "data", "generate"},
     "checkpoint": {"errors", "models", "generate", "smash"},
     "export": {"errors", "models", "prune", "checkpoint"},

@@ -200,7 +200,7 @@ def test_flipped_bits_are_found_and_named(tmp_path: Path) -> None:
             path.write_bytes(bad)
             with pytest.raises(WorkError, match=path.name):
                 read_all(Supernet.open(folder, model, adapter))
-        path.write_bytes(good[:-1])
+        path.write_bytes(good[:-2])
         with pytest.raises(WorkError, match=path.name):
             read_all(Supernet.open(folder, model, adapter))
         path.write_bytes(good)

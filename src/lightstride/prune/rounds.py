@@ -38,8 +38,9 @@ from lightstride.prune.local import Level
 from lightstride.prune.moves import Moves
 from lightstride.prune.place import accelerator_memory, spread
 from lightstride.prune.plan import Plan, Space, kind_cost
-from lightstride.prune.supernet import Accumulation, Supernet, build_supernet, write_json
+from lightstride.prune.supernet import Accumulation, Supernet, build_supernet
 from lightstride.prune.uniform import race_even_plans
+from lightstride.results import write_json
 
 FIRST_STEP = Fraction(1, 8)
 

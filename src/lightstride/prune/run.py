@@ -29,8 +29,7 @@ from lightstride.prune.plan import Plan, dense_plan, num_parameters, sparsity
 from lightstride.prune.rates import measure_rates
 from lightstride.prune.rounds import Outcome, name_of
 from lightstride.prune.setup import Setup, prepare
-from lightstride.prune.supernet import write_json
-from lightstride.results import markdown_table, write_result
+from lightstride.results import markdown_table, write_json, write_result
 
 Numbers = dict[str, object]
 

@@ -25,9 +25,9 @@ from lightstride.prune.options import cost_of, rounds_of, serving_of, target_of
 from lightstride.prune.place import settle
 from lightstride.prune.plan import Space
 from lightstride.prune.rounds import Pruner
-from lightstride.prune.supernet import write_json
 from lightstride.prune.targets import Target
 from lightstride.prune.texts import Texts, read_texts
+from lightstride.results import write_json
 from lightstride.work import open_work
 
 PLACES = ("output", "work", "resume", "json")

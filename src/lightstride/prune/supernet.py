@@ -46,6 +46,7 @@ from lightstride.prune.archive import (
 from lightstride.prune.local import Level, kept_columns, prune_site, retarget
 from lightstride.prune.statistics import SiteStatistics, stream_blocks
 from lightstride.prune.stream import Store
+from lightstride.results import write_json
 
 VERSION = 2
 INDEX = "index.json"
@@ -126,17 +127,6 @@ def read_index(folder: Path) -> Json:
     if expected != seal(document):
         raise WorkError(f"supernet file {path} is damaged: delete the folder {folder}")
     return document
-
-
-def write_json(path: Path, document: Json) -> None:
-    """Write a JSON file that has its name only once it is whole."""
-    temporary = path.with_name(f".{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(document))
-        temporary.replace(path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error}") from error
 
 
 @dataclass(frozen=True)
