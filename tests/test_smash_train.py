@@ -1,4 +1,4 @@
-"""Training toys: what is learned, that a kill changes nothing, and that processes share the work."""
+"""Training toys: what is learned, that a kill changes nothing, that processes share the work."""
 
 import json
 import os
@@ -84,7 +84,7 @@ def test_resumed_weights_are_the_same_bit_for_bit(tmp_path: Path) -> None:
         folder.mkdir()
         first = fresh_learner()
         killed = KilledAfter(folder, stop)
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             train(first, EXAMPLES, settings_of(), killed, nothing)
         second = fresh_learner()
         progress = run(folder, second)
@@ -93,7 +93,7 @@ def test_resumed_weights_are_the_same_bit_for_bit(tmp_path: Path) -> None:
             assert torch.equal(value, weights(second)[name]), name
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """Stands for a kill."""
 
 
@@ -108,7 +108,7 @@ class KilledAfter(TrainingFolder):
         super().save(learner, optimizer, at)
         self.left[0] -= 1
         if not self.left[0]:
-            raise Killed
+            raise KilledError
 
 
 def settings_of(**changes: object) -> Training:

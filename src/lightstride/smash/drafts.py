@@ -18,6 +18,9 @@ from torch import Tensor
 from lightstride.smash.body import SmashBody
 from lightstride.smash.segments import Segmented
 
+SLICE = 256
+"""Vectors whose logits are made at once where only the likeliest token matters."""
+
 
 @dataclass(frozen=True)
 class Starts:
@@ -80,3 +83,23 @@ def predict_drafts(
     inputs = torch.cat([taps_NTD, model.embed(tokens_NK[:, :num_later])], dim=1)
     later_NJD, _ = model.micro(inputs, None, num_later)
     return Drafts(starts, torch.cat([first_N1D, later_NJD], dim=1))
+
+
+@torch.no_grad()
+def say_later(model: SmashBody, drafts: Drafts) -> Tensor:
+    """The token that micro steps would say at each later place, shape (N, K - 1).
+
+    Vectors are laid out flat first: torch multiplies a batch of strided matrices one by one.
+    """
+    later_NJD = drafts.vectors_NKD[:, 1:]
+    pieces = later_NJD.reshape(-1, later_NJD.shape[-1]).split(SLICE)
+    ids = [model.micro_logits(piece).argmax(-1) for piece in pieces]
+    said_M = torch.cat(ids) if ids else torch.zeros(0, dtype=torch.long)
+    return model.to_tokens(said_M.view(later_NJD.shape[:2]))
+
+
+def stops(model: SmashBody, drafts: Drafts) -> Tensor:
+    """Logits of "the draft should end" before each later place, shape (N, K - 1)."""
+    vectors_NJD = drafts.vectors_NKD[:, :-1]
+    logits_M = model.stop_logits(vectors_NJD.reshape(-1, vectors_NJD.shape[-1]))
+    return logits_M.float().view(vectors_NJD.shape[:2])

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lightstride.smash.batch import Batch, make_batch, pack
 from lightstride.smash.body import SmashBody
-from lightstride.smash.drafts import find_starts, predict_drafts, tokens_at
+from lightstride.smash.drafts import find_starts, predict_drafts, say_later, stops, tokens_at
 from lightstride.smash.examples import Example
 from lightstride.smash.learn import right_so_far
 from lightstride.smash.on_policy import own_lengths, walk
@@ -100,13 +100,9 @@ def observe_batch(model: SmashBody, batch: Batch, rng: random.Random, merged: bo
         taps, sizes = model.read_segments(slots), [len(lengths) for lengths in cut]
     starts = find_starts(slots, batch.documents_BL, model.config.max_segment)
     drafts = predict_drafts(model, taps, starts, tokens_at(batch.tokens_BL, starts))
-    said = [
-        model.to_tokens(model.micro_logits(piece).argmax(-1))
-        for piece in drafts.vectors_NKD[:, 1:].split(64)
-    ]
-    agrees_NJ = torch.cat(said) == tokens_at(batch.greedy_BL, starts)[:, 1:]
+    agrees_NJ = say_later(model, drafts) == tokens_at(batch.greedy_BL, starts)[:, 1:]
     valid_NJ = starts.valid_NK[:, 1:]
-    logits_NJ = model.stop_logits(drafts.vectors_NKD[:, :-1]).float()
+    logits_NJ = stops(model, drafts)
     return Observed(logits_NJ.cpu(), (agrees_NJ & valid_NJ).cpu(), valid_NJ.cpu(), tuple(sizes))
 
 

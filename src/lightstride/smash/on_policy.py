@@ -16,8 +16,16 @@ from torch import Tensor
 
 from lightstride.smash.batch import Batch, split_some
 from lightstride.smash.body import SmashBody
-from lightstride.smash.drafts import Starts, find_starts, predict_drafts, tokens_at
+from lightstride.smash.drafts import (
+    Starts,
+    find_starts,
+    predict_drafts,
+    say_later,
+    stops,
+    tokens_at,
+)
 from lightstride.smash.segments import Segmented
+from lightstride.smash.stops import cumulative
 
 CONFIDENCES = (0.2, 0.98)
 """Between these the confidence is drawn, for each answer anew."""
@@ -38,10 +46,8 @@ def own_lengths(
     starts = find_starts(apart, batch.documents_BL, num_tokens)
     tokens_NK = tokens_at(batch.tokens_BL, starts)
     drafts = predict_drafts(model, taps, starts, tokens_NK)
-    later_NJD = drafts.vectors_NKD[:, 1:]
-    right_NJ = model.to_tokens(model.micro_logits(later_NJD).argmax(-1)) == tokens_NK[:, 1:]
-    right_NJ = right_NJ & starts.valid_NK[:, 1:]
-    goes_on_NJ = torch.sigmoid(-model.stop_logits(drafts.vectors_NKD[:, :-1]).float()).cumprod(-1)
+    right_NJ = (say_later(model, drafts) == tokens_NK[:, 1:]) & starts.valid_NK[:, 1:]
+    goes_on_NJ = cumulative(stops(model, drafts), model.config.calibration)
     cut: list[list[int]] = []
     first = 0
     for row in batch.rows:
@@ -74,8 +80,7 @@ def feed_own(
     share: float,
 ) -> Tensor:
     """Tokens to feed, (N, K): a share of the later ones as the model says them, at random."""
-    drafts = predict_drafts(model, taps, starts, tokens_NK)
-    said_NJ = model.to_tokens(model.micro_logits(drafts.vectors_NKD[:, 1:]).argmax(-1))
+    said_NJ = say_later(model, predict_drafts(model, taps, starts, tokens_NK))
     generator = torch.Generator().manual_seed(rng.getrandbits(32))
     swaps_NJ = torch.rand(said_NJ.shape, generator=generator).to(said_NJ.device) < share
     return torch.cat([tokens_NK[:, :1], torch.where(swaps_NJ, said_NJ, tokens_NK[:, 1:])], dim=1)
