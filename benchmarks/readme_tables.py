@@ -33,9 +33,9 @@ def render(name: str, results: Path = ROOT / "results") -> str:
     return markdown_table([table["title"], *(column["title"] for column in columns)], rows)
 
 
-def look_up(numbers: Any, path: str) -> Any:
-    """What a dotted path leads to; parts that are digits count in lists."""
-    for part in filter(None, path.split(".")):
+def look_up(numbers: Any, path: str | list[str]) -> Any:
+    """What a dotted path leads to, or its parts; parts that are digits count in lists."""
+    for part in filter(None, path.split(".") if isinstance(path, str) else path):
         numbers = numbers[int(part)] if isinstance(numbers, list) else numbers[part]
     return numbers
 
