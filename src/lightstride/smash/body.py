@@ -127,11 +127,18 @@ class SmashBody(PreTrainedModel):
 
     def refresh_head(self) -> None:
         """Take the micro head's rows from the base's head, which it is tied to."""
+        self.register_buffer("micro_bias_M", None, persistent=False)
+        for name, rows in self.head_rows().items():
+            self.register_buffer(name, rows, persistent=False)
+
+    def head_rows(self) -> dict[str, Tensor]:
+        """The rows of the base's head, and of its bias, that the micro head is made of."""
         head = self.base.get_output_embeddings()
         chosen = slice(None) if self.micro_vocabulary_M is None else self.micro_vocabulary_M
-        self.register_buffer("micro_head_MD", head.weight.detach()[chosen], persistent=False)
-        bias_M = None if head.bias is None else head.bias.detach()[chosen]
-        self.register_buffer("micro_bias_M", bias_M, persistent=False)
+        rows = {"micro_head_MD": head.weight.detach()[chosen]}
+        if head.bias is not None:
+            rows["micro_bias_M"] = head.bias.detach()[chosen]
+        return rows
 
     def forward(
         self,

@@ -66,13 +66,25 @@ class Learner(nn.Module):
 
     def forward(self, batch: Batch, merges: bool, own_cuts: bool, seed: str) -> Stats:
         """Sums of losses ("loss" is to be minimized) and of what else is worth knowing."""
-        cast = {
-            name: parameter.to(self.dtype)
-            for name, parameter in self.inner.named_parameters()
-            if parameter.requires_grad and parameter.dtype != self.dtype
-        }
+        cast = lowered_weights(self.inner, self.dtype)
+        if self.inner.trains_base:  # the micro head is a copy of rows that have moved
+            for name, rows in self.inner.model.head_rows().items():
+                cast[f"model.{name}"] = rows.to(self.dtype)
         found: Stats = functional_call(self.inner, cast, (batch, merges, own_cuts, seed))
         return found
+
+    def base_weights(self) -> list[nn.Parameter]:
+        """Those of the weights that are the base's."""
+        return list(self.inner.model.base.parameters())
+
+
+def lowered_weights(module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+    """What learns, as it is computed with; the gradient reaches the weights themselves."""
+    return {
+        name: parameter.to(dtype)
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad and parameter.dtype != dtype
+    }
 
 
 class Inner(nn.Module):
@@ -90,7 +102,6 @@ class Inner(nn.Module):
         apart = batch.apart()
         taps, teacher_BLD = self.read_apart(apart)
         stats = self.learn_drafts(batch, apart, taps, teacher_BLD, rng)
-        stats["later"] = stats.pop("loss_later")
         loss = stats["later"] + self.learning.stop_weight * stats["stop"]
         if self.trains_base:
             starts = find_starts(apart, batch.documents_BL, 1)
@@ -102,9 +113,8 @@ class Inner(nn.Module):
             found = self.learn_drafts(batch, cut, merged, teacher_BLD, rng)
             starts = find_starts(cut, batch.documents_BL, 1)
             stats["first"] = self.learn_first(merged[-1], starts, teacher_BLD)
-            loss = loss + found["loss_later"] + self.learning.stop_weight * found["stop"]
+            loss = loss + found["later"] + self.learning.stop_weight * found["stop"]
             loss = loss + self.learning.first_weight * stats["first"]
-            stats["slots"] = torch.tensor(float(len(starts.rows_N)))
         detached = {name: value.detach() for name, value in stats.items()}
         return {**detached, "loss": loss}
 
@@ -166,7 +176,7 @@ class Inner(nn.Module):
             fed_NK = feed_own(model, taps, starts, fed_NK, rng, learning.feed_own_share)
         drafts = predict_drafts(model, taps, starts, fed_NK)
         found = compare(model, drafts, batch, teacher_BLD, learning)
-        return {"loss_later": found.loss, "stop": stop_loss(model, drafts, found.agrees_NJ)}
+        return {"later": found.loss, "stop": stop_loss(model, drafts, found.agrees_NJ)}
 
     def learn_first(self, hidden_BSD: Tensor, starts: Starts, teacher_BLD: Tensor) -> Tensor:
         """Loss of first tokens against the base's on unmerged text."""

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightstride.smash.batch import Batch, make_batch, pack
 from lightstride.smash.body import SmashBody
@@ -47,21 +47,18 @@ class Observed:
 
 @contextmanager
 def lowered(model: SmashBody, dtype: torch.dtype) -> Iterator[None]:
-    """Inside this context the grafts compute in this type; afterwards they are as before."""
-    parameters = [p for graft in lowerable(model) for p in graft.parameters()]
+    """Inside this context the model computes in this type; afterwards it is as before."""
+    parameters = list(model.parameters())
     kept = [parameter.data for parameter in parameters]
     for parameter in parameters:
         parameter.data = parameter.data.to(dtype)
+    model.refresh_head()
     try:
         yield
     finally:
         for parameter, data in zip(parameters, kept, strict=True):
             parameter.data = data
-
-
-def lowerable(model: SmashBody) -> list[nn.Module]:
-    """The modules with weights of their own precision."""
-    return [*model.grafts(), model.base]
+        model.refresh_head()
 
 
 def is_greedy(example: Example) -> bool:

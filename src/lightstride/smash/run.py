@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from lightstride import distributed
@@ -20,16 +21,15 @@ from lightstride.models.fingerprint import fingerprint
 from lightstride.models.load import load_model, load_tokenizer
 from lightstride.models.placement import pick_device, pick_dtype, suitable_dtype
 from lightstride.results import markdown_table, write_result
-from lightstride.smash.build import build_model, learning_of, training_of
+from lightstride.smash.build import build_model
 from lightstride.smash.calibrate import calibrate, calibration_errors
 from lightstride.smash.dataset import digest, prepare_examples
 from lightstride.smash.examples import Example, split
-from lightstride.smash.learn import Learner
 from lightstride.smash.model import SmashModel
 from lightstride.smash.observe import Observed, is_greedy, lowered, observe, report
 from lightstride.smash.oracle import oracle
-from lightstride.smash.progress import Progress, TrainingFolder
-from lightstride.smash.train import train
+from lightstride.smash.progress import Progress
+from lightstride.smash.teach import BASE_FOLDER, Before, control, settle, teach
 from lightstride.work import open_work
 
 Numbers = dict[str, object]
@@ -67,25 +67,18 @@ def smash(config: SmashRunConfig) -> Mapping[str, object]:
             "none to judge by; give more prompts, or another --held-out"
         )
     model = build_model(config, base, tokenizer, learn)
-    learner = Learner(model, learning_of(config), dtype)
-    watched = some_of(held_out, WATCHED_TOKENS)
-
-    def look() -> Numbers:
-        with lowered(model, dtype):
-            return report(observe(model, watched, row_tokens=config.row_tokens or 1, merged=False))
-
-    folder = TrainingFolder(Path(config.work_folder))
-    progress = train(learner, learn, training_of(config), folder, look)
-    judged = judge(config, model, learner, some_of(held_out, JUDGED_TOKENS))
-    for graft in model.grafts():
-        graft.to(dtype)
+    before = Before.of(config, model, dtype)
+    progress = teach(config, before.learner, learn, some_of(held_out, WATCHED_TOKENS))
+    judged_on = some_of(held_out, JUDGED_TOKENS)
     numbers = {
-        "tokens_per_step": judged,
+        "tokens_per_step": judge(config, model, dtype, judged_on),
         "oracle": allowed(held_out, model),
         "training": summary(progress, learn, held_out),
         "graft_parameters": sum(p.numel() for g in model.grafts() for p in g.parameters()),
+        "control": control(config, before, learn, judged_on),
         "seconds": {"answers": answered - started, "all": time.perf_counter() - started},
     }
+    settle(config, model, dtype)
     return finish(config, model, tokenizer, numbers, digest(examples))
 
 
@@ -110,14 +103,14 @@ def some_of(examples: Sequence[Example], tokens: int) -> list[Example]:
 
 
 def judge(
-    config: SmashRunConfig, model: SmashModel, learner: Learner, held_out: Sequence[Example]
+    config: SmashRunConfig, model: SmashModel, dtype: torch.dtype, held_out: Sequence[Example]
 ) -> Numbers:
     """Calibrate the stop head, and tell what it and the drafts are worth on held-out answers."""
 
     def seen(*, merged: bool) -> Observed:
         return observe(model, held_out, row_tokens=config.row_tokens or 1, merged=merged)
 
-    with lowered(model, learner.dtype):
+    with lowered(model, dtype):
         merged, apart = seen(merged=True), seen(merged=False)
     found = calibrate(merged)
     errors = {
@@ -167,6 +160,8 @@ def finish(
         record = {"kind": "smash", "config": config.as_dict(), "data": {config.prompts: data}}
         if not (output / "lightstride.json").exists():
             save_checkpoint(model, tokenizer, output, record=record)
+        if config.train_base and not (output / BASE_FOLDER / "lightstride.json").exists():
+            save_checkpoint(model.base, tokenizer, output / BASE_FOLDER, record=record)
         result = dict(
             write_result(
                 output / "result.json",

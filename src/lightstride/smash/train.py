@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from accelerate import Accelerator
@@ -24,7 +25,6 @@ from lightstride.distributed import broadcast_object, rank, world_size
 from lightstride.errors import ConfigError
 from lightstride.smash.batch import Batch, Plan, make_batch, plan_batches
 from lightstride.smash.examples import Example
-from lightstride.smash.learn import Learner
 from lightstride.smash.progress import Progress, TrainingFolder
 
 Evaluation = Callable[[], dict[str, object]]
@@ -100,12 +100,23 @@ class Clock:
         self.last = time.monotonic()
 
 
+@runtime_checkable
+class Learns(Protocol):
+    """A module that can be trained: it is called with a batch and answers with its losses."""
+
+    def base_weights(self) -> list[nn.Parameter]:
+        """Weights that have the base's learning rate."""
+        ...
+
+
 def train(
-    learner: Learner,
+    learner: nn.Module,
     examples: Sequence[Example],
     training: Training,
     folder: TrainingFolder,
     evaluate: Evaluation,
+    *,
+    title: str = "train",
 ) -> Progress:
     """Train to the end, or to the end of the time; how it went.  Goes on from the folder."""
     if training.accumulate % world_size():
@@ -118,7 +129,7 @@ def train(
     wrapped, optimizer = accelerator.prepare(learner, optimizer)
     steps = plan_steps(examples, training, progress.step)
     bar = tqdm(
-        total=training.steps, initial=progress.step, desc="train", disable=rank() > 0, unit="step"
+        total=training.steps, initial=progress.step, desc=title, disable=rank() > 0, unit="step"
     )
     clock = Clock(progress.seconds)
     stage = max(1, training.steps // max(1, training.evaluations))
@@ -144,7 +155,7 @@ def train(
     return progress
 
 
-def make_accelerator(learner: Learner) -> Accelerator:
+def make_accelerator(learner: nn.Module) -> Accelerator:
     """The process's part of the machine; some batches leave some weights without a gradient."""
     device = next(learner.parameters()).device
     return Accelerator(
@@ -153,10 +164,11 @@ def make_accelerator(learner: Learner) -> Accelerator:
     )
 
 
-def make_optimizer(learner: Learner, training: Training) -> torch.optim.AdamW:
+def make_optimizer(learner: nn.Module, training: Training) -> torch.optim.AdamW:
     """AdamW over what learns; norms, biases and other vectors do not decay."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    base = {id(parameter) for parameter in learner.inner.model.base.parameters()}
+    assert isinstance(learner, Learns)
+    base = {id(parameter) for parameter in learner.base_weights()}
     for parameter in learner.parameters():
         if parameter.requires_grad:
             rate = training.base_rate if id(parameter) in base else training.learning_rate

@@ -1,0 +1,98 @@
+"""Confidence: calibrated, multiplied up, and used when decoding."""
+
+import pytest
+import torch
+
+from lightstride.errors import ModelError
+from lightstride.generate import Settings, generate
+from lightstride.models.tiny import byte_tokenizer
+from lightstride.smash.calibrate import calibrate, calibration_errors, expected_error
+from lightstride.smash.config import SmashConfig
+from lightstride.smash.decode import SmashDecoder
+from lightstride.smash.observe import (
+    Observed,
+    agreement,
+    lossless_tokens_per_step,
+    trusted,
+)
+from lightstride.smash.stops import conditional, cumulative
+from smashed_toys import PROMPTS, toy
+
+
+def overconfident(num: int = 4000) -> Observed:
+    """Drafts whose stop head is too sure of itself, by another measure at each place."""
+    torch.manual_seed(0)
+    truth_NJ = torch.randn(num, 3) * 1.5 - 0.5
+    agrees_NJ = torch.rand(num, 3) < torch.sigmoid(-truth_NJ)
+    logits_NJ = 3 * truth_NJ - torch.tensor([1.0, 2.0, 0.5])
+    return Observed(logits_NJ, agrees_NJ, torch.ones(num, 3, dtype=torch.bool), (num,))
+
+
+def test_calibration_lowers_the_error_at_every_place() -> None:
+    observed = overconfident()
+    found = calibrate(observed)
+    before, after = calibration_errors(observed, None), calibration_errors(observed, found)
+    assert all(b > 0.05 for b in before)
+    assert all(a < 0.03 for a in after)
+    for scale, offset, shift in zip(*zip(*found, strict=True), (1.0, 2.0, 0.5), strict=True):
+        assert scale == pytest.approx(1 / 3, rel=0.15)
+        assert offset == pytest.approx(shift / 3, abs=0.15)
+
+
+def test_places_that_no_draft_reaches_stay_as_they_are() -> None:
+    none = torch.zeros(5, 2, dtype=torch.bool)
+    observed = Observed(torch.randn(5, 2), none, torch.ones(5, 2, dtype=torch.bool), (5,))
+    assert calibrate(observed)[1] == [1.0, 0.0]
+
+
+def test_expected_error_against_bins_by_hand() -> None:
+    sure = torch.tensor([0.02, 0.03, 0.99, 1.0])
+    right = torch.tensor([0.0, 1.0, 1.0, 1.0])
+    assert expected_error(sure, right) == pytest.approx((0.95 + 0.01) / 4, abs=1e-6)
+    assert expected_error(sure[:0], right[:0]) == 0
+
+
+def test_confidence_of_a_draft_is_the_product_of_its_places() -> None:
+    logits = torch.randn(7, 3)
+    table = [[0.5, 0.1], [2.0, -0.3], [1.0, 0.0]]
+    each = [torch.sigmoid(-(a * logits[:, j] + b)) for j, (a, b) in enumerate(table)]
+    torch.testing.assert_close(conditional(logits, table)[:, 1], each[1])
+    torch.testing.assert_close(cumulative(logits, table)[:, 2], each[0] * each[1] * each[2])
+    torch.testing.assert_close(conditional(logits, None), torch.sigmoid(-logits))
+
+
+def test_a_calibrated_model_goes_on_while_the_whole_draft_is_sure() -> None:
+    model = toy()
+    with torch.no_grad():
+        model.stop.weight.zero_()
+        model.stop.bias.fill_(-2.0)  # P(go on) is 0.88 at every token
+    decoder = SmashDecoder(model, byte_tokenizer())
+
+    def longest(confidence: float) -> int:
+        settings = Settings(
+            max_new_tokens=12, confidence=confidence, mode="trust", ignore_end_tokens=True
+        )
+        return max(len(step) for a in generate(decoder, PROMPTS, settings) for step in a.steps)
+
+    assert [longest(c) for c in (0.9, 0.85, 0.5)] == [1, 4, 4]
+    model.config.calibration = [[1.0, 0.0]] * 3
+    assert [longest(c) for c in (0.9, 0.85, 0.7, 0.5)] == [1, 2, 3, 4]
+    model.config.calibration = [[1.0, 0.0], [0.0, 9.0], [1.0, 0.0]]
+    assert longest(0.5) == 2
+
+
+def test_calibrations_too_short_are_refused() -> None:
+    with pytest.raises(ModelError, match="calibration"):
+        SmashConfig(max_segment=4, calibration=[[1.0, 0.0]])
+
+
+def test_steps_by_hand() -> None:
+    agrees = torch.tensor([[1, 1], [1, 0], [0, 1], [0, 0], [1, 0], [0, 0]], dtype=torch.bool)
+    valid = torch.tensor([[1, 1], [1, 1], [1, 0], [0, 0], [1, 0], [0, 0]], dtype=torch.bool)
+    observed = Observed(torch.full((6, 2), -9.0), agrees, valid, (4, 2))
+    # The first document: 3 tokens, then 1; the second: 2 tokens at once.
+    assert lossless_tokens_per_step(observed) == 6 / 3
+    found = trusted(observed, None, 0.5)
+    assert found["tokens_per_step"] == 6 / 3
+    assert agreement(observed) == [0.75, 0.5]
+    assert trusted(observed, None, 1.0)["tokens_per_step"] == 1
