@@ -19,6 +19,7 @@ from lightstride.smash.learn import Learner, Learning
 from lightstride.smash.observe import lossless_tokens_per_step, observe
 from lightstride.smash.on_policy import own_lengths, walk
 from lightstride.smash.progress import NAME, Progress, TrainingFolder
+from lightstride.smash.remember import Memory
 from lightstride.smash.train import Training, falls, make_optimizer, plan_steps, rate_at, train
 from smash_processes import fresh_learner, train_here, train_in_processes
 from smashed_toys import toy
@@ -218,6 +219,29 @@ def test_own_cuts_go_as_far_as_drafts_are_sure_and_right(tmp_path: Path) -> None
         model.stop.bias.fill_(20)
     cut = own_lengths(model, batch, slots, taps, random.Random(0), split_share=0.0)
     assert {length for lengths in cut for length in lengths} == {1}
+
+
+@pytest.mark.parametrize("merges", [False, True])
+def test_what_is_remembered_is_what_is_read(merges: bool) -> None:
+    fresh = fresh_learner()
+    memory = Memory(fresh.inner.model, EXAMPLES, row_tokens=60)
+    remembers = Learner(fresh.inner.model, Learning(), torch.float32, memory=memory)
+    batch = make_batch([EXAMPLES[2:4], EXAMPLES[7:8]])
+    for _ in range(2):
+        expected, found = (each(batch, merges, False, "1") for each in (fresh, remembers))
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    assert 0 < len(memory.known) < len(EXAMPLES)
+    tokens = sum(len(each.answer_A) + 1 for each in EXAMPLES)
+    assert Memory.num_bytes(fresh.inner.model, EXAMPLES) == tokens * 2 * 32 * 4
+
+
+def test_memory_does_not_depend_on_who_asks_first() -> None:
+    model = fresh_learner().inner.model
+    one, two = (Memory(model, EXAMPLES, row_tokens=60) for _ in range(2))
+    first, second = make_batch([EXAMPLES[:3]]), make_batch([EXAMPLES[3:], EXAMPLES[:3]])
+    one.taps(first)
+    for a, b in zip(one.taps(second), two.taps(second), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_walking_by_runs() -> None:

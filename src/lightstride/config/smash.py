@@ -82,6 +82,8 @@ class SmashRunConfig(PresetCommand):
     """Share of batches from which merging is learned too; the others only teach drafts."""
     own_cuts_share: float = 0.5
     """Share of the merged batches cut by the model's own drafts, from a third of the training."""
+    cache_gib: float = 4.0
+    """Memory for what the base says of the answers, kept from epoch to epoch if it fits, in GiB."""
     feed_own_share: float = 0.0
     """Share of tokens inside a draft that are fed as the model would say them."""
     seed: int = 0
@@ -109,6 +111,7 @@ class SmashRunConfig(PresetCommand):
         for flag in ("learning_rate", "base_rate", "minutes"):
             value = getattr(self, flag)
             require(value is None or value > 0, f"--{flag.replace('_', '-')}", value, "above 0")
+        require(self.cache_gib >= 0, "--cache-gib", f"{self.cache_gib:g}", "0 or more")
         require(self.adapter_rank >= 0, "--adapter-rank", self.adapter_rank, "0 or more")
 
     @property

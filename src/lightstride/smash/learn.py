@@ -23,6 +23,7 @@ from lightstride.smash.body import IGNORED, SmashBody
 from lightstride.smash.drafts import Drafts, Starts, find_starts, predict_drafts, tokens_at
 from lightstride.smash.losses import Loss, divergence, place_weights
 from lightstride.smash.on_policy import feed_own, own_lengths
+from lightstride.smash.remember import Memory
 from lightstride.smash.segments import Segmented
 
 Stats = dict[str, Tensor]
@@ -59,9 +60,10 @@ class Learner(nn.Module):
         learning: Learning,
         dtype: torch.dtype,
         teacher: SmashBody | None = None,
+        memory: Memory | None = None,
     ) -> None:
         super().__init__()
-        self.inner = Inner(model, learning, teacher)
+        self.inner = Inner(model, learning, teacher, memory)
         self.dtype = dtype
 
     def forward(self, batch: Batch, merges: bool, own_cuts: bool, seed: str) -> Stats:
@@ -90,8 +92,15 @@ def lowered_weights(module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
 class Inner(nn.Module):
     """The loss itself, with weights as they are."""
 
-    def __init__(self, model: SmashBody, learning: Learning, teacher: SmashBody | None) -> None:
+    def __init__(
+        self,
+        model: SmashBody,
+        learning: Learning,
+        teacher: SmashBody | None,
+        memory: Memory | None,
+    ) -> None:
         super().__init__()
+        self.memory = memory
         self.model = model
         self.learning = learning
         self.teacher = [teacher or model]  # in a list: its weights are not this module's
@@ -100,7 +109,7 @@ class Inner(nn.Module):
         """See `Learner.forward`."""
         rng = random.Random(seed)
         apart = batch.apart()
-        taps, teacher_BLD = self.read_apart(apart)
+        taps, teacher_BLD = self.read_apart(batch, apart)
         stats = self.learn_drafts(batch, apart, taps, teacher_BLD, rng)
         loss = stats["later"] + self.learning.stop_weight * stats["stop"]
         if self.trains_base:
@@ -123,12 +132,15 @@ class Inner(nn.Module):
         """Whether the base's own weights learn."""
         return any(parameter.requires_grad for parameter in self.model.base.parameters())
 
-    def read_apart(self, apart: Segmented) -> tuple[tuple[Tensor, ...], Tensor]:
+    def read_apart(self, batch: Batch, apart: Segmented) -> tuple[tuple[Tensor, ...], Tensor]:
         """Hidden states of the unmerged text, and the teacher's last, (B, L, D)."""
         if self.trains_base:
             with torch.no_grad():
                 teacher_BLD = self.teacher[0].read_segments(apart)[-1]
             return self.model.read_segments(apart), teacher_BLD
+        if self.memory is not None:
+            taps = self.memory.taps(batch)
+            return taps, taps[-1]
         with torch.no_grad():
             taps = self.model.read_segments(apart)
         return taps, taps[-1]

@@ -67,7 +67,7 @@ def smash(config: SmashRunConfig) -> Mapping[str, object]:
             "none to judge by; give more prompts, or another --held-out"
         )
     model = build_model(config, base, tokenizer, learn)
-    before = Before.of(config, model, dtype)
+    before = Before.of(config, model, dtype, learn)
     progress = teach(config, before.learner, learn, some_of(held_out, WATCHED_TOKENS))
     judged_on = some_of(held_out, JUDGED_TOKENS)
     numbers = {

@@ -19,6 +19,7 @@ from lightstride.smash.learn import Learner
 from lightstride.smash.model import SmashModel
 from lightstride.smash.observe import lowered, observe, report
 from lightstride.smash.progress import Progress, TrainingFolder
+from lightstride.smash.remember import GIB, Memory
 from lightstride.smash.train import train
 
 Numbers = dict[str, object]
@@ -35,16 +36,24 @@ class Before:
     """The base as it was, where it learns too."""
 
     @classmethod
-    def of(cls, config: SmashRunConfig, model: SmashModel, dtype: torch.dtype) -> Self:
+    def of(
+        cls,
+        config: SmashRunConfig,
+        model: SmashModel,
+        dtype: torch.dtype,
+        learn: Sequence[Example],
+    ) -> Self:
         """A learner for the model; a base that learns leaves a copy of itself behind."""
-        teacher = None
+        teacher = memory = None
+        if not config.train_base and Memory.num_bytes(model, learn) <= config.cache_gib * GIB:
+            memory = Memory(model, learn, config.row_tokens or 1)
         if config.train_base:
             teacher = SmashModel(model.config, lowered_copy(model.base, dtype))
             teacher.requires_grad_(False)
             cast(nn.Module, model.base).float()
             model.base.requires_grad_(True)
             model.refresh_head()
-        return cls(Learner(model, learning_of(config), dtype, teacher), teacher)
+        return cls(Learner(model, learning_of(config), dtype, teacher, memory), teacher)
 
 
 def teach(
