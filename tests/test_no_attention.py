@@ -48,6 +48,8 @@ from lightstride.prune.plan import Plan, dense_plan, sparsity
 from lightstride.prune.run import prune
 from lightstride.prune.supernet import Accumulation, build_supernet
 from lightstride.prune.targets import TARGETS, Target, for_model
+from lightstride.smash.initialize import initialize_from_base
+from lightstride.smash.model import SmashModel
 from spaces import geometry
 from tiny_runs import config_of, make_inputs
 
@@ -281,6 +283,14 @@ def test_pruning_again_is_refused() -> None:
     config = without(MODELS["llama"](), 1).config
     with pytest.raises(ConfigError, match="block 1 of the model has no attention left"):
         for_model(TARGETS["decilm"], adapter_for(config).geometry(config))
+
+
+def test_such_a_base_can_be_smashed() -> None:
+    base = without(MODELS["llama"](), 2)
+    model = SmashModel.graft(base)
+    initialize_from_base(model)
+    weights = adapter_for(base.config).read(adapter_for(base.config).blocks(base)[1], "attention")
+    assert torch.equal(model.micro.layers[0].attention.query.weight, weights["query"])
 
 
 def level_of(dense: DenseSites, site: Site, shape: Shape) -> Level:

@@ -103,8 +103,9 @@ class SmashConfig(PreTrainedConfig):
     ) -> Self:
         """The default grafts for this base."""
         small = THIN_MICRO_VOCABULARY
+        attention = geometry.attention[last_whole_block(geometry)]
         thin: dict[str, Any] = {
-            "embedder_heads": divisor(geometry.hidden_size, geometry.attention[-1].num_heads),
+            "embedder_heads": divisor(geometry.hidden_size, attention.num_heads),
             "micro_layers": 1,
             "micro_vocab_size": small if geometry.vocab_size > small else None,
             "stop_head": "linear",
@@ -134,9 +135,15 @@ class SmashConfig(PreTrainedConfig):
         )
 
 
+def last_whole_block(geometry: Geometry) -> int:
+    """Number of the last block that has an attention: pruning may have left some without."""
+    return max(i for i, shape in enumerate(geometry.attention) if shape.num_heads)
+
+
 def sizes(base: PreTrainedConfig, geometry: Geometry) -> dict[str, Any]:
     """What the grafts share with the base: its sizes, and those of its last block."""
-    attention, ffn = geometry.attention[-1], geometry.ffn[-1]
+    last = last_whole_block(geometry)
+    attention, ffn = geometry.attention[last], geometry.ffn[last]
     rope = getattr(base, "rope_parameters", None)
     is_known = isinstance(rope, dict) and rope.get("rope_type") in ("default", "llama3")
     return {

@@ -1,4 +1,4 @@
-"""A better start than random: micro layers that begin as the base's last block.
+"""A better start than random: micro layers that begin as the base's last whole block.
 
 Weights travel under the adapter's canonical names.  The block's two norms over the hidden size
 are taken where it has exactly two (pre-norm families); otherwise they stay at one.
@@ -11,13 +11,18 @@ from torch import Tensor, nn
 
 from lightstride.models.families import adapter_for
 from lightstride.smash.body import SmashBody
+from lightstride.smash.config import last_whole_block
 from lightstride.smash.modules import MicroLayer
 
 
 def initialize_from_base(model: SmashBody) -> None:
-    """Copy the base's last block into every micro layer, and its final norm into the micro one."""
+    """Copy the base's last whole block into every micro layer, and its final norm.
+
+    A block whose attention was pruned away has nothing to start a micro layer's from.
+    """
     adapter = adapter_for(model.base.config)
-    block = adapter.blocks(model.base)[-1]
+    last = last_whole_block(adapter.geometry(model.base.config))
+    block = adapter.blocks(model.base)[last]
     attention = adapter.read(block, "attention")
     ffn = adapter.read(block, "ffn")
     norms = hidden_norms(block, model.config.hidden_size)
