@@ -132,7 +132,7 @@ def test_mistakes_are_one_line(folder: Path, capsys: pytest.CaptureFixture[str])
         ([*start, "-o", str(folder / "x"), "--steps", "0"], "--steps 0 is not allowed"),
         ([*start, "-o", str(folder / "x"), "--held-out", "1"], "--held-out 1 is not allowed"),
         ([*start[:3], str(folder / "none.jsonl"), "-o", str(folder / "x")], "none.jsonl"),
-        ([*start, "-o", str(folder / "x"), "--num-prompts", "4", "--resume"], "too few"),
+        ([*start, "-o", str(folder / "x"), "--num-prompts", "4"], "too few"),
     ):
         assert cli.main(arguments) == 2
         error = capsys.readouterr().err.strip().splitlines()[-1]
@@ -147,4 +147,4 @@ def test_a_smashed_model_is_not_smashed_again(folder: Path) -> None:
     with pytest.raises(LightstrideError, match="is smashed already"):
         smash(config_of(folder, "twice", model=config.output))
     with pytest.raises(LightstrideError, match="go on with it by --resume"):
-        smash(config_of(folder, "new-name", work=config.work_folder))
+        smash(config_of(folder, "new-name", work=config.work_folder, steps=1))

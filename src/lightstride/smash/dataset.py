@@ -5,10 +5,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerBase
+
 from lightstride.config import SmashRunConfig
 from lightstride.data.chat import Prompt, read_prompts
 from lightstride.distributed import barrier, rank
-from lightstride.errors import DataError
+from lightstride.errors import DataError, ModelError
 from lightstride.generate import PlainDecoder
 from lightstride.models.folders import whole_file
 from lightstride.smash.answers import read_answers, regenerate
@@ -21,11 +23,36 @@ TEMPERATURE = 0.8
 LEAST_ANSWERS = 8
 
 
-def prepare_examples(config: SmashRunConfig, decoder: PlainDecoder) -> list[Example]:
+def given_prompts(config: SmashRunConfig, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
+    """The prompts of files and data sets; what is wrong with them is said before any work."""
+    if not tokenizer.chat_template:
+        raise ModelError("the tokenizer has no chat template; smash needs a chat model")
+    files, num_own = sources_of(config)
+    assert config.num_prompts is not None
+    limit = config.num_prompts - num_own
+    prompts = read_prompts(files, limit=limit, seed=config.seed) if files else []
+    if len(prompts) + num_own < LEAST_ANSWERS:
+        raise DataError(
+            f"{len(prompts) + num_own} prompts are too few; give {LEAST_ANSWERS} or more"
+        )
+    return prompts
+
+
+def sources_of(config: SmashRunConfig) -> tuple[list[str], int]:
+    """Where prompts are read from, and how many the model writes: as many as a source's share."""
+    sources = [source.strip() for source in config.prompts.split(",") if source.strip()]
+    assert config.num_prompts is not None
+    num_own = config.num_prompts // len(sources) if SELF in sources else 0
+    return [source for source in sources if source != SELF], num_own
+
+
+def prepare_examples(
+    config: SmashRunConfig, decoder: PlainDecoder, given: Sequence[Prompt]
+) -> list[Example]:
     """The examples of all prompts, made by the first process and read by all."""
     folder = Path(config.answers_folder)
     if rank() == 0:
-        prompts = all_prompts(config, decoder, folder)
+        prompts = all_prompts(config, decoder, folder, given)
         assert config.answer_tokens is not None
         regenerate(
             decoder,
@@ -52,25 +79,22 @@ def prepare_examples(config: SmashRunConfig, decoder: PlainDecoder) -> list[Exam
     return examples
 
 
-def all_prompts(config: SmashRunConfig, decoder: PlainDecoder, folder: Path) -> list[Prompt]:
-    """The prompts of all sources; those the model writes itself are as many as a source's share."""
-    sources = [source.strip() for source in config.prompts.split(",") if source.strip()]
-    files = [source for source in sources if source != SELF]
-    assert config.num_prompts is not None
-    own = config.num_prompts // len(sources) if SELF in sources else 0
-    prompts: list[Prompt] = []
-    if own:
-        prompts = self_prompts(
+def all_prompts(
+    config: SmashRunConfig, decoder: PlainDecoder, folder: Path, given: Sequence[Prompt]
+) -> list[Prompt]:
+    """The prompts that were given, and those that the model writes itself."""
+    _, num_own = sources_of(config)
+    prompts = list(given)
+    if num_own:
+        prompts += self_prompts(
             decoder.model,
             decoder.tokenizer,
-            own,
+            num_own,
             seed=config.seed,
             batch_size=config.answer_batch,
             folder=folder / SELF,
             progress=True,
         )
-    if files:
-        prompts += read_prompts(files, limit=config.num_prompts - own, seed=config.seed)
     return list({prompt.id: prompt for prompt in prompts}.values())
 
 

@@ -23,7 +23,7 @@ from lightstride.models.placement import pick_device, pick_dtype, suitable_dtype
 from lightstride.results import markdown_table, write_result
 from lightstride.smash.build import build_model
 from lightstride.smash.calibrate import calibrate, calibration_errors
-from lightstride.smash.dataset import digest, prepare_examples
+from lightstride.smash.dataset import digest, given_prompts, prepare_examples
 from lightstride.smash.examples import Example, split
 from lightstride.smash.model import SmashModel
 from lightstride.smash.observe import Observed, is_greedy, lowered, observe, report
@@ -57,8 +57,9 @@ def smash(config: SmashRunConfig) -> Mapping[str, object]:
     tokenizer = load_tokenizer(config.model)
     wanted = {k: v for k, v in config.as_dict().items() if k not in PLACES}
     run = {**wanted, "base": fingerprint(base)}
+    prompts = given_prompts(config, tokenizer)
     open_work(Path(config.work_folder), run, resume=config.resume)
-    examples = prepare_examples(config, PlainDecoder(base, tokenizer))
+    examples = prepare_examples(config, PlainDecoder(base, tokenizer), prompts)
     answered = time.perf_counter()
     learn, held_out = split(examples, config.held_out)
     if not learn or not held_out:
