@@ -3,8 +3,9 @@
     lightstride smash smollm2-135m -o demo-smash --prompts ...
     python benchmarks/ship_grafts.py demo-smash smollm2-135m-smash
 
-Weights are written in bfloat16.  `lightstride.json` and `result.json` come along: the command, the
-data and the numbers.  The tokenizer does not: it is the base's.
+Weights are written in bfloat16; unless asked otherwise the model decodes losslessly.
+`lightstride.json` and `result.json` come along: the command, the data and the numbers.  The
+tokenizer does not: it is the base's.
 """
 
 import argparse
@@ -34,6 +35,7 @@ def ship(source: Path, name: str, assets: Path = ASSETS) -> Path:
     base = load_model(GRAFTS[name], dtype=torch.bfloat16)
     model = SmashModel.from_pretrained(source, base=base, dtype=torch.bfloat16)
     model.config.base = GRAFTS[name]
+    model.config.mode = "lossless"
     with whole_folder(assets / name) as partial:
         state = {key: lowered(tensor) for key, tensor in graft_state(model).items()}
         write_grafts(partial, model.config, state)
