@@ -325,7 +325,8 @@ def test_a_segment_ends_where_no_micro_token_is_allowed() -> None:
         return logits_V
 
     for mode in MODES:
-        steps = decoder(model).steps(PROMPTS, ask(mode=mode, confidence=0.01), Hooks(forbid))
+        asked = ask(mode=mode, confidence=0.01, lookup=0)
+        steps = decoder(model).steps(PROMPTS, asked, Hooks(forbid))
         assert all(len(tokens) == 1 for step in steps for tokens in step.tokens)
 
 
