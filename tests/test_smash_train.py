@@ -255,8 +255,8 @@ def test_optimizer_groups_know_vectors_and_the_base() -> None:
         parameter.requires_grad_(True)
     groups = make_optimizer(learner, settings_of(base_rate=1e-6)).param_groups
     assert {(g["peak"], g["weight_decay"]) for g in groups} == {
-        (1e-3, 0.01),
-        (1e-3, 0.0),
+        (3e-3, 0.01),
+        (3e-3, 0.0),
         (1e-6, 0.01),
         (1e-6, 0.0),
     }

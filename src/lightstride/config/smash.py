@@ -68,7 +68,7 @@ class SmashRunConfig(PresetCommand):
         float | None, arg(metavar="M", help_behavior_hint="(default: none)", constructor=float)
     ] = None
     """Most minutes of training, answers not counted; the steps then end sooner."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     """Largest learning rate of the grafts."""
     base_rate: float = 2e-5
     """Largest learning rate of the base, where it learns."""

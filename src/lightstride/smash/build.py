@@ -16,6 +16,10 @@ from lightstride.smash.learn import Learning
 from lightstride.smash.model import SmashModel
 from lightstride.smash.train import Training
 
+FIRST_SCALE = 0.3
+"""What the micro decoder's final norm starts at, of the base's: at first it only repeats the token
+it is fed, and should be less sure of that."""
+
 
 def build_model(
     config: SmashRunConfig,
@@ -42,6 +46,9 @@ def build_model(
     torch.manual_seed(config.seed)
     model = SmashModel.graft(base, sizes, name=config.model, micro_vocabulary=vocabulary)
     initialize_from_base(model)
+    with torch.no_grad():
+        if isinstance(model.micro.norm, torch.nn.RMSNorm):
+            model.micro.norm.weight.mul_(FIRST_SCALE)
     for graft in model.grafts():
         graft.float()
     return model

@@ -38,7 +38,7 @@ class Training:
     """Updates of the weights."""
     minutes: float | None = None
     """Stop cleanly after this time, if the steps have not ended before."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     """Largest learning rate of the grafts."""
     base_rate: float = 2e-5
     """Largest learning rate of the base, where it learns."""
