@@ -13,8 +13,8 @@ from answered_toys import answered, sharp_llama
 from lightstride import distributed
 from lightstride.smash.examples import Example
 from lightstride.smash.learn import Learner, Learning
-from lightstride.smash.progress import TrainingFolder
 from lightstride.smash.train import Training, train
+from lightstride.training.progress import TrainingFolder
 from smashed_toys import toy
 
 

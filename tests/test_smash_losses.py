@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from lightstride.smash import losses
-from lightstride.smash.losses import divergence, in_slices, place_weights, targets
+from lightstride.smash.learn import place_weights
+from lightstride.training import losses
+from lightstride.training.losses import divergence, in_slices, targets
 
 torch.manual_seed(0)
 HEAD = torch.randn(11, 6, requires_grad=True)

@@ -18,9 +18,10 @@ from lightstride.smash.decode import SmashDecoder
 from lightstride.smash.learn import Learner, Learning
 from lightstride.smash.observe import lossless_tokens_per_step, observe
 from lightstride.smash.on_policy import own_lengths, walk
-from lightstride.smash.progress import NAME, Progress, TrainingFolder
 from lightstride.smash.remember import Memory
-from lightstride.smash.train import Training, falls, make_optimizer, plan_steps, rate_at, train
+from lightstride.smash.train import Training, falls, make_optimizer, plan_steps, train
+from lightstride.training.progress import NAME, Progress, TrainingFolder
+from lightstride.training.steps import rate_at
 from smash_processes import fresh_learner, train_here, train_in_processes
 from smashed_toys import toy
 

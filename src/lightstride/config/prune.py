@@ -75,6 +75,10 @@ class PruneConfig(PresetCommand):
     """Part of the error accumulated so far that each site's last refit undoes, from 0 to 1."""
     damping: float = 0.01
     """Ridge of the refit, as a share of the mean diagonal of a site's Gram matrix."""
+    heal: int = 0
+    """Passes of training over the calibration text after the cut, towards the dense model."""
+    heal_rate: float = 1e-4
+    """Largest learning rate of --heal."""
     top_k: int = 512
     """Likeliest tokens of the dense model that the search compares; the rest counts as one more."""
     cache_gib: float = 2.0
@@ -116,6 +120,8 @@ class PruneConfig(PresetCommand):
             require(weight >= 0, f"--{flag.replace('_', '-')}", f"{weight:g}", "0 or more")
         require(0 <= self.correction <= 1, "--correction", f"{self.correction:g}", "from 0 to 1")
         require(self.damping > 0, "--damping", f"{self.damping:g}", "above 0")
+        require(self.heal >= 0, "--heal", self.heal, "0 or more")
+        require(self.heal_rate > 0, "--heal-rate", f"{self.heal_rate:g}", "above 0")
         require(self.cache_gib > 0, "--cache-gib", f"{self.cache_gib:g}", "above 0")
         for flag in ("tp", "multiple", "context", "batch", "top_k", *NUMBERS):
             value = getattr(self, flag)

@@ -110,6 +110,16 @@ def search_work(
     )
 
 
+def healing_work(geometry: Geometry, plans: Sequence[Plan], num_tokens: int) -> Work:
+    """Training on so many tokens: the dense model forward, the cut one forward and backward."""
+    total = 0.0
+    head = geometry.vocab_size * geometry.hidden_size
+    for plan in plans:
+        cut = num_parameters(plan, geometry)
+        total += 2.0 * num_tokens * (geometry.prunable_parameters + head + 3 * (cut + head))
+    return Work(forward=total)
+
+
 def supernet_bytes(geometry: Geometry, shapes: Sequence[tuple[Site, Sequence[Shape]]]) -> int:
     """Disk of a supernet: output weights in bf16; levels as wide as the dense site hold none."""
     widths = sum(

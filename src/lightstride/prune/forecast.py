@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from lightstride.prune.estimate import Rates, Work, search_work, supernet_work
+from lightstride.prune.estimate import Rates, Work, healing_work, search_work, supernet_work
 from lightstride.prune.rounds import Pruner
 
 
-def forecast(pruner: Pruner, shares: Sequence[float]) -> dict[str, Work]:
-    """Operations of all supernets, searches and closing rounds of a run.
+def forecast(pruner: Pruner, shares: Sequence[float], passes: int = 0) -> dict[str, Work]:
+    """Operations of all supernets, searches and closing rounds of a run, and passes of healing.
 
     Where a round's space lies is not known before the round: that of the uniform plan stands in.
     """
@@ -33,7 +33,9 @@ def forecast(pruner: Pruner, shares: Sequence[float]) -> dict[str, Work]:
     for share in shares:
         chosen = [(site, [shape]) for site, shape in centres[share].shapes.items()]
         closing += supernet_work(geometry, chosen, pruner.calibration_NL.numel())
-    return {"supernets": supernets, "searches": searches, "closing rounds": closing}
+    healing = healing_work(geometry, list(centres.values()), passes * pruner.calibration_NL.numel())
+    works = {"supernets": supernets, "searches": searches, "closing rounds": closing}
+    return works | ({"healing": healing} if passes else {})
 
 
 def sentence(works: dict[str, Work], rates: Rates) -> str:

@@ -24,6 +24,7 @@ from lightstride.errors import OutputError
 from lightstride.evaluate.perplexity import perplexity
 from lightstride.prune.evolution import News, Report
 from lightstride.prune.forecast import forecast, sentence
+from lightstride.prune.heal import Healing, heal
 from lightstride.prune.materialize import materialize
 from lightstride.prune.plan import Plan, dense_plan, num_parameters, sparsity
 from lightstride.prune.rates import measure_rates
@@ -73,7 +74,7 @@ def tell_time(setup: Setup) -> None:
         pruner = setup.pruner
         batch_BL = pruner.calibration_NL[: pruner.settings.batch_size]
         rates = measure_rates(pruner.model, pruner.adapter, batch_BL)
-        works = forecast(pruner, setup.config.sparsity)
+        works = forecast(pruner, setup.config.sparsity, setup.config.heal)
         sys.stderr.write(f"lightstride: {sentence(works, rates)}\n")
 
 
@@ -105,7 +106,10 @@ def make_size(setup: Setup, share: float, outcomes: Sequence[Outcome]) -> Number
     levels = pruner.close(share, plan)
     plan = Plan(plan.shapes, {site: level.kept for site, level in levels.items()})
     smaller = materialize(setup.model, setup.adapter, levels)
-    numbers = measure(setup, smaller, plan, name) | {
+    numbers = measure(setup, smaller, plan, name)
+    if setup.config.heal:
+        numbers |= healed(setup, smaller, plan, name) | {"unhealed": numbers.get("perplexity")}
+    numbers |= {
         "asked": share,
         "folder": str(folder),
         "rounds": [outcome.summary() for outcome in outcomes],
@@ -121,9 +125,28 @@ def make_size(setup: Setup, share: float, outcomes: Sequence[Outcome]) -> Number
         write_json(note, numbers)
         folder.parent.mkdir(parents=True, exist_ok=True)
         save_checkpoint(smaller, setup.tokenizer, folder, record=record)
-        shutil.rmtree(pruner.work / f"closing-{name}", ignore_errors=True)
+        for part in ("closing", "healing"):
+            shutil.rmtree(pruner.work / f"{part}-{name}", ignore_errors=True)
     barrier()
     return numbers
+
+
+def healed(setup: Setup, smaller: PreTrainedModel, plan: Plan, name: str) -> Numbers:
+    """Train what is left towards the dense model, and measure it again."""
+    pruner, config = setup.pruner, setup.config
+    healing = Healing(passes=config.heal, learning_rate=config.heal_rate, seed=config.seed)
+    folder = pruner.work / f"healing-{name}"
+    heal(
+        smaller,
+        setup.model,
+        setup.adapter,
+        pruner.calibration_NL,
+        healing,
+        folder,
+        title=f"healing {name}",
+        progress=True,
+    )
+    return measure(setup, smaller, plan, name)
 
 
 def measure(setup: Setup, model: PreTrainedModel, plan: Plan, name: str) -> Numbers:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lightstride.config import PruneConfig
 from lightstride.data.sampled import sample_documents
 from lightstride.distributed import broadcast_object, rank
-from lightstride.errors import OutputError, WorkError
+from lightstride.errors import ConfigError, OutputError, WorkError
 from lightstride.models.adapter import Adapter
 from lightstride.models.families import adapter_for
 from lightstride.models.fingerprint import identity
@@ -19,6 +19,7 @@ from lightstride.models.placement import pick_device, pick_dtype, suitable_dtype
 from lightstride.models.shapes import Geometry, parse_shape, shape_text
 from lightstride.prune.budget import CostFunction, build_space, dense_cost, table_cost
 from lightstride.prune.evolution import Reporter, unreported
+from lightstride.prune.heal import STATE_BYTES
 from lightstride.prune.latency import latency_table
 from lightstride.prune.levels import limit_for
 from lightstride.prune.options import cost_of, rounds_of, serving_of, target_of
@@ -59,6 +60,11 @@ def prepare(config: PruneConfig, report: Reporter = unreported) -> Setup:
         config.model, dtype=dtype, device="cpu", trust_remote_code=config.trust_remote_code
     )
     settle(model, device)
+    if config.heal and model.device.type != device:
+        raise ConfigError(
+            f"--heal trains the whole model on one device, and it does not fit on {device}; "
+            "leave --heal out"
+        )
     tokenizer = load_tokenizer(config.model)
     adapter = adapter_for(model.config)
     geometry = adapter.geometry(model.config)
@@ -132,6 +138,8 @@ def check_disk(config: PruneConfig, pruner: Pruner) -> None:
     whole = sum(parameter.numel() for parameter in model.parameters())
     sizes = [whole - int(share * geometry.prunable_parameters) for share in config.sparsity]
     needed = pruner.supernet_bytes(config.sparsity) + model.dtype.itemsize * sum(sizes)
+    if config.heal:
+        needed += STATE_BYTES * geometry.prunable_parameters
     free = shutil.disk_usage(existing(Path(config.work_folder))).free
     if needed > free:
         raise OutputError(

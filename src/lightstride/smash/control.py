@@ -19,8 +19,9 @@ from lightstride.smash.batch import Batch, make_batch, pack
 from lightstride.smash.body import SmashBody
 from lightstride.smash.drafts import find_starts, tokens_at
 from lightstride.smash.examples import Example
-from lightstride.smash.learn import Stats, lowered_weights
-from lightstride.smash.losses import SLICE_BYTES, in_slices
+from lightstride.smash.learn import Stats
+from lightstride.training.losses import SLICE_BYTES, in_slices
+from lightstride.training.steps import lowered_weights
 
 
 class PlainLearner(nn.Module):

@@ -5,6 +5,11 @@ of drafts at every token; it needs no gradient while the base is frozen.  Where 
 learned too, the answers are cut into segments, by rules or by the model's own drafts, and read
 once more: the base's own distributions must survive the merging.
 
+The teacher's vector for token x_l is the base's last hidden state of the unmerged text before it
+(`training/losses.py`).  The stop head after token k learns, given that the draft was right so far,
+by binary cross entropy to "token k + 1 of the draft is not the base's greedy choice".  We differ
+from HAMburger (arXiv 2505.20438): soft targets, and agreement in place of the segments' ends.
+
 Shapes: B rows, L tokens, S slots, N drafts, K tokens of a draft, T taps, D hidden size, J pairs of
 a draft and a later place.
 """
@@ -21,10 +26,11 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from lightstride.smash.batch import Batch, draw_lengths
 from lightstride.smash.body import IGNORED, SmashBody
 from lightstride.smash.drafts import Drafts, Starts, find_starts, predict_drafts, tokens_at
-from lightstride.smash.losses import Loss, divergence, place_weights
 from lightstride.smash.on_policy import feed_own, own_lengths
 from lightstride.smash.remember import Memory
 from lightstride.smash.segments import Segmented
+from lightstride.training.losses import Loss, divergence
+from lightstride.training.steps import lowered_weights
 
 Stats = dict[str, Tensor]
 
@@ -78,15 +84,6 @@ class Learner(nn.Module):
     def base_weights(self) -> list[nn.Parameter]:
         """Those of the weights that are the base's."""
         return list(self.inner.model.base.parameters())
-
-
-def lowered_weights(module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
-    """What learns, as it is computed with; the gradient reaches the weights themselves."""
-    return {
-        name: parameter.to(dtype)
-        for name, parameter in module.named_parameters()
-        if parameter.requires_grad and parameter.dtype != dtype
-    }
 
 
 class Inner(nn.Module):
@@ -262,3 +259,9 @@ def right_so_far(valid_NK: Tensor, agrees_NJ: Tensor) -> Tensor:
 def normalized(stats: Mapping[str, Tensor], num_answer_tokens: int) -> Stats:
     """Sums as means over answer tokens."""
     return {name: value / num_answer_tokens for name, value in stats.items()}
+
+
+def place_weights(num_later: int, decay: float) -> Tensor:
+    """Weight of each place of a draft after the first, summing to 1, shape (K - 1,)."""
+    weights = decay ** torch.arange(num_later, dtype=torch.float32)
+    return weights / weights.sum()

@@ -28,8 +28,8 @@ from lightstride.smash.examples import Example, split
 from lightstride.smash.model import SmashModel
 from lightstride.smash.observe import Observed, is_greedy, lowered, observe, report
 from lightstride.smash.oracle import oracle
-from lightstride.smash.progress import Progress
 from lightstride.smash.teach import BASE_FOLDER, Before, control, settle, teach
+from lightstride.training.progress import Progress
 from lightstride.work import open_work
 
 Numbers = dict[str, object]

@@ -18,9 +18,9 @@ from lightstride.smash.examples import Example
 from lightstride.smash.learn import Learner
 from lightstride.smash.model import SmashModel
 from lightstride.smash.observe import lowered, observe, report
-from lightstride.smash.progress import Progress, TrainingFolder
 from lightstride.smash.remember import GIB, Memory
 from lightstride.smash.train import train
+from lightstride.training.progress import Progress, TrainingFolder
 
 Numbers = dict[str, object]
 BASE_FOLDER = "base"

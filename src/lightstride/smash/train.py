@@ -25,7 +25,8 @@ from lightstride.distributed import broadcast_object, rank, world_size
 from lightstride.errors import ConfigError
 from lightstride.smash.batch import Batch, Plan, make_batch, plan_batches
 from lightstride.smash.examples import Example
-from lightstride.smash.progress import Progress, TrainingFolder
+from lightstride.training.progress import Progress, TrainingFolder
+from lightstride.training.steps import rate_at, set_rates
 
 Evaluation = Callable[[], dict[str, object]]
 
@@ -234,19 +235,6 @@ def rows_of(examples: Sequence[Example], plan: Plan, device: torch.device) -> Ba
 def falls(number: int, share: float) -> bool:
     """Whether the share, spread evenly over the numbers, falls on this one."""
     return math.floor((number + 1) * share + 1e-9) > math.floor(number * share + 1e-9)
-
-
-def rate_at(share: float, warmup: float) -> float:
-    """The learning rate at a share of the training, as a part of the largest one."""
-    if share < warmup:
-        return max(share, 0.01 * warmup) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (share - warmup) / (1 - warmup)))
-
-
-def set_rates(optimizer: torch.optim.Optimizer, part: float) -> None:
-    """Give every group its part of its largest rate."""
-    for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * part
 
 
 def summed(totals: dict[str, Tensor], tokens: int) -> dict[str, float]:

@@ -1,14 +1,10 @@
-"""What is learned: the base's own distributions, and when to stop.
+"""What is learned: a teacher's own distributions.
 
-For a vector v that predicts token x_l, and the base's vector u for the same token (its last
-hidden state of the unmerged text before x_l), over a head with rows W,
+For a vector v that predicts a token, and the teacher's vector u for the same token, over a head
+with rows W,
 
     KL:  sum_i p_i (log p_i - log q_i),   p = softmax(W u), q = softmax(W v)
     CE:  -log q_g,                         g = argmax p
-
-and for the stop head after token k, given that the draft was right so far, binary cross entropy
-to "token k + 1 of the draft is not the base's greedy choice".  We differ from HAMburger (arXiv
-2505.20438): soft targets, and agreement in place of the segments' ends.
 
 Logits are made a slice at a time and never kept: the gradient of a slice is taken at once.  The
 micro decoder is compared over its own vocabulary.
@@ -124,9 +120,3 @@ class Sliced(torch.autograd.Function):
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         """The gradient, kept from the forward."""
         return (None, None, *(gradient * outer for gradient in ctx.saved_tensors))
-
-
-def place_weights(num_later: int, decay: float) -> Tensor:
-    """Weight of each place of a draft after the first, summing to 1, shape (K - 1,)."""
-    weights = decay ** torch.arange(num_later, dtype=torch.float32)
-    return weights / weights.sum()

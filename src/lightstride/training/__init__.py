@@ -1,0 +1,1 @@
+"""What every training here shares: losses in slices, rates, checkpoints."""

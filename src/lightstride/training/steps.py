@@ -1,0 +1,28 @@
+"""Learning rates, and weights that learn in fp32 and compute in less."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def lowered_weights(module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+    """What learns, as it is computed with; the gradient reaches the weights themselves."""
+    return {
+        name: parameter.to(dtype)
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad and parameter.dtype != dtype
+    }
+
+
+def rate_at(share: float, warmup: float) -> float:
+    """The learning rate at a share of the training, as a part of the largest one."""
+    if share < warmup:
+        return max(share, 0.01 * warmup) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (share - warmup) / (1 - warmup)))
+
+
+def set_rates(optimizer: torch.optim.Optimizer, part: float) -> None:
+    """Give every group its part of its largest rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * part
