@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lightstride.checkpoint import save_checkpoint
 from lightstride.evaluate.perplexity import perplexity
 from lightstride.models.adapter import Adapter
 from lightstride.models.families import adapter_for
@@ -33,6 +34,7 @@ from lightstride.prune.budget import build_space, dense_cost, parameter_cost
 from lightstride.prune.evolution import Evolution, News, Report, evolve
 from lightstride.prune.fitness import Fitness, FitnessSettings, LevelOf
 from lightstride.prune.guided import Guided, GuidedSearch
+from lightstride.prune.heal import Healing, heal
 from lightstride.prune.ledger import Ledger, Sample
 from lightstride.prune.local import Level
 from lightstride.prune.materialize import mask, materialize
@@ -89,6 +91,19 @@ class Bench:
             progress=True,
         )
 
+    def save(self, model: PreTrainedModel, name: str, record: dict[str, object]) -> None:
+        """Keep a checkpoint, where that is wanted."""
+        if self.flags.save:
+            tokenizer = load_tokenizer(self.flags.model)
+            record = {"kind": "prune", **record}
+            save_checkpoint(model, tokenizer, Path(self.flags.save) / name, record=record)
+
+    def healed(self, cut: PreTrainedModel, tokens_NL: Tensor, folder: Path, seed: int) -> float:
+        """Perplexity of a cut model after passes of training, in place, towards the dense one."""
+        healing = Healing(passes=self.flags.heal, seed=seed)
+        heal(cut, self.model, self.adapter, tokens_NL, healing, folder, progress=True)
+        return perplexity(cut, self.test_NL).value
+
     def perplexity(self, levels: dict[Site, Level] | None) -> float:
         """Perplexity of the model, cut or whole, on the test text."""
         cut = self.model if levels is None else materialize(self.model, self.adapter, levels)
@@ -122,6 +137,18 @@ def run_all(bench: Bench, seed: int) -> dict[str, object]:
             numbers[f"sparsity_{name}"] = sparsity(plan, pruner.space.geometry)
             numbers[f"plan_{name}"] = plan.key
             numbers[f"fitness_{name}"] = [outcome.fitness for outcome in outcomes]
+            cut = materialize(bench.model, bench.adapter, levels)
+            chosen = Plan(plan.shapes, {site: level.kept for site, level in levels.items()})
+            record = {
+                "plan": chosen.to_json(),
+                "numbers": {"sparsity": numbers[f"sparsity_{name}"]},
+            }
+            bench.save(cut, name, record)
+            if flags.heal:
+                numbers[f"healed_perplexity_{name}"] = bench.healed(
+                    cut, pruner.calibration_NL, Path(folder) / f"healing-{name}", seed
+                )
+                bench.save(cut, f"{name}-healed", record)
             print({k: v for k, v in numbers.items() if "plan" not in k}, file=sys.stderr)
         numbers["seconds"] = round(time.perf_counter() - start, 1)
         numbers["evaluated_tokens"] = sum(o.tokens for some in found.values() for o in some)
@@ -245,6 +272,8 @@ def search_flags() -> argparse.ArgumentParser:
     parser.add_argument("--split", choices=["free", "fixed"], default="free")
     parser.add_argument("--target", default="any")
     parser.add_argument("--no-search", action="store_true", help="uniform plans")
+    parser.add_argument("--heal", type=int, default=0, help="passes of training after the cut")
+    parser.add_argument("--save", help="folder for the checkpoints")
     parser.add_argument("--folder", help="where to work (a temporary folder inside it)")
     add_output(parser)
     return parser

@@ -76,6 +76,8 @@ class GuidedSearch:
     """Tokens of one search window: stages read one window after the other."""
     known: Mapping[Site, float] = field(default_factory=dict)
     """Slopes over the common one that an earlier search found, for all sites or none."""
+    first: int = 0
+    """The first search window to read: other rounds may have read the ones before it."""
 
     def __post_init__(self) -> None:
         space = self.moves.space
@@ -84,7 +86,7 @@ class GuidedSearch:
         ]
         self.known_S = np.array([self.known[s] for s in space.sites]) if self.known else None
         self.observations: list[Observation] = []
-        self.samples = stage_samples(self.settings.tokens, self.window)
+        self.samples = stage_samples(self.settings.tokens, self.window, self.first)
 
     def run(self, centre: Plan, seed: int, report: Report = silent) -> Found:
         """The best plan found from a centre."""
@@ -128,7 +130,7 @@ class GuidedSearch:
             other = self.moves.raise_(level, site) if other is None else other
             if other is not None:
                 probes.append((*parent[:site], other, *parent[site + 1 :]))
-        sample = Sample(self.settings.probe_tokens)
+        sample = Sample(self.settings.probe_tokens, self.first)
         self.observe(parent, probes, sample, {"generation": 0, "role": "probe"})
 
     def observe(
@@ -206,9 +208,9 @@ class GuidedSearch:
         return pool[0], mean(sums[pool[0]], self.samples)
 
 
-def stage_samples(tokens: Sequence[int], window: int) -> list[Sample]:
+def stage_samples(tokens: Sequence[int], window: int, first: int = 0) -> list[Sample]:
     """One sample a stage, each starting where the one before ends."""
-    samples, first = [], 0
+    samples = []
     for count in tokens:
         samples.append(Sample(count, first))
         first += -(-count // window)

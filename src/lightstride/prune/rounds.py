@@ -291,7 +291,8 @@ class Pruner:
             for site in space.sites
             for shape in space.shapes[site]
         }
-        guided = GuidedSearch(moves, losses, search, ledger, window, quest.known)
+        first = first_window(search, quest.round, num_windows, window)
+        guided = GuidedSearch(moves, losses, search, ledger, window, quest.known, first)
         return guided.run(quest.centre, seed, report)
 
     def close(self, share: float, plan: Plan) -> dict[Site, Level]:
@@ -319,6 +320,12 @@ class Pruner:
         if rank() == 0:
             write_json(self.work / f"{quest.name}.json", outcome.to_json())
         barrier()
+
+
+def first_window(search: Guided, number: int, num_windows: int, window: int) -> int:
+    """Where a round starts to read: every round judges on text of its own while there is any."""
+    used = sum(-(-count // window) for count in search.tokens)
+    return (number - 1) % max(1, num_windows // used) * used
 
 
 def name_of(share: float) -> str:
