@@ -76,6 +76,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--task-data", help="folder with the tasks' data")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS))
     parser.add_argument("--limit", type=int, help="items of each task; without it, all")
+    parser.add_argument(
+        "--full", nargs="*", default=[], metavar="NAME", help="models that --limit leaves alone"
+    )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--prompt", nargs="+", type=int, default=[32, 512])
@@ -93,27 +96,36 @@ def arguments() -> argparse.Namespace:
 
 def units(given: argparse.Namespace) -> list[Unit]:
     """Everything to measure, one part after the other, each on all models."""
-    found = []
+    dense = next(iter(given.models))
+    found: dict[tuple[str, str], Unit] = {}
     for part in given.parts:
-        for name in given.tasks if part == "tasks" else [part]:
-            for model, source in given.models.items():
-                place = {"model": source, "output": str(Path(given.work) / model / name)}
-                place |= {"device": given.device, "dtype": given.dtype}
-                found.append(unit(model, name, part, place, given))
-    return found
+        for task in given.tasks if part == "tasks" else [part]:
+            for model in given.models:
+                name = task_unit(task, model, given) if part == "tasks" else part
+                for measured in [dense, model] if part == "tasks" else [model]:
+                    if (measured, name) not in found:
+                        found[measured, name] = unit(measured, name, part, task, given)
+    return list(found.values())
 
 
-def unit(
-    model: str, name: str, part: str, place: Mapping[str, object], given: argparse.Namespace
-) -> Unit:
+def task_unit(task: str, model: str, given: argparse.Namespace) -> str:
+    """A task with a model's share of its items; the dense model is measured on every such share."""
+    limited = given.limit is not None and model not in given.full
+    return f"{task}-{given.limit}" if limited else task
+
+
+def unit(model: str, name: str, part: str, task: str, given: argparse.Namespace) -> Unit:
     """One measurement of one model."""
+    place = {"model": given.models[model], "output": str(Path(given.work) / model / name)}
+    place |= {"device": given.device, "dtype": given.dtype}
     if part == "speed":
         dense = next(iter(given.models.values()))
         what = {"against": None if place["model"] == dense else dense, "repeats": given.repeats}
         loads = {"batch": given.batch, "prompt": given.prompt}
         return Unit(model, name, BenchConfig.from_dict({**place, **what, **loads}), bench)
     if part == "tasks":
-        what = {"tasks": [name], "task_data": given.task_data, "limit": given.limit}
+        limit = None if name == task else given.limit
+        what = {"tasks": [task], "task_data": given.task_data, "limit": limit}
     else:
         what = {"perplexity": given.text, "window": WINDOW, "every": EVERY[part]}
     return Unit(model, name, EvaluateConfig.from_dict({**place, **what}), evaluate)
@@ -140,8 +152,11 @@ def summarize(name: str, given: argparse.Namespace, found: Mapping[Any, Numbers]
     sizes = [numbers["model"] for numbers in mine.values()]
     source = given.models[name]
     record: Any = read_record(source) if Path(source).is_dir() else {}
-    tasks = {task: mine[task]["model"]["tasks"][task] for task in given.tasks if task in mine}
-    theirs = {task: found[dense, task]["model"]["tasks"][task] for task in tasks}
+    names = {task: task_unit(task, name, given) for task in given.tasks}
+    tasks = {
+        task: mine[unit]["model"]["tasks"][task] for task, unit in names.items() if unit in mine
+    }
+    theirs = {task: found[dense, names[task]]["model"]["tasks"][task] for task in tasks}
     pairs = {
         task: (read_items(tasks[task]["items"]), read_items(theirs[task]["items"]))
         for task in tasks

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lightstride.checkpoint import save_checkpoint
-from lightstride.config import ReportConfig
+from lightstride.config import EvaluateConfig, ReportConfig
 from lightstride.models.tiny import byte_tokenizer, tiny_llama
 from lightstride.report.run import report
 from lightstride.results import read_result
@@ -64,12 +64,32 @@ def test_measures_what_is_missing_and_nothing_else(
     assert [line.split("|")[1].strip() for line in out.splitlines()[2:]] == ["dense", "small"]
     assert err.count("[") >= 4
     measured: list[str] = []
-    for name in ("evaluate", "bench"):
-        monkeypatch.setattr(quality, name, lambda config: measured.append(config.output))
+    evaluate = quality.evaluate
+
+    def noted(config: EvaluateConfig) -> object:
+        measured.append(config.output)
+        return evaluate(config)
+
+    monkeypatch.setattr(quality, "evaluate", noted)
     assert run([*command, *parts], monkeypatch) == models
     assert measured == []
     run([*command, "--parts", "tasks", "--limit", "5"], monkeypatch)
-    assert measured == ["work/dense/boolq", "work/small/boolq"]
+    assert measured == ["work/dense/boolq-5", "work/small/boolq-5"]
+
+
+def test_some_models_are_measured_on_all_items(
+    command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_checkpoint(tiny_llama(seed=2, num_channels=40), byte_tokenizer(), "middle")
+    place = command.index("small=small")
+    more = [*command[:place], "middle=middle", *command[place:]]
+    flags = ["--parts", "tasks", "--limit", "3", "--full", "dense", "middle"]
+    models = run([*more, *flags], monkeypatch)
+    counts = {name: models[name]["tasks"]["boolq"]["num_items"] for name in models}
+    assert counts == {"dense": 8, "middle": 8, "small": 3}
+    first = read_result("work/dense/boolq-3/result.json")["numbers"]["model"]["tasks"]["boolq"]
+    theirs = models["small"]["tasks"]["boolq"]["value"] / first["value"]
+    assert models["small"]["retained"]["boolq"]["ratio"] == pytest.approx(theirs)
 
 
 def test_a_newer_model_is_measured_again(
