@@ -96,20 +96,17 @@ def arguments() -> argparse.Namespace:
 
 def units(given: argparse.Namespace) -> list[Unit]:
     """Everything to measure, one part after the other, each on all models."""
-    dense = next(iter(given.models))
-    found: dict[tuple[str, str], Unit] = {}
+    found = []
     for part in given.parts:
         for task in given.tasks if part == "tasks" else [part]:
             for model in given.models:
                 name = task_unit(task, model, given) if part == "tasks" else part
-                for measured in [dense, model] if part == "tasks" else [model]:
-                    if (measured, name) not in found:
-                        found[measured, name] = unit(measured, name, part, task, given)
-    return list(found.values())
+                found.append(unit(model, name, part, task, given))
+    return found
 
 
 def task_unit(task: str, model: str, given: argparse.Namespace) -> str:
-    """A task with a model's share of its items; the dense model is measured on every such share."""
+    """A task with a model's share of its items."""
     limited = given.limit is not None and model not in given.full
     return f"{task}-{given.limit}" if limited else task
 
@@ -152,18 +149,17 @@ def summarize(name: str, given: argparse.Namespace, found: Mapping[Any, Numbers]
     sizes = [numbers["model"] for numbers in mine.values()]
     source = given.models[name]
     record: Any = read_record(source) if Path(source).is_dir() else {}
-    names = {task: task_unit(task, name, given) for task in given.tasks}
-    tasks = {
-        task: mine[unit]["model"]["tasks"][task] for task, unit in names.items() if unit in mine
-    }
-    theirs = {task: found[dense, names[task]]["model"]["tasks"][task] for task in tasks}
-    pairs = {
-        task: (read_items(tasks[task]["items"]), read_items(theirs[task]["items"]))
-        for task in tasks
-        if tasks[task]["data_hash"] == theirs[task]["data_hash"]
-    }
+    tasks, pairs = scores(name, given, found), {}
+    for task, theirs in scores(dense, given, found).items():
+        if task in tasks:
+            items = read_items(tasks[task]["items"]), read_items(theirs["items"])
+            fewest = min(map(len, items))
+            if max(map(len, items)) == fewest and tasks[task]["data_hash"] != theirs["data_hash"]:
+                continue
+            pairs[task] = items[0][:fewest], items[1][:fewest]
     chances = {task: tasks[task]["chance"] for task in pairs}
     kept = {task: retained({task: pair}, chances).as_dict() for task, pair in pairs.items()}
+    first = {task: (ours[: given.limit], its[: given.limit]) for task, (ours, its) in pairs.items()}
     speed = mine.get("speed")
     return {
         "source": source,
@@ -180,9 +176,18 @@ def summarize(name: str, given: argparse.Namespace, found: Mapping[Any, Numbers]
         },
         "retained": kept,
         "mean": retained(pairs, chances).as_dict() if pairs else None,
+        "first_items": retained(first, chances).as_dict() if first else None,
         "speed": None if speed is None else speed["model"]["loads"],
         "speed_ratios": None if speed is None else speed.get("ratios"),
         "warnings": sorted({line for one in sizes for line in one.get("warnings", ())}),
+    }
+
+
+def scores(name: str, given: argparse.Namespace, found: Mapping[Any, Numbers]) -> Numbers:
+    """A model's results by task; all models read the same files, and a limit takes the first."""
+    units = {task: (name, task_unit(task, name, given)) for task in given.tasks}
+    return {
+        task: found[unit]["model"]["tasks"][task] for task, unit in units.items() if unit in found
     }
 
 
@@ -192,14 +197,14 @@ def table(models: Mapping[str, Numbers], tasks: Sequence[str]) -> str:
     rows = []
     for name, one in models.items():
         mean = one["mean"]
-        scores = [one["tasks"].get(task) for task in tasks]
+        found = [one["tasks"].get(task) for task in tasks]
         rows.append(
             [
                 name,
                 f"{one['parameters'] / 1e6:.1f}",
                 f"{one['weight_bytes'] / 1e6:.0f}",
                 *(number(value, "{:.2f}") for value in one["perplexity"].values()),
-                *(number(score and 100 * score["value"], "{:.1f}") for score in scores),
+                *(number(score and 100 * score["value"], "{:.1f}") for score in found),
                 number(mean and 100 * mean["score"], "{:.1f}"),
                 number(mean and 100 * mean["ratio"], "{:.1f}"),
             ]

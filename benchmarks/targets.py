@@ -32,7 +32,8 @@ def main() -> None:
         if twin:
             found[name] = {**found[twin[0]], "same_as": twin[0]}
             continue
-        narrowed = argparse.Namespace(**{**vars(flags), "target": name})
+        folder = None if flags.save is None else f"{flags.save}/{name}"
+        narrowed = argparse.Namespace(**{**vars(flags), "target": name, "save": folder})
         found[name] = run_all(
             Bench(bench.model, bench.adapter, bench.text_T, bench.test_NL, narrowed), flags.seed
         )

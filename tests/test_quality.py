@@ -9,6 +9,7 @@ import pytest
 
 from lightstride.checkpoint import save_checkpoint
 from lightstride.config import EvaluateConfig, ReportConfig
+from lightstride.evaluate.outcome import read_items
 from lightstride.models.tiny import byte_tokenizer, tiny_llama
 from lightstride.report.run import report
 from lightstride.results import read_result
@@ -87,9 +88,12 @@ def test_some_models_are_measured_on_all_items(
     models = run([*more, *flags], monkeypatch)
     counts = {name: models[name]["tasks"]["boolq"]["num_items"] for name in models}
     assert counts == {"dense": 8, "middle": 8, "small": 3}
-    first = read_result("work/dense/boolq-3/result.json")["numbers"]["model"]["tasks"]["boolq"]
-    theirs = models["small"]["tasks"]["boolq"]["value"] / first["value"]
-    assert models["small"]["retained"]["boolq"]["ratio"] == pytest.approx(theirs)
+    dense = read_result("work/dense/boolq/result.json")["numbers"]["model"]["tasks"]["boolq"]
+    first = sum(read_items(dense["items"])[:3]) / 3
+    small = models["small"]
+    assert small["mean"]["against"] == small["first_items"]["against"] == pytest.approx(first)
+    assert models["middle"]["mean"]["against"] == pytest.approx(dense["value"])
+    assert models["middle"]["first_items"]["against"] == pytest.approx(first)
 
 
 def test_a_newer_model_is_measured_again(

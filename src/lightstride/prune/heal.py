@@ -38,7 +38,7 @@ class Healing:
     """Passes over the text."""
     learning_rate: float = 1e-4
     """Largest learning rate; it rises at first and falls by a cosine to nothing."""
-    step_tokens: int = 2048
+    step_tokens: int = 512
     """Tokens of a step, over all processes."""
     warmup: float = 0.05
     """Share of the steps in which the learning rate rises."""
