@@ -42,7 +42,7 @@ Losses = Mapping[tuple[Site, Shape], float]
 class Guided:
     """Settings of the default search."""
 
-    generations: int = 4
+    generations: int = 6
     offspring: int = 12
     probe_tokens: int = 1024
     tokens: tuple[int, ...] = (1024, 3072, 4096)
