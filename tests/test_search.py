@@ -214,6 +214,7 @@ def test_even_plans_race() -> None:
     fitness = Weighted(space)
     found = race_even_plans(space, space.largest // 2, Ledger(fitness), 1024)
     assert found.fitness == min(fitness.loss(plan) for plan in plans)
+    assert found.tokens == len(plans) * 128 + 3 * 1024
     with pytest.raises(BudgetError, match="same widths"):
         even_plans(space, 1)
 
