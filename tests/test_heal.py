@@ -74,7 +74,7 @@ def test_a_cut_model_comes_closer_to_the_dense_one(variant: str, tmp_path: Path)
     assert torch.equal(head, dense.get_output_embeddings().weight)
 
 
-def test_the_gradient_is_that_of_whole_logits(tmp_path: Path) -> None:
+def test_the_gradient_is_that_of_whole_logits() -> None:
     dense = tiny_llama(num_layers=2)
     adapter = adapter_for(dense.config)
     student, twin = Student(cut(dense), adapter), cut(dense)
