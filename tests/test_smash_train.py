@@ -147,14 +147,17 @@ def test_only_grafts_move_and_all_of_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(400)
-def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shares_out", [False, True])
+def test_two_processes_learn_what_one_does(tmp_path: Path, shares_out: bool) -> None:
     alone = train_here(tmp_path / "one", EXAMPLES)
-    found = train_in_processes(tmp_path / "two", 2)
+    found = train_in_processes(tmp_path / "two", 2, shares_out=shares_out)
     one, two = (json.loads((path / "losses.json").read_text()) for path in (alone, found))
-    assert one == pytest.approx(two, rel=1e-4)
+    assert one == pytest.approx(two, rel=1e-3 if shares_out else 1e-4)
     first, second = (load_file(path / NAME) for path in (alone, found))
     for name in first:
-        torch.testing.assert_close(second[name], first[name], rtol=1e-3, atol=1e-5)
+        if not (shares_out and name.startswith("step.")):  # steps of weights that were not asked
+            atol = 2e-3 if shares_out else 1e-5
+            torch.testing.assert_close(second[name], first[name], rtol=1e-3, atol=atol)
 
 
 def test_batches_that_cannot_be_shared_are_refused(

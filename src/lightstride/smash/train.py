@@ -17,7 +17,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -26,6 +26,7 @@ from lightstride.errors import ConfigError
 from lightstride.smash.batch import Batch, Plan, make_batch, plan_batches
 from lightstride.smash.examples import Example
 from lightstride.training.progress import Progress, TrainingFolder
+from lightstride.training.shards import is_shared_out, put_together, touched, whole_weights
 from lightstride.training.steps import rate_at, set_rates
 
 Evaluation = Callable[[], dict[str, object]]
@@ -126,8 +127,8 @@ def train(
         )
     accelerator = make_accelerator(learner)
     optimizer = make_optimizer(learner, training)
-    progress = folder.load(learner, optimizer)
     wrapped, optimizer = accelerator.prepare(learner, optimizer)
+    progress = folder.load(learner, optimizer)
     steps = plan_steps(examples, training, progress.step)
     bar = tqdm(
         total=training.steps, initial=progress.step, desc=title, disable=rank() > 0, unit="step"
@@ -144,7 +145,8 @@ def train(
             progress.step = work.number + 1
             progress.note(stats)
             if progress.step % stage == 0 or progress.step == training.steps:
-                progress.evaluations.append({"step": progress.step, **evaluate()})
+                with whole_weights(learner):
+                    progress.evaluations.append({"step": progress.step, **evaluate()})
             progress.seconds = clock.seconds
             bar.set_postfix(progress.shown())
             bar.update()
@@ -153,16 +155,33 @@ def train(
                 clock.saved()
     folder.save(learner, optimizer, progress)
     accelerator.free_memory()
+    put_together(learner)
     return progress
 
 
 def make_accelerator(learner: nn.Module) -> Accelerator:
-    """The process's part of the machine; some batches leave some weights without a gradient."""
+    """The process's part of the machine; some batches leave some weights without a gradient.
+
+    Where weights are shared out (`accelerate launch --use_fsdp --fsdp_version 2`), they are so
+    between steps: a step gathers them whole, since it computes with lowered copies of them.
+    """
     device = next(learner.parameters()).device
-    return Accelerator(
+    accelerator = Accelerator(
         cpu=device.type == "cpu",
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
+    if accelerator.distributed_type == DistributedType.FSDP:
+        share_out_whole(accelerator)
+    return accelerator
+
+
+def share_out_whole(accelerator: Accelerator) -> None:
+    """Let FSDP share out the learner as one module, from the weights that every process has."""
+    if not accelerator.is_fsdp2:
+        raise ConfigError("weights are shared out by FSDP's second version: add --fsdp_version 2")
+    plugin = accelerator.state.fsdp_plugin
+    plugin.auto_wrap_policy = "no_wrap"
+    plugin.cpu_ram_efficient_loading = False
 
 
 def make_optimizer(learner: nn.Module, training: Training) -> torch.optim.AdamW:
@@ -218,7 +237,10 @@ def take_step(
         batch = rows_of(examples, work.plans[index], accelerator.device)
         with nullcontext() if index == mine[-1] else accelerator.no_sync(wrapped):
             stats = wrapped(batch, merges, own, f"{training.seed}:{number}")
-            accelerator.backward(stats["loss"] * world_size() / tokens)
+            loss = stats["loss"]
+            if is_shared_out(wrapped):
+                loss = loss + touched(wrapped)
+            accelerator.backward(loss * world_size() / tokens)
         for name, value in stats.items():
             totals[name] = totals.get(name, torch.zeros(())) + value.detach().cpu()
     accelerator.clip_grad_norm_(wrapped.parameters(), training.clip)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lightstride.distributed import rank
 from lightstride.errors import WorkError
 from lightstride.models.folders import whole_file
+from lightstride.training.shards import like, whole
 
 NAME = "training.safetensors"
 VERSION = "1"
@@ -94,14 +95,10 @@ class TrainingFolder:
             raise WorkError(f"{self.path} is of another training; delete it to train anew")
         with torch.no_grad():
             for name, parameter in parameters.items():
-                parameter.copy_(state[f"weight.{name}"])
+                parameter.copy_(like(state[f"weight.{name}"], parameter))
                 if f"step.{name}" in state:
-                    optimizer.state[parameter] = {
-                        moment: state[f"{moment}.{name}"].to(
-                            "cpu" if moment == "step" else parameter.device
-                        )
-                        for moment in MOMENTS
-                    }
+                    moments = {m: like(state[f"{m}.{name}"], parameter) for m in MOMENTS[:2]}
+                    optimizer.state[parameter] = {**moments, "step": state[f"step.{name}"]}
         return progress
 
 
@@ -114,11 +111,3 @@ def fits(state: dict[str, Tensor], parameters: dict[str, nn.Parameter]) -> bool:
     """Whether a checkpoint holds exactly these parameters."""
     shapes = {n.removeprefix("weight."): t.shape for n, t in state.items() if n[:7] == "weight."}
     return shapes == {name: parameter.shape for name, parameter in parameters.items()}
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor on the CPU, put together where several processes share it."""
-    gather = getattr(tensor, "full_tensor", None)
-    found = tensor.detach() if gather is None else gather().detach()
-    assert isinstance(found, Tensor)
-    return found.cpu().contiguous().clone()
