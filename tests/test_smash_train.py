@@ -3,6 +3,7 @@
 import json
 import os
 import random
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from lightstride.generate import Settings, generate
 from lightstride.models.tiny import byte_tokenizer
 from lightstride.smash.batch import make_batch
 from lightstride.smash.decode import SmashDecoder
-from lightstride.smash.learn import Learner, Learning
+from lightstride.smash.drafts import find_starts, predict_drafts, tokens_at
+from lightstride.smash.learn import Learner, Learning, compare, place_weights, tokens_of_drafts
 from lightstride.smash.observe import lossless_tokens_per_step, observe
 from lightstride.smash.on_policy import own_lengths, walk
 from lightstride.smash.remember import Memory
@@ -246,6 +248,33 @@ def test_memory_does_not_depend_on_who_asks_first() -> None:
     one.taps(first)
     for a, b in zip(one.taps(second), two.taps(second), strict=True):
         assert torch.equal(a, b)
+
+
+def test_short_drafts_teach_their_places_as_long_ones_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = toy(sharp_llama(), num_layers=1, max_segment=5)
+    batch = make_batch([EXAMPLES[2:4], EXAMPLES[7:8]])
+    taps = model.read_segments(batch.apart())
+    found = []
+    for num_tokens in (3, 5):
+        starts = find_starts(batch.apart(), batch.documents_BL, num_tokens)
+        drafts = predict_drafts(model, taps, starts, tokens_at(batch.tokens_BL, starts))
+        found.append(compare(model, drafts, batch, taps[-1], Learning()))
+        weights = torch.tensor([*place_weights(4, 0.85)[:2], 0, 0])
+        monkeypatch.setattr("lightstride.smash.learn.place_weights", lambda *_, w=weights: w)
+    short, long = found
+    assert short.loss > 0
+    torch.testing.assert_close(short.loss, long.loss)
+    assert torch.equal(short.agrees_NJ, long.agrees_NJ[:, :2])
+
+
+def test_some_readings_have_short_drafts() -> None:
+    rng = random.Random(0)
+    lengths = Counter(tokens_of_drafts(6, 0.6, rng) for _ in range(1000))
+    assert set(lengths) == {2, 3, 6}
+    assert lengths[6] == pytest.approx(400, abs=50)
+    assert lengths[2] == pytest.approx(300, abs=50)
+    assert {tokens_of_drafts(2, 1.0, rng) for _ in range(20)} == {2}
+    assert {tokens_of_drafts(1, 0.5, rng) for _ in range(20)} == {1}
 
 
 def test_walking_by_runs() -> None:

@@ -55,6 +55,9 @@ class Learning:
     """Share of merged batches that are cut by the model's own drafts, once warm."""
     feed_own_share: float = 0.0
     """Share of tokens inside a draft that are fed as the model itself would say them."""
+    short_share: float = 0.7
+    """Share of readings that only teach the first later places, one or two: most drafts come no
+    further, and a place costs as much as another."""
 
 
 class Learner(nn.Module):
@@ -179,7 +182,8 @@ class Inner(nn.Module):
     ) -> Stats:
         """Losses of later tokens and of the stop head, for drafts from every slot."""
         model, learning = self.model, self.learning
-        starts = find_starts(slots, batch.documents_BL, model.config.max_segment)
+        num_tokens = tokens_of_drafts(model.config.max_segment, learning.short_share, rng)
+        starts = find_starts(slots, batch.documents_BL, num_tokens)
         fed_NK = tokens_at(batch.tokens_BL, starts)
         if learning.feed_own_share:
             fed_NK = feed_own(model, taps, starts, fed_NK, rng, learning.feed_own_share)
@@ -227,7 +231,8 @@ def compare(
     agrees_NJ = torch.zeros_like(starts.valid_NK[:, 1:])
     if not num_later:
         return Compared(drafts.vectors_NKD.sum() * 0, agrees_NJ)
-    weights_K = place_weights(num_later, learning.place_decay).to(draft_J.device)
+    num_places = model.config.max_segment - 1
+    weights_K = place_weights(num_places, learning.place_decay).to(draft_J.device)
     sayable_J = model.micro_targets(greedy_J) != IGNORED
     total, said_J = divergence(
         model.micro_logits,
@@ -247,7 +252,13 @@ def stop_loss(model: SmashBody, drafts: Drafts, agrees_NJ: Tensor) -> Tensor:
     logits_M = model.stop_logits(drafts.vectors_NKD[:, :num_later][counts_NJ]).float()
     wrong_M = (~agrees_NJ[counts_NJ]).float()
     total = binary_cross_entropy_with_logits(logits_M, wrong_M, reduction="sum")
-    return total / max(1, num_later)
+    return total / max(1, model.config.max_segment - 1)
+
+
+def tokens_of_drafts(max_segment: int, short_share: float, rng: random.Random) -> int:
+    """Tokens of the drafts of one reading: now and then two or three, else all."""
+    is_short = rng.random() < short_share
+    return min(max_segment, rng.choice((2, 3))) if is_short else max_segment
 
 
 def right_so_far(valid_NK: Tensor, agrees_NJ: Tensor) -> Tensor:
