@@ -26,7 +26,13 @@ from lightstride.errors import ConfigError
 from lightstride.smash.batch import Batch, Plan, make_batch, plan_batches
 from lightstride.smash.examples import Example
 from lightstride.training.progress import Progress, TrainingFolder
-from lightstride.training.shards import is_shared_out, put_together, touched, whole_weights
+from lightstride.training.shards import (
+    drop_untouched,
+    is_shared_out,
+    put_together,
+    touched,
+    whole_weights,
+)
 from lightstride.training.steps import rate_at, set_rates
 
 Evaluation = Callable[[], dict[str, object]]
@@ -243,6 +249,8 @@ def take_step(
             accelerator.backward(loss * world_size() / tokens)
         for name, value in stats.items():
             totals[name] = totals.get(name, torch.zeros(())) + value.detach().cpu()
+    if is_shared_out(wrapped):
+        drop_untouched(wrapped)
     accelerator.clip_grad_norm_(wrapped.parameters(), training.clip)
     optimizer.step()
     optimizer.zero_grad()

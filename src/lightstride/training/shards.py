@@ -38,6 +38,25 @@ def touched(module: nn.Module) -> Tensor:
     ).sum()
 
 
+def drop_untouched(module: nn.Module) -> None:
+    """Weights that no process has touched since the last step have no gradient, instead of zero."""
+    learned = [parameter for parameter in module.parameters() if parameter.grad is not None]
+    if not learned:
+        return
+    is_touched = torch.stack([local(parameter.grad).count_nonzero() > 0 for parameter in learned])
+    counts = is_touched.int()
+    torch.distributed.all_reduce(counts)
+    for parameter, count in zip(learned, counts.tolist(), strict=True):
+        if not count:
+            parameter.grad = None
+
+
+def local(tensor: Tensor | None) -> Tensor:
+    """This process's part of a tensor."""
+    assert tensor is not None
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def whole(tensor: Tensor) -> Tensor:
     """A copy on the CPU, put together where processes hold parts."""
     found = tensor.detach()
