@@ -55,6 +55,19 @@ def test_caches_and_attention_implementations_agree(storage: str, attention: str
     assert [list(answer.tokens) for answer in answers] == expected
 
 
+@pytest.mark.parametrize("family", TINY)
+def test_the_head_is_given_rows_that_lie_side_by_side(family: str) -> None:
+    model = TINY[family]()
+    strides: list[bool] = []
+    model.get_output_embeddings().register_forward_pre_hook(
+        lambda _, inputs: strides.append(inputs[0].is_contiguous())
+    )
+    settings = Settings(max_new_tokens=3)
+    generate(PlainDecoder(model, byte_tokenizer()), [[1, 2, 3], [4], [5, 6]], settings)
+    assert strides
+    assert all(strides)
+
+
 def test_the_window_of_sliding_layers_is_kept_when_rows_are_padded() -> None:
     model = tiny_gemma3()
     window = model.config.sliding_window

@@ -21,6 +21,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
+from lightstride.models.logits import last_positions
+
 Pair = tuple[Sequence[int], Sequence[int]]
 SLICE_BYTES = {"cpu": 2**21, "other": 2**29}
 """Size of a slice of logits in fp32."""
@@ -156,7 +158,7 @@ def run_contexts(model: PreTrainedModel, groups: Sequence[Group]) -> tuple[Tenso
         attention_mask=mask_BL,
         position_ids=positions(mask_BL),
         use_cache=True,
-        logits_to_keep=1,
+        logits_to_keep=last_positions(tokens_BL.shape[1], 1, model.device),
     )
     return output.logits[:, -1], mask_BL, output.past_key_values
 

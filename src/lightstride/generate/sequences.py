@@ -113,6 +113,8 @@ class Sequences:
         if self.padded or self.always_masked or sees_BQQ is not None or not is_plain:
             sees_BQW = self.sees(num_new, width, sees_BQQ, slots_BQ)
             mask = attention_argument(sees_BQW, self.model.config, self.model.dtype)
+        # By index, so that they lie side by side: see `models/logits.py`, `last_positions`.
+        last_K = torch.arange(num_new - num_logits, num_new, device=positions_BQ.device)
         output = self.model(
             input_ids=tokens_BQ,
             inputs_embeds=embeddings_BQD,
@@ -120,7 +122,7 @@ class Sequences:
             attention_mask=mask,
             past_key_values=self.cache,
             use_cache=True,
-            logits_to_keep=num_logits,
+            logits_to_keep=last_K,
             output_hidden_states=list(taps) if taps else None,
         )
         hidden = tuple(output.hidden_states[tap] for tap in taps)
