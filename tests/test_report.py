@@ -265,6 +265,22 @@ def test_a_search_record_is_read_up_to_where_it_was_cut_off(runs: Path, tmp_path
         list(read_search(tmp_path / "bad.jsonl"))
 
 
+def test_means_compare_the_same_items(tmp_path: Path) -> None:
+    for name, right in (("large", "1100"), ("small", "10")):
+        whole = judged(name, 100, 20.0, 0.5)
+        share = right.count("1") / len(right)
+        task = {"value": share, "stderr": 0.1, "num_items": len(right), "items": right}
+        numbers = {"model": {**whole, "tasks": {"piqa": task}}}
+        write(tmp_path / name, "evaluate", numbers, model=name, perplexity="text.txt")
+    facts = gather([str(tmp_path)])
+    accuracies = {model.source: model.accuracy for model in facts.models}
+    assert accuracies == {"large": 1.0, "small": 0.5}
+    assert {model.source: model.tasks["piqa"][0] for model in facts.models} == {
+        "large": 0.5,
+        "small": 0.5,
+    }
+
+
 def test_plans_and_frontiers() -> None:
     assert read_plan("3x2,1152|1x3,0") == [Block(6, 3, 1152), Block(3, 1, 0)]
     points = [(3.0, 5.0), (1.0, 9.0), (2.0, 9.5), (4.0, 4.0)]

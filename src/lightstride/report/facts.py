@@ -59,14 +59,18 @@ class ModelFacts:
     """Score and standard error of each task."""
     items: dict[str, int] = field(default_factory=dict)
     """Items of each task."""
+    scores: dict[str, Sequence[float]] = field(default_factory=dict)
+    """What each item of a task scored, where it is known."""
+    leveled: dict[str, float] = field(default_factory=dict)
+    """Score on a task's first items, as many as every model has, where this one has more."""
     loads: list[Numbers] = field(default_factory=list)
     plan: str | None = None
     dense_plan: str | None = None
 
     @property
     def accuracy(self) -> float | None:
-        """Mean score over its tasks."""
-        scores = [score for score, _ in self.tasks.values()]
+        """Mean score over its tasks, on the items that all models have."""
+        scores = [self.leveled.get(task, score) for task, (score, _) in self.tasks.items()]
         return sum(scores) / len(scores) if scores else None
 
 
@@ -142,8 +146,18 @@ def gather(folders: Sequence[str]) -> Facts:
             searches[str(path.parent)] = list(read_search(path))
     if not results:
         raise DataError(f"no result.json in {', '.join(folders)} or below")
+    level(list(models.values()))
     largest_first = sorted(models.values(), key=lambda one: (-(one.parameters or 0), one.source))
     return Facts(tuple(largest_first), searches, results, tuple(retained))
+
+
+def level(models: Sequence[ModelFacts]) -> None:
+    """Let means compare like with like where some models saw only the first items of a task."""
+    for task in {task for model in models for task in model.tasks}:
+        fewest = min(model.items[task] for model in models if task in model.items)
+        for model in models:
+            if len(found := model.scores.get(task, ())) > fewest:
+                model.leveled[task] = sum(found[:fewest]) / fewest
 
 
 def find(folder: str, name: str) -> Iterator[Path]:
@@ -195,6 +209,7 @@ def read_evaluation(result: Result, models: dict[str, ModelFacts], retained: Ret
             if score["num_items"] >= model.items.get(task, 0):
                 model.tasks[task] = (score["value"], score["stderr"])
                 model.items[task] = score["num_items"]
+                model.scores[task] = [float(item) for item in score.get("items", ())]
     compared = numbers.get("retained")
     if isinstance(compared, dict) and compared:
         ours, theirs = identity(str(config["model"])), identity(str(config["against"]))

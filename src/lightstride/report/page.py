@@ -116,7 +116,11 @@ def model_table(facts: Facts) -> str:
         [row[name] for name in header] for row in (cells(m, perplexities) for m in facts.models)
     ]
     notes = [f"{name}: {text}" for text, name in perplexities.items()]
-    counts = {len(m.tasks): sum(m.items.values()) for m in facts.models if m.tasks}
+    fewest = {
+        task: min(m.items[task] for m in facts.models if task in m.items)
+        for task in {task for m in facts.models for task in m.tasks}
+    }
+    counts = {len(m.tasks): sum(fewest[t] for t in m.tasks) for m in facts.models if m.tasks}
     notes += [f"accuracy: mean of {n} tasks, {items:,} items" for n, items in counts.items()]
     if any(m.loads for m in facts.models):
         load = next(m.loads[0] for m in facts.models if m.loads)
@@ -152,7 +156,10 @@ def task_table(models: Sequence[ModelFacts]) -> str:
     for model in judged:
         scores = [model.tasks.get(task) for task in tasks]
         rows.append([model.name, *map(score, scores), number(model.accuracy, 0.01, 1)])
-    return table("score in % ± standard error", ["model", *tasks, "mean"], rows)
+    caption = "score in % ± standard error"
+    if any(model.leveled for model in judged):
+        caption += "; the mean on the first items of each task, as many as all models saw"
+    return table(caption, ["model", *tasks, "mean"], rows)
 
 
 def score(value: tuple[float, float | None] | None) -> str:
