@@ -80,6 +80,9 @@ class SmashRunConfig(PresetCommand):
     """Batches of a step, over all processes."""
     merged_share: OptionalShare = None
     """Share of batches from which merging is learned too; the others only teach drafts."""
+    short_share: OptionalShare = None
+    """Share of readings that teach only the first one or two further tokens of drafts, where most
+    drafts end."""
     own_cuts_share: float = 0.5
     """Share of the merged batches cut by the model's own drafts, from a third of the training."""
     cache_gib: float = 4.0
@@ -103,7 +106,13 @@ class SmashRunConfig(PresetCommand):
         for flag in NUMBERS:
             value = getattr(self, flag)
             require(value is None or value >= 1, f"--{flag.replace('_', '-')}", value, "at least 1")
-        for flag in ("sampled_share", "merged_share", "own_cuts_share", "feed_own_share"):
+        for flag in (
+            "sampled_share",
+            "merged_share",
+            "short_share",
+            "own_cuts_share",
+            "feed_own_share",
+        ):
             value = getattr(self, flag)
             allowed = value is None or 0 <= value <= 1
             require(allowed, f"--{flag.replace('_', '-')}", f"{value}", "from 0 to 1")

@@ -21,8 +21,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from lightstride.models.logits import last_positions
-
 Pair = tuple[Sequence[int], Sequence[int]]
 SLICE_BYTES = {"cpu": 2**21, "other": 2**29}
 """Size of a slice of logits in fp32."""
@@ -153,12 +151,14 @@ def copy_rows(cache: Cache, rows_R: Tensor) -> Cache:
 def run_contexts(model: PreTrainedModel, groups: Sequence[Group]) -> tuple[Tensor, Tensor, Cache]:
     """Logits after each context (B, V), the contexts' mask (B, L), and their keys and values."""
     tokens_BL, mask_BL = pad([g.context for g in groups], left=True, device=model.device)
+    # By index: of a slice torch multiplies row by row, each with a copy of the head of its own.
+    last_1 = torch.tensor([tokens_BL.shape[1] - 1], device=model.device)
     output = model(
         input_ids=tokens_BL,
         attention_mask=mask_BL,
         position_ids=positions(mask_BL),
         use_cache=True,
-        logits_to_keep=last_positions(tokens_BL.shape[1], 1, model.device),
+        logits_to_keep=last_1,
     )
     return output.logits[:, -1], mask_BL, output.past_key_values
 

@@ -113,7 +113,7 @@ class Sequences:
         if self.padded or self.always_masked or sees_BQQ is not None or not is_plain:
             sees_BQW = self.sees(num_new, width, sees_BQQ, slots_BQ)
             mask = attention_argument(sees_BQW, self.model.config, self.model.dtype)
-        # By index, so that they lie side by side: see `models/logits.py`, `last_positions`.
+        # By index: of a slice torch multiplies row by row, each with a copy of the head of its own.
         last_K = torch.arange(num_new - num_logits, num_new, device=positions_BQ.device)
         output = self.model(
             input_ids=tokens_BQ,

@@ -27,15 +27,6 @@ def slice_rows(model: PreTrainedModel) -> int:
     return max(1, limit // (4 * vocab_size))
 
 
-def last_positions(length: int, count: int, device: torch.device) -> Tensor:
-    """The last of so many positions, as `logits_to_keep` best takes them: by index.
-
-    Hidden states picked so lie side by side.  Of a slice, which transformers takes for a number,
-    torch multiplies row by row, each with a copy of the head of its own: 3 s for 16 rows.
-    """
-    return torch.arange(length - count, length, device=device)
-
-
 def picked_logits(
     model: PreTrainedModel, tokens_BL: Tensor, real_BL: Tensor, picked_BL: Tensor
 ) -> Iterator[Tensor]:

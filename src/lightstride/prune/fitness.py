@@ -25,7 +25,6 @@ from transformers import PreTrainedModel
 from lightstride.distributed import gather_objects, pieces, rank, world_size
 from lightstride.errors import ConfigError
 from lightstride.models.adapter import Adapter, SiteWeights
-from lightstride.models.logits import last_positions
 from lightstride.models.shapes import KINDS, NO_ATTENTION, Shape, Site
 from lightstride.prune.divergence import (
     Teacher,
@@ -267,8 +266,7 @@ class Fitness:
     def calls(self, tokens_BL: Tensor) -> Batch:
         """Embedded windows, and how the decoder calls its blocks on them."""
         with recorders(self.model, self.adapter) as stand_ins:
-            last = last_positions(tokens_BL.shape[1], 1, self.device)
-            self.model(tokens_BL, use_cache=False, logits_to_keep=last)
+            self.adapter.decoder(self.model)(tokens_BL, use_cache=False)
         return Batch(tokens_BL, stand_ins[0].hidden_BLD, [each.call for each in stand_ins], [])
 
     def teach(self, batch: Batch) -> list[Lesson]:

@@ -9,7 +9,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lightstride.models.adapter import Adapter
-from lightstride.models.logits import last_positions
 from lightstride.models.shapes import FFNShape, Site
 from lightstride.prune.estimate import GRAM_SHARE, Rates, inputs, solve_operations
 from lightstride.prune.gram import add_gram
@@ -38,8 +37,7 @@ def forward_rate(model: PreTrainedModel, adapter: Adapter, tokens_BL: Tensor) ->
     geometry = adapter.geometry(model.config)
     block = adapter.blocks(model)[0]
     with recorders(model, adapter) as stand_ins:
-        last = last_positions(tokens_BL.shape[1], 1, model.device)
-        model(tokens_BL, use_cache=False, logits_to_keep=last)
+        adapter.decoder(model)(tokens_BL, use_cache=False)
     first = stand_ins[0]
     seconds = best_time(
         lambda: block(first.hidden_BLD, *first.call.args, **first.call.kwargs), 2, model.device

@@ -153,11 +153,16 @@ def gather(folders: Sequence[str]) -> Facts:
 
 def level(models: Sequence[ModelFacts]) -> None:
     """Let means compare like with like where some models saw only the first items of a task."""
-    for task in {task for model in models for task in model.tasks}:
-        fewest = min(model.items[task] for model in models if task in model.items)
+    for task, fewest in common_items(models).items():
         for model in models:
             if len(found := model.scores.get(task, ())) > fewest:
                 model.leveled[task] = sum(found[:fewest]) / fewest
+
+
+def common_items(models: Sequence[ModelFacts]) -> dict[str, int]:
+    """How many items of each task all have that were given it."""
+    tasks = {task for model in models for task in model.tasks}
+    return {task: min(m.items[task] for m in models if task in m.items) for task in tasks}
 
 
 def find(folder: str, name: str) -> Iterator[Path]:

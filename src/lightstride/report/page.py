@@ -10,7 +10,7 @@ from string import Template
 from typing import cast
 
 from lightstride.report.charts import Picture
-from lightstride.report.facts import Facts, ModelFacts, Numbers, shorten
+from lightstride.report.facts import Facts, ModelFacts, Numbers, common_items, shorten
 from lightstride.results import Result
 
 TEMPLATE = Path(__file__).with_name("template.html")
@@ -116,10 +116,7 @@ def model_table(facts: Facts) -> str:
         [row[name] for name in header] for row in (cells(m, perplexities) for m in facts.models)
     ]
     notes = [f"{name}: {text}" for text, name in perplexities.items()]
-    fewest = {
-        task: min(m.items[task] for m in facts.models if task in m.items)
-        for task in {task for m in facts.models for task in m.tasks}
-    }
+    fewest = common_items(facts.models)
     counts = {len(m.tasks): sum(fewest[t] for t in m.tasks) for m in facts.models if m.tasks}
     notes += [f"accuracy: mean of {n} tasks, {items:,} items" for n, items in counts.items()]
     if any(m.loads for m in facts.models):

@@ -56,7 +56,12 @@ def build_model(
 
 def learning_of(config: SmashRunConfig) -> Learning:
     """The flags that say what counts."""
-    return Learning(loss=config.loss, feed_own_share=config.feed_own_share)
+    assert config.short_share is not None
+    return Learning(
+        loss=config.loss,
+        feed_own_share=config.feed_own_share,
+        short_share=config.short_share,
+    )
 
 
 def training_of(config: SmashRunConfig) -> Training:

@@ -55,7 +55,7 @@ class Learning:
     """Share of merged batches that are cut by the model's own drafts, once warm."""
     feed_own_share: float = 0.0
     """Share of tokens inside a draft that are fed as the model itself would say them."""
-    short_share: float = 0.7
+    short_share: float = 0.0
     """Share of readings that only teach the first later places, one or two: most drafts come no
     further, and a place costs as much as another."""
 
