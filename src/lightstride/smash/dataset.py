@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -24,26 +25,24 @@ LEAST_ANSWERS = 8
 
 
 def given_prompts(config: SmashRunConfig, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
-    """The prompts of files and data sets; what is wrong with them is said before any work."""
+    """The prompts of files and data sets; what is wrong with them is said before any work.
+
+    Sources take turns, so that a small one is not lost beside a large one.  Where the model
+    writes prompts too, no other source has more than an equal share, and it writes the rest.
+    """
     if not tokenizer.chat_template:
         raise ModelError("the tokenizer has no chat template; smash needs a chat model")
-    files, num_own = sources_of(config)
-    assert config.num_prompts is not None
-    limit = config.num_prompts - num_own
-    prompts = read_prompts(files, limit=limit, seed=config.seed) if files else []
-    if len(prompts) + num_own < LEAST_ANSWERS:
-        raise DataError(
-            f"{len(prompts) + num_own} prompts are too few; give {LEAST_ANSWERS} or more"
-        )
-    return prompts
-
-
-def sources_of(config: SmashRunConfig) -> tuple[list[str], int]:
-    """Where prompts are read from, and how many the model writes: as many as a source's share."""
+    limit = config.num_prompts
+    assert limit is not None
     sources = [source.strip() for source in config.prompts.split(",") if source.strip()]
-    assert config.num_prompts is not None
-    num_own = config.num_prompts // len(sources) if SELF in sources else 0
-    return [source for source in sources if source != SELF], num_own
+    most = limit // len(sources) if SELF in sources else limit
+    lists = [read_prompts([s], limit=most, seed=config.seed) for s in sources if s != SELF]
+    in_turn = [p for turn in zip_longest(*lists) for p in turn if p is not None]
+    prompts = list({prompt.id: prompt for prompt in in_turn}.values())[:limit]
+    count = limit if SELF in sources else len(prompts)
+    if count < LEAST_ANSWERS:
+        raise DataError(f"{count} prompts are too few; give {LEAST_ANSWERS} or more")
+    return prompts
 
 
 def prepare_examples(
@@ -83,13 +82,13 @@ def all_prompts(
     config: SmashRunConfig, decoder: PlainDecoder, folder: Path, given: Sequence[Prompt]
 ) -> list[Prompt]:
     """The prompts that were given, and those that the model writes itself."""
-    _, num_own = sources_of(config)
     prompts = list(given)
-    if num_own:
+    if SELF in [source.strip() for source in config.prompts.split(",")]:
+        assert config.num_prompts is not None
         prompts += self_prompts(
             decoder.model,
             decoder.tokenizer,
-            num_own,
+            config.num_prompts - len(given),
             seed=config.seed,
             batch_size=config.answer_batch,
             folder=folder / SELF,
