@@ -20,11 +20,17 @@ class SamplingCommand(ModelCommand):
     ] = None
     """How a smashed model decodes: trust its stop head, verify, lossless, or one token a step."""
     confidence: Annotated[
-        float | None, arg(metavar="P", help_behavior_hint="(default: 0.9, or 0.3 if checked)")
+        float | None, arg(metavar="P", help_behavior_hint="(default: the mode's)")
     ] = None
-    """How sure a smashed model must be to say one more token in a step, above 0 up to 1."""
+    """How sure a smashed model must be to say one more token in a step, above 0 up to 1: by default
+    0.9 for trust, 0.3 for verify, 0.03 for a guess that lossless checks."""
     lookup: int = 8
     """Most tokens of a checked step that may be copied from the text before; 0 is none."""
+    tree: Annotated[
+        int | None,
+        arg(metavar="N", help_behavior_hint="(default: 16, fewer in batches)", constructor=int),
+    ] = None
+    """Most tokens that lossless checks at once for a prompt, as a tree of likely continuations."""
     max_new_tokens: int = 256
     """Longest answer, in tokens."""
     temperature: float = 0.0
@@ -47,6 +53,7 @@ class SamplingCommand(ModelCommand):
             require_choice("--mode", self.mode, Mode)
         sure = self.confidence
         require(sure is None or 0 < sure <= 1, "--confidence", sure, "above 0 and at most 1")
+        require(self.tree is None or self.tree >= 1, "--tree", self.tree, "at least 1")
         require(self.lookup >= 0, "--lookup", self.lookup, "0 or more")
         require(self.max_new_tokens >= 1, "--max-new-tokens", self.max_new_tokens, "at least 1")
         require(self.temperature >= 0, "--temperature", self.temperature, "0 or more")

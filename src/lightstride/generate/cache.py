@@ -72,12 +72,12 @@ class SlotCache(Cache):
         grown[:, :, : self.used] = buffer_BGWd[:, :, : self.used]
         return grown
 
-    def move(self, source_B: Tensor, target: int) -> None:
-        """Copy, in every layer and row, the entry at the row's `source` column to `target`."""
+    def move(self, sources_BQ: Tensor, targets_BQ: Tensor) -> None:
+        """Copy, in every layer and row, the entries at the sources to the targets."""
         for buffer_BGWd in self.buffers:
-            index = source_B[:, None, None, None].expand(-1, buffer_BGWd.shape[1], 1, -1)
-            index = index.expand(-1, -1, -1, buffer_BGWd.shape[3])
-            buffer_BGWd[:, :, target : target + 1] = buffer_BGWd.gather(2, index)
+            index = sources_BQ[:, None, :, None]
+            index = index.expand(-1, buffer_BGWd.shape[1], -1, buffer_BGWd.shape[3])
+            scatter(buffer_BGWd, targets_BQ, buffer_BGWd.gather(2, index))
 
     def select_rows(self, rows_N: Tensor) -> None:
         """Keep these rows alone."""

@@ -55,6 +55,7 @@ def settings_of(config: GenerateConfig) -> Settings:
         mode=config.mode,
         confidence=config.confidence,
         lookup=config.lookup,
+        tree=config.tree,
     )
 
 

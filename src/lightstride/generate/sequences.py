@@ -160,9 +160,23 @@ class Sequences:
         self.cache.used = int(self.used_B.max())
         self.visible_BW = self.visible_BW[:, : self.cache.used]
 
+    def keep_paths(self, columns_BK: Tensor, lengths_B: Tensor) -> None:
+        """Of columns written row by row, each row keeps those of a path, ascending, in its order.
+
+        `columns_BK` counts from the row's first new column; behind `lengths` it is ignored.
+        """
+        places_K = torch.arange(columns_BK.shape[1], device=columns_BK.device)
+        within_BK = places_K < lengths_B[:, None]
+        target_BK = self.used_B[:, None] + places_K
+        columns_BK = torch.where(within_BK, columns_BK, places_K)
+        if bool((columns_BK != places_K).any()):
+            self.cache.move(self.used_B[:, None] + columns_BK, target_BK)
+        self.commit_rows(target_BK, within_BK)
+
     def keep_one(self, columns_B: Tensor) -> None:
         """Of the columns just written, each row keeps one; the others are forgotten."""
-        self.cache.move(self.cache.used + columns_B, self.cache.used)
+        target_B1 = torch.full_like(columns_B, self.cache.used)[:, None]
+        self.cache.move(target_B1 + columns_B[:, None], target_B1)
         self.commit(torch.ones_like(columns_B, dtype=torch.bool)[:, None])
 
     def select_rows(self, rows_N: Tensor) -> None:

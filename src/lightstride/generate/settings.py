@@ -7,10 +7,9 @@ from lightstride.errors import ConfigError
 
 Mode = Literal["trust", "verify", "lossless", "ar"]
 MODES: tuple[Mode, ...] = get_args(Mode)
-TRUSTED = 0.9
-"""Confidence of a token that nobody checks: an error stays."""
-CHECKED = 0.3
-"""Confidence of a token that the base checks: an error costs a little time."""
+CONFIDENCE: dict[Mode, float] = {"trust": 0.9, "verify": 0.3, "lossless": 0.03, "ar": 1.0}
+"""What is asked unless told otherwise: where nobody checks a token, an error stays; in a segment it
+costs the tokens behind it; in a tree it costs one column of a forward."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +38,13 @@ class Settings:
     """How a smashed model decodes; None is its own default. Other models know only "ar"."""
     confidence: float | None = None
     """How sure a smashed model must be to say one more token in the same step; 1 never does.
-    None is `TRUSTED`, or `CHECKED` where the base checks what was said."""
-
+    Lossless: how likely a guess must be to be checked.  None is `CONFIDENCE` of the mode."""
     lookup: int = 8
     """Most tokens of a checked step that are taken from what prompt and answer said before; 0
     leaves all drafts to the micro decoder."""
+    tree: int | None = None
+    """Lossless: most tokens of a row that the base checks at once, in a tree of likely
+    continuations; 1 drafts nothing.  None is 16, fewer from three rows on."""
 
     def __post_init__(self) -> None:
         allowed = {
@@ -55,6 +56,7 @@ class Settings:
             "repetition_penalty": (0 < self.repetition_penalty < float("inf"), "above 0"),
             "stop": (all(self.stop), "strings that are not empty"),
             "mode": (self.mode in (None, *MODES), f"one of {', '.join(MODES)}"),
+            "tree": (self.tree is None or self.tree >= 1, "at least 1"),
             "lookup": (self.lookup >= 0, "0 or more"),
             "confidence": (self.confidence is None or 0 < self.confidence <= 1, "in (0, 1]"),
         }

@@ -92,6 +92,13 @@ class SmashBody(PreTrainedModel):
         self.refresh_head()
         self.train(False)
 
+    @property
+    def taps(self) -> list[int]:
+        """Which of the base's hidden states the micro decoder sees."""
+        taps = self.config.taps
+        assert taps is not None
+        return taps
+
     def grafts(self) -> list[nn.Module]:
         """The modules that are ours, not the base's."""
         grafts: list[nn.Module] = [self.embedder, self.micro, self.stop]
@@ -240,8 +247,6 @@ class SmashBody(PreTrainedModel):
             tokens_NK = tokens_of_slots(batch.tokens_BL, batch.lengths_BS, (rows_N, slots_N), width)
             merged_ND = self.merge(tokens_NK, batch.lengths_BS[rows_N, slots_N])
             embeddings_BSD = embeddings_BSD.index_put((rows_N, slots_N), merged_ND)
-        taps = self.config.taps
-        assert taps is not None
         positions_BS = slot_positions(batch.lengths_BS, documents_BS=batch.documents_BS)
         sees_BSS = sees_before(batch.lengths_BS, batch.documents_BS)
         with merged_at(merged_BS):
@@ -250,9 +255,9 @@ class SmashBody(PreTrainedModel):
                 position_ids=positions_BS.clamp(min=0),
                 attention_mask=attention_argument(sees_BSS, self.base.config, self.base.dtype),
                 use_cache=False,
-                output_hidden_states=taps,
+                output_hidden_states=self.taps,
             )
-        return tuple(output.hidden_states[tap] for tap in taps)
+        return tuple(output.hidden_states[tap] for tap in self.taps)
 
     def predict(self, batch: Segmented) -> Predictions:
         """Teacher-forced predictions for every segment that is to be predicted, in one batch."""

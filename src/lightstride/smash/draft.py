@@ -13,7 +13,7 @@ from lightstride.generate.rows import Row
 from lightstride.generate.sampler import Sampler
 from lightstride.generate.sampling import Purpose
 from lightstride.smash.body import SmashBody
-from lightstride.smash.lookup import Lookup
+from lightstride.smash.lookup import Lookups
 from lightstride.smash.modules import MicroCache
 from lightstride.smash.stops import conditional
 
@@ -44,9 +44,7 @@ class Drafter:
         self.ends = ends
         self.checked = checked
         """Whether the base checks the tokens: then draws and their probabilities are a draft's."""
-        self.longest = longest
-        """Most tokens of a segment that is looked up; 0 looks nothing up."""
-        self.lookups: dict[int, Lookup] = {}
+        self.lookups = Lookups(longest if sampler.settings.confidence != 1 else 0, ends)
 
     def draft(self, batch: Sequence[Row], taps_BTD: Tensor, first: Sequence[int]) -> Draft:
         """Segments that start with `first`; when checked, `first` is already in the answers."""
@@ -69,16 +67,10 @@ class Drafter:
     ) -> list[bool]:
         """Rows whose segment was found in what they said before; their segments are extended."""
         found = [False] * len(batch)
-        if self.longest < 2 or self.sampler.settings.confidence == 1:
-            return found
         for place, (row, goes, space) in enumerate(zip(batch, going, left, strict=True)):
-            lookup = self.lookups.setdefault(row.index, Lookup(row.prompt))
-            lookup.extend(row.tokens[len(lookup.tokens) - len(row.prompt) :])
-            for token in lookup.propose(min(self.longest, space) - 1) if goes else []:
-                found[place] = True
-                draft.segments[place].append(token)
-                if token in self.ends:
-                    break
+            proposed = self.lookups.propose(row, space - 1) if goes else []
+            draft.segments[place].extend(proposed)
+            found[place] = bool(proposed)
         return found
 
     def note_found(self, draft: Draft, found: Sequence[bool]) -> None:

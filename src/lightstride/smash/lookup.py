@@ -11,6 +11,8 @@ the places are remembered as tokens come, so that a proposal costs no search.
 
 from collections.abc import Iterable, Sequence
 
+from lightstride.generate.rows import Row
+
 LONGEST = 4
 SHORTEST = 2
 
@@ -41,6 +43,27 @@ class Lookup:
             if place is not None and size <= len(self.tokens):
                 return continuation(self.tokens, place, most)
         return []
+
+
+class Lookups:
+    """Proposals for the rows of a batch."""
+
+    def __init__(self, longest: int, ends: frozenset[int]) -> None:
+        self.longest = longest
+        """Most tokens of a step, its first included, that is looked up; below 2 nothing is."""
+        self.ends = ends
+        self.lookups: dict[int, Lookup] = {}
+
+    def propose(self, row: Row, most: int) -> list[int]:
+        """Up to `most` tokens that may come next in a row, none behind an end token."""
+        most = min(most, self.longest - 1)
+        if most < 1:
+            return []
+        lookup = self.lookups.setdefault(row.index, Lookup(row.prompt))
+        lookup.extend(row.tokens[len(lookup.tokens) - len(row.prompt) :])
+        proposed = lookup.propose(most)
+        end = next((i for i, token in enumerate(proposed) if token in self.ends), most)
+        return proposed[: end + 1]
 
 
 def continuation(tokens: Sequence[int], place: int, count: int) -> list[int]:
