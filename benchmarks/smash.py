@@ -74,9 +74,8 @@ def ways(flags: argparse.Namespace) -> dict[str, Settings]:
     """Every way of decoding that is measured, by its name in the result."""
     found = {}
     for mode in flags.modes:
-        confidences = flags.confidences if mode == "trust" else flags.checked_confidences
-        for confidence in confidences if mode != "ar" else [1.0]:
-            name = mode if mode == "ar" else f"{mode}{round(100 * confidence)}"
+        for confidence in flags.confidences if mode == "trust" else [None]:
+            name = mode if confidence is None else f"{mode}{round(100 * confidence)}"
             found[name] = Settings(
                 max_new_tokens=flags.new_tokens, mode=mode, confidence=confidence
             )
@@ -163,15 +162,22 @@ def tokens_of(answers: Sequence[Generation]) -> list[Tokens]:
     return [answer.tokens for answer in answers]
 
 
+def steps_and_entries(answers: Sequence[Generation]) -> dict[str, float]:
+    """Tokens a forward of the base brought, and KV entries they took."""
+    num_tokens = sum(len(answer.tokens) for answer in answers)
+    return {
+        "tokens_per_step": num_tokens / sum(answer.macro_steps for answer in answers),
+        "kv_per_token": sum(answer.kv_entries for answer in answers) / num_tokens,
+    }
+
+
 def quality(
     model: SmashModel, prompts: Sequence[Tokens], answers: Sequence[Generation], base: "Base"
 ) -> dict[str, float]:
     """What one way's answers cost and how near they are to the base's."""
-    num_tokens = sum(len(answer.tokens) for answer in answers)
     own = nats(scores_of(model, prompts, tokens_of(answers)))
     return {
-        "tokens_per_step": num_tokens / sum(answer.macro_steps for answer in answers),
-        "kv_per_token": sum(answer.kv_entries for answer in answers) / num_tokens,
+        **steps_and_entries(answers),
         "nats_per_token": own,
         "nats_per_token_over_base": own - base.nats_per_token,
         **agreement(tokens_of(answers), base.answers),
@@ -209,25 +215,28 @@ def limits(model: SmashModel, base: Base) -> dict[str, dict[str, float]]:
 def measure(
     smashed: SmashDecoder, prompts: Sequence[Tokens], flags: argparse.Namespace
 ) -> dict[str, object]:
-    """All numbers of one domain; the largest batch answers all prompts, the others some."""
+    """All numbers of one domain; those that do not depend on the batch are of the smallest."""
     model = smashed.model
     assert isinstance(model, SmashModel)
     greedy = Settings(max_new_tokens=flags.new_tokens)
     plain: Decoder = PlainDecoder(model.base, smashed.tokenizer)
     decoders = {PLAIN: (plain, greedy)}
     decoders |= {name: (smashed, settings) for name, settings in ways(flags).items()}
-    runs = {}
-    for batch in sorted(flags.batches):
-        some = prompts if batch == max(flags.batches) else prompts[: batch * flags.rounds]
-        runs[batch] = take_turns(decoders, some, batch, flags.repeats)
-    whole = {name: each[0].answers for name, each in runs[max(flags.batches)].items()}
+    runs = {
+        batch: take_turns(decoders, prompts, batch, flags.repeats)
+        for batch in sorted(flags.batches)
+    }
+    whole = {name: each[0].answers for name, each in runs[min(flags.batches)].items()}
     answers = tokens_of(whole[PLAIN])
     base = Base(answers, scores_of(model, prompts, answers))
     modes: dict[str, dict[str, object]] = {}
     for name in ways(flags):
         modes[name] = {**quality(model, prompts, whole[name], base)}
         for batch, each in runs.items():
-            modes[name][f"batch{batch}"] = speeds(each[name], each[PLAIN])
+            modes[name][f"batch{batch}"] = {
+                **speeds(each[name], each[PLAIN]),
+                **steps_and_entries(each[name][0].answers),
+            }
     return {
         "num_prompts": len(prompts),
         "num_tokens": sum(map(len, answers)),
@@ -280,11 +289,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--modes", nargs="+", default=["ar", "trust", "verify", "lossless"])
     confidences = [0.5, 0.6, 0.7, 0.8, 0.9, 0.95]
     parser.add_argument("--confidences", type=float, nargs="+", default=confidences)
-    parser.add_argument("--checked-confidences", type=float, nargs="+", default=[0.5])
     parser.add_argument("--prompts", type=int, default=64, help="prompts a domain")
     parser.add_argument("--new-tokens", type=int, default=256)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
-    parser.add_argument("--rounds", type=int, default=8, help="batches timed at smaller sizes")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
