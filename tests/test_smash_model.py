@@ -422,6 +422,19 @@ def test_transformers_generate_answers_in_macro_steps(mode: str) -> None:
     assert streamer.ended
 
 
+def test_transformers_generate_has_the_trees_size_from_its_config() -> None:
+    model = toy()
+    model.generation_config.mode = "lossless"
+    model.generation_config.tree = 1
+    model.generation_config.lookup = 0
+    streamer = Recorder()
+    model.generate(torch.tensor([PROMPTS[1]]), max_new_tokens=9, do_sample=False, streamer=streamer)
+    assert [len(chunk) for chunk in streamer.chunks[1:]] == [1] * 9
+    model.generation_config.tree = 0
+    with pytest.raises(ConfigError, match="tree is 0"):
+        model.generate(torch.tensor([PROMPTS[1]]), max_new_tokens=9, do_sample=False)
+
+
 def test_transformers_generate_takes_padded_batches_and_end_tokens() -> None:
     model = toy()
     model.generation_config.mode = "lossless"

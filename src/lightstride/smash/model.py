@@ -1,8 +1,8 @@
 """The smashed model as transformers knows it: saved, opened, registered, and with `generate`.
 
 `model.generate(...)` answers in macro steps: transformers prepares processors, criteria and
-streamer, `_sample` hands them to our decoder.  Mode and confidence are attributes of the
-generation config (`model.generation_config.mode = "verify"`).
+streamer, `_sample` hands them to our decoder.  Mode, confidence, lookup and tree are attributes of
+the generation config (`model.generation_config.mode = "verify"`).
 
 Shapes: B rows, L columns.
 """
@@ -135,6 +135,8 @@ def settings(config: GenerationConfig, width: int) -> Settings:
         seed=int(torch.randint(2**31, ())) if config.do_sample else 0,
         mode=getattr(config, "mode", None),
         confidence=getattr(config, "confidence", None),
+        lookup=getattr(config, "lookup", Settings.lookup),
+        tree=getattr(config, "tree", None),
     )
 
 
