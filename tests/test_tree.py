@@ -107,7 +107,8 @@ def test_guesses_are_all_likely_continuations() -> None:
     model = toy(sharp(BASES["llama"]()), micro_vocabulary=few, max_segment=4)
     taps_BTD = torch.randn(2, len(model.taps), model.config.hidden_size)
     drafter = TreeDrafter(model, frozenset(), confidence=0.005, most=200, longest=0)
-    found = drafter.guess(taps_BTD, [12, 250], {0: 3, 1: 2})
+    rows = [Row(index, [1], b"", 9) for index in range(2)]
+    found = drafter.guess(rows, taps_BTD, [12, 250], {0: 3, 1: 2})
     for row, first, room in [(0, 12, 3), (1, 250, 2)]:
         wanted = {}
         for depth in range(1, room + 1):
@@ -131,14 +132,14 @@ class Knowing(TreeDrafter):
 
     truth: Sequence[Sequence[int]]
 
-    def draft(self, batch: Sequence[Row], taps_BTD: Tensor, first: Sequence[int]) -> list[Tree]:
-        self.batch = batch
-        return super().draft(batch, taps_BTD, first)
-
     def guess(
-        self, taps_BTD: Tensor, first: Sequence[int], rooms: Mapping[int, int]
+        self,
+        batch: Sequence[Row],
+        taps_BTD: Tensor,
+        first: Sequence[int],
+        rooms: Mapping[int, int],
     ) -> dict[int, list[Guess]]:
-        return {row: self.among_decoys(self.batch[row], room) for row, room in rooms.items()}
+        return {row: self.among_decoys(batch[row], room) for row, room in rooms.items()}
 
     def among_decoys(self, row: Row, room: int) -> list[Guess]:
         """The next three true tokens, each with two others that are held to be likelier."""

@@ -3,7 +3,7 @@
 A forward of several columns costs a base that waits for its weights hardly more than one of one
 column, so second and third guesses are worth checking.  A tree is grown level by level with the
 micro decoder and keeps the guesses of the greatest joint probability (as EAGLE-2, arXiv 2406.16858,
-chooses them).  What was looked up is a branch like any other.
+chooses them).  What was looked up are guesses like any others.
 
 Shapes: N guesses to go on from, K guesses at the token after each.
 """
@@ -93,21 +93,22 @@ class TreeDrafter:
             for index, (row, token) in enumerate(zip(batch, first, strict=True))
             if row.finish_reason is None and token not in self.ends
         }
-        for index, room in rooms.items():
-            place = 0
-            for token in self.lookups.propose(batch[index], min(room, self.most - 1)):
-                place = trees[index].add(place, token)
         rooms = {index: room for index, room in rooms.items() if room > 0}
-        if self.confidence < 1 and self.most > 1 and rooms:
-            for index, guesses in self.guess(taps_BTD, first, rooms).items():
-                attach(trees[index], guesses, self.most)
+        if self.confidence == 1 or self.most == 1 or not rooms:
+            return trees
+        for index, guesses in self.guess(batch, taps_BTD, first, rooms).items():
+            attach(trees[index], guesses, self.most)
         return trees
 
     def guess(
-        self, taps_BTD: Tensor, first: Sequence[int], rooms: Mapping[int, int]
+        self,
+        batch: Sequence[Row],
+        taps_BTD: Tensor,
+        first: Sequence[int],
+        rooms: Mapping[int, int],
     ) -> dict[int, list[Guess]]:
-        """What the micro decoder expects in each row, at most `rooms` tokens deep."""
-        found: dict[int, list[Guess]] = {row: [] for row in rooms}
+        """What was looked up and what the micro decoder expects, at most `rooms` tokens deep."""
+        found = {row: self.look_up(batch[row], room) for row, room in rooms.items()}
         rows = torch.tensor(list(rooms), device=taps_BTD.device)
         tips = [(row, ROOT) for row in rooms]
         vectors_ND, cache = self.model.start_micro(
@@ -138,6 +139,21 @@ class TreeDrafter:
             cache = branches(cache, self.ids([source for source, _ in going]))
             vectors_ND, cache = self.model.go_on_micro(last_N, cache)
         return found
+
+    def look_up(self, row: Row, room: int) -> list[Guess]:
+        """What followed the latest tokens before."""
+        guesses: list[Guess] = []
+        left = 1.0
+        for tokens, chances in self.lookups.proposals(row, min(room, self.most - 1)):
+            chance, parent = left, ROOT
+            for depth, (token, right) in enumerate(zip(tokens, chances, strict=True), 1):
+                chance *= right
+                if chance < self.confidence:
+                    break
+                guesses.append(Guess(chance, token, parent, depth))
+                parent = len(guesses) - 1
+            left *= 1 - chances[0]
+        return guesses
 
     def goes_on(self, guesses: Sequence[Guess], index: int, room: int) -> bool:
         """Whether a guess may have others behind it that get into the tree."""
