@@ -140,25 +140,30 @@ def train(
         total=training.steps, initial=progress.step, desc=title, disable=rank() > 0, unit="step"
     )
     clock = Clock(progress.seconds)
-    stage = max(1, training.steps // max(1, training.evaluations))
+
+    def look() -> None:
+        with whole_weights(learner):
+            progress.evaluations.append({"step": progress.step, **evaluate()})
+
     with bar:
         for work in steps:
             share = shared(training.share(progress.step, clock.seconds))
             if share >= 1:
                 break
+            if share * training.evaluations >= len(progress.evaluations) + 1:
+                look()
             set_rates(optimizer, rate_at(share, training.warmup))
             stats = take_step(accelerator, wrapped, optimizer, examples, work, training, share)
             progress.step = work.number + 1
             progress.note(stats)
-            if progress.step % stage == 0 or progress.step == training.steps:
-                with whole_weights(learner):
-                    progress.evaluations.append({"step": progress.step, **evaluate()})
             progress.seconds = clock.seconds
             bar.set_postfix(progress.shown())
             bar.update()
             if shared(clock.since_save > 60 * training.save_minutes):
                 folder.save(learner, optimizer, progress)
                 clock.saved()
+        if not progress.evaluations or progress.evaluations[-1]["step"] != progress.step:
+            look()
     folder.save(learner, optimizer, progress)
     accelerator.free_memory()
     put_together(learner)

@@ -44,7 +44,9 @@ class Progress:
         for name, value in stats.items():
             before = self.smooth.get(name, value)
             self.smooth[name] = SMOOTHING * before + (1 - SMOOTHING) * value
-        self.losses.append([self.step, stats["loss"]])
+        spacing = self.losses[1][0] - self.losses[0][0] if len(self.losses) > 1 else 1
+        if not self.losses or self.step >= self.losses[-1][0] + spacing:
+            self.losses.append([self.step, stats["loss"]])
         if len(self.losses) > 2 * KEPT_LOSSES:
             self.losses = self.losses[::2]
 
