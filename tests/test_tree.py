@@ -12,7 +12,7 @@ from lightstride.errors import ConfigError
 from lightstride.generate import PlainDecoder, Settings, generate
 from lightstride.generate.rows import Row
 from lightstride.models.tiny import byte_tokenizer
-from lightstride.smash.branch import branch_mask, walk
+from lightstride.smash.branch import branch_mask, tree_size, walk
 from lightstride.smash.decode import SmashDecoder
 from lightstride.smash.model import SmashModel
 from lightstride.smash.tree import ROOT, Guess, Tree, TreeDrafter, attach
@@ -106,7 +106,8 @@ def test_guesses_are_all_likely_continuations() -> None:
     few = (3, 77, 140, 201)
     model = toy(sharp(BASES["llama"]()), micro_vocabulary=few, max_segment=4)
     taps_BTD = torch.randn(2, len(model.taps), model.config.hidden_size)
-    drafter = TreeDrafter(model, frozenset(), confidence=0.005, most=200, longest=0)
+    drafter = TreeDrafter(model, frozenset(), confidence=0.005, longest=0)
+    drafter.most = 200
     rows = [Row(index, [1], b"", 9) for index in range(2)]
     found = drafter.guess(rows, taps_BTD, [12, 250], {0: 3, 1: 2})
     for row, first, room in [(0, 12, 3), (1, 250, 2)]:
@@ -186,6 +187,11 @@ def test_sampled_answers_are_the_plain_decoders(base: str, tree: int | None) -> 
     assert [a.tokens for a in answers] == [a.tokens for a in plain]
     if tree == 1:
         assert all(len(step) == 1 for a in answers for step in a.steps)
+
+
+def test_trees_are_smaller_in_batches() -> None:
+    assert [tree_size(None, rows) for rows in (1, 2, 3, 8, 16, 64)] == [16, 16, 10, 4, 3, 3]
+    assert [tree_size(24, rows) for rows in (1, 64)] == [24, 24]
 
 
 def test_a_tree_without_room_is_refused() -> None:

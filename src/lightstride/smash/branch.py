@@ -25,7 +25,7 @@ ONE_ROW = 16
 """Columns of a tree of one row; SmolLM2-135M reads 16 in 1.18 times the time of one."""
 ALL_ROWS = 32
 """Columns of all trees together, beyond which they cost the more the more there are."""
-FEWEST = 4
+FEWEST = 3
 """Columns of a tree however many rows there are."""
 
 Choice = Callable[[Sequence[int], Sequence[int], Sequence[Sequence[int]]], list[int]]
@@ -35,24 +35,22 @@ Choice = Callable[[Sequence[int], Sequence[int], Sequence[Sequence[int]]], list[
 class Branching:
     """Steps that leave one KV entry a token."""
 
-    def __init__(
-        self, model: SmashBody, sampler: Sampler, ends: frozenset[int], num_rows: int
-    ) -> None:
+    def __init__(self, model: SmashBody, sampler: Sampler, ends: frozenset[int]) -> None:
         self.model = model
         self.sampler = sampler
         settings = sampler.settings
         assert settings.confidence is not None
-        most = settings.tree or max(FEWEST, min(ONE_ROW, ALL_ROWS // num_rows))
         self.drafter = TreeDrafter(
-            model, ends, confidence=settings.confidence, most=most, longest=settings.lookup
+            model, ends, confidence=settings.confidence, longest=settings.lookup
         )
-        self.scratch = most
+        self.scratch = settings.tree or ONE_ROW
 
     def take_step(
         self, sequences: Sequences, batch: Sequence[Row], taps_BTD: Tensor, first: Sequence[int]
     ) -> Checked:
         """Draft after `first`, check, and keep the entries of what is confirmed."""
-        trees = self.drafter.draft(batch, taps_BTD, first)
+        most = tree_size(self.sampler.settings.tree, len(batch))
+        trees = self.drafter.draft(batch, taps_BTD, first, most)
         forward = self.run(sequences, trees)
         paths, following = walk(trees, self.choice(batch, forward.logits_BQV))
         accepted = [
@@ -95,6 +93,11 @@ class Branching:
             return chosen
 
         return choose
+
+
+def tree_size(asked: int | None, num_rows: int) -> int:
+    """Most tokens of each tree; it grows again when other rows have ended."""
+    return asked or max(FEWEST, min(ONE_ROW, ALL_ROWS // num_rows))
 
 
 def walk(trees: Sequence[Tree], choose: Choice) -> tuple[list[list[int]], list[int]]:

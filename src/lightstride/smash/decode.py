@@ -3,7 +3,7 @@
     trust     believe the stop head: the paper's.  One forward and one KV entry a segment.
     verify    check the drafted tokens in the forward that merges them.  One KV entry a segment.
     lossless  merge nothing; the micro decoder drafts and the base checks.  One KV entry a token,
-              and the answer (or its distribution) is the base's.
+              and the answer is the base's, token for token, also when sampling.
     ar        one token a step: the base alone.
 
 Shapes: B rows, T taps, D hidden size.
@@ -115,7 +115,7 @@ class MacroSteps:
     def checked(self, rows: Rows, sampler: Sampler, *, merges: bool) -> Iterator[Step]:
         """Verify and lossless: the base checks what the micro decoder says."""
         batch = rows.active
-        way = (Merging if merges else Branching)(self.model, sampler, rows.ends, len(batch))
+        way = (Merging if merges else Branching)(self.model, sampler, rows.ends)
         with torch.inference_mode():
             sequences, forward = self.start(batch, way.scratch)
             taps_BTD = torch.stack([hidden[:, -1] for hidden in forward.hidden], dim=1)

@@ -74,19 +74,21 @@ class TreeDrafter:
         ends: frozenset[int],
         *,
         confidence: float,
-        most: int,
         longest: int,
     ) -> None:
         self.model = model
         self.ends = ends
         self.confidence = confidence
         """Least joint probability of a guess; 1 guesses nothing."""
-        self.most = most
-        """Most tokens of a tree."""
+        self.most = 1
+        """Most tokens of the trees at hand."""
         self.lookups = Lookups(longest if confidence < 1 else 0, ends)
 
-    def draft(self, batch: Sequence[Row], taps_BTD: Tensor, first: Sequence[int]) -> list[Tree]:
-        """A tree a row, whose first token is in the answer already."""
+    def draft(
+        self, batch: Sequence[Row], taps_BTD: Tensor, first: Sequence[int], most: int
+    ) -> list[Tree]:
+        """A tree a row, of at most so many tokens; its first token is in the answer already."""
+        self.most = most
         trees = [Tree([token]) for token in first]
         rooms = {
             index: row.limit - len(row.tokens)

@@ -26,10 +26,7 @@ from lightstride.smash.steps import Checked, pad, pick
 class Merging:
     """Steps that leave one KV entry for all tokens they confirm."""
 
-    def __init__(
-        self, model: SmashBody, sampler: Sampler, ends: frozenset[int], num_rows: int
-    ) -> None:
-        del num_rows  # a segment is as long whatever the batch
+    def __init__(self, model: SmashBody, sampler: Sampler, ends: frozenset[int]) -> None:
         self.model = model
         self.sampler = sampler
         most = model.config.max_segment
