@@ -51,13 +51,13 @@ def smash(config: SmashRunConfig) -> Mapping[str, object]:
     dtype = pick_dtype(config.dtype, suitable_dtype(device))
     if is_smashed(config.model):
         raise ModelError(f"{config.model} is smashed already; give its base")
+    tokenizer = load_tokenizer(config.model)
+    prompts = given_prompts(config, tokenizer)
     base = load_model(
         config.model, dtype=dtype, device=device, trust_remote_code=config.trust_remote_code
     )
-    tokenizer = load_tokenizer(config.model)
     wanted = {k: v for k, v in config.as_dict().items() if k not in PLACES}
     run = {**wanted, "base": fingerprint(base)}
-    prompts = given_prompts(config, tokenizer)
     open_work(Path(config.work_folder), run, resume=config.resume)
     examples = prepare_examples(config, PlainDecoder(base, tokenizer), prompts)
     answered = time.perf_counter()
