@@ -1,5 +1,6 @@
 """Training toys: what is learned, that a kill changes nothing, that processes share the work."""
 
+import itertools
 import json
 import os
 import random
@@ -21,7 +22,7 @@ from lightstride.smash.learn import Learner, Learning, compare, place_weights, t
 from lightstride.smash.observe import lossless_tokens_per_step, observe
 from lightstride.smash.on_policy import own_lengths, walk
 from lightstride.smash.remember import Memory
-from lightstride.smash.train import Training, falls, make_optimizer, plan_steps, train
+from lightstride.smash.train import Clock, Training, falls, make_optimizer, plan_steps, train
 from lightstride.training.progress import KEPT_LOSSES, NAME, Progress, TrainingFolder
 from lightstride.training.steps import rate_at
 from smash_processes import fresh_learner, train_here, train_in_processes
@@ -295,15 +296,16 @@ def test_optimizer_groups_know_vectors_and_the_base() -> None:
     assert "WORLD_SIZE" not in os.environ
 
 
-def test_held_out_answers_are_looked_at_all_along_a_timed_training(tmp_path: Path) -> None:
-    training = Training(steps=10_000, minutes=0.05, rows=1, row_tokens=40, accumulate=1)
-    learner = fresh_learner()
-    progress = train(learner, EXAMPLES, training, TrainingFolder(tmp_path), nothing)
+def test_held_out_answers_are_looked_at_all_along_a_timed_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = itertools.count()
+    monkeypatch.setattr(Clock, "seconds", property(lambda _: next(ticks)))
+    training = Training(steps=10_000, minutes=1, rows=1, row_tokens=40, accumulate=1)
+    progress = train(fresh_learner(), EXAMPLES, training, TrainingFolder(tmp_path), nothing)
     looked_at = [each["step"] for each in progress.evaluations]
-    assert 5 <= len(looked_at) <= training.evaluations + 1
-    assert looked_at == sorted(set(looked_at))
-    assert looked_at[0] < progress.step / 2
-    assert looked_at[-1] == progress.step
+    assert progress.step == 30  # the clock is read twice a step
+    assert looked_at == list(range(3, 31, 3))
 
 
 def test_the_learning_curve_keeps_even_spacing() -> None:

@@ -1,7 +1,7 @@
 """Trees of drafts, against enumeration, and the answers that come out of them."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise, product
 
 import pytest
@@ -29,16 +29,22 @@ def random_tree(seed: int, size: int) -> Tree:
     return tree
 
 
+def path_to(tree: Tree, place: int) -> list[int]:
+    """Places from the first token to this one."""
+    above = tree.parents[place]
+    return [place] if above == ROOT else [*path_to(tree, above), place]
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_columns_see_their_own_branch(seed: int) -> None:
     trees = [random_tree(seed, 2 + seed), random_tree(seed + 9, 9)]
     sees_BQQ = branch_mask(trees)
     for tree, sees_QQ in zip(trees, sees_BQQ, strict=True):
         for place in range(9):
-            path = tree.path(place) if place < len(tree.tokens) else [place]
+            path = path_to(tree, place) if place < len(tree.tokens) else [place]
             assert sees_QQ[place].nonzero()[:, 0].tolist() == path
     for tree in trees:
-        depths = [len(tree.path(place)) - 1 for place in range(len(tree.tokens))]
+        depths = [len(path_to(tree, place)) - 1 for place in range(len(tree.tokens))]
         assert tree.depths == depths
 
 
@@ -51,7 +57,7 @@ def test_the_walk_finds_the_branch_that_is_said(seed: int) -> None:
         rows: Sequence[int], places: Sequence[int], said: Sequence[Sequence[int]]
     ) -> list[int]:
         for row, place, tokens in zip(rows, places, said, strict=True):
-            assert [trees[row].tokens[q] for q in trees[row].path(place)[1:]] == tokens
+            assert [trees[row].tokens[q] for q in path_to(trees[row], place)[1:]] == tokens
         return [said_next[row][place] for row, place in zip(rows, places, strict=True)]
 
     paths, following = walk(trees, choose)
@@ -61,10 +67,12 @@ def test_the_walk_finds_the_branch_that_is_said(seed: int) -> None:
             for place in range(len(tree.tokens))
             if all(
                 tree.tokens[below] == wanted[above]
-                for above, below in zip(tree.path(place), tree.path(place)[1:], strict=False)
+                for above, below in zip(
+                    path_to(tree, place), path_to(tree, place)[1:], strict=False
+                )
             )
         ]
-        assert path == tree.path(max(confirmed, key=lambda place: tree.depths[place]))
+        assert path == path_to(tree, max(confirmed, key=lambda place: tree.depths[place]))
         assert token == wanted[path[-1]]
 
 
@@ -133,23 +141,14 @@ class Knowing(TreeDrafter):
 
     truth: Sequence[Sequence[int]]
 
-    def guess(
-        self,
-        batch: Sequence[Row],
-        taps_BTD: Tensor,
-        first: Sequence[int],
-        rooms: Mapping[int, int],
-    ) -> dict[int, list[Guess]]:
-        return {row: self.among_decoys(batch[row], room) for row, room in rooms.items()}
-
-    def among_decoys(self, row: Row, room: int) -> list[Guess]:
+    def look_up(self, row: Row, room: int) -> list[Guess]:
         """The next three true tokens, each with two others that are held to be likelier."""
         guesses: list[Guess] = []
-        parent, chance, at = ROOT, 1.0, len(row.tokens)
+        parent, above, at = ROOT, 1.0, len(row.tokens)
         for depth, token in enumerate(self.truth[row.index][at : at + min(3, room)], 1):
-            for other, share in ((1, 0.4), (2, 0.3), (0, 0.2)):
-                guesses.append(Guess(chance * share, (token + other) % 256, parent, depth))
-            parent, chance = len(guesses) - 1, guesses[-1].chance
+            for other, share in ((1, 0.99), (2, 0.98), (0, 0.97)):
+                guesses.append(Guess(above * share, (token + other) % 256, parent, depth))
+            parent, above = len(guesses) - 1, guesses[-1].chance
         return guesses
 
 

@@ -45,13 +45,6 @@ class Tree:
             self.depths.append(self.depths[parent] + 1)
         return place
 
-    def path(self, place: int) -> list[int]:
-        """Places from the first token to this one."""
-        found = [place]
-        while self.parents[found[-1]] != ROOT:
-            found.append(self.parents[found[-1]])
-        return found[::-1]
-
 
 @dataclass(frozen=True)
 class Guess:
@@ -116,7 +109,8 @@ class TreeDrafter:
         vectors_ND, cache = self.model.start_micro(
             taps_BTD[rows], self.ids([first[r] for r in rooms])
         )
-        for depth in range(1, self.model.config.max_segment):
+        last = self.model.config.max_segment - 1
+        for depth in range(1, last + 1):
             chances, tokens = self.likeliest(vectors_ND)
             sources: list[int] = []
             level: list[tuple[int, int]] = []
@@ -135,8 +129,8 @@ class TreeDrafter:
             ]
             tips = [tip for _, tip in going]
             hope = sum(found[row][guess].chance for row, guess in tips)
-            if hope < LEAST_HOPE * len(rooms) or depth + 1 == self.model.config.max_segment:
-                return found
+            if depth == last or hope < LEAST_HOPE * len(rooms):
+                break
             last_N = self.ids([found[row][guess].token for row, guess in tips])
             cache = branches(cache, self.ids([source for source, _ in going]))
             vectors_ND, cache = self.model.go_on_micro(last_N, cache)
