@@ -62,6 +62,7 @@ def toy(
     num_layers: int = 2,
     seed: int = 0,
     micro_vocabulary: Sequence[int] | None = None,
+    gist: bool = True,
 ) -> SmashModel:
     """Random grafts on a toy; the stop head goes on about half of the time."""
     base = base if base is not None else sharp(BASES["llama"]())
@@ -70,6 +71,7 @@ def toy(
         base.config, geometry, max_segment=max_segment, adapter_rank=adapter_rank
     )
     config.micro_layers = num_layers
+    config.gist = gist
     chosen = None if micro_vocabulary is None else torch.tensor(micro_vocabulary)
     torch.manual_seed(seed)
     model = SmashModel.graft(base, config, micro_vocabulary=chosen)

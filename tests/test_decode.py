@@ -80,8 +80,9 @@ def settings_of_base(length: int) -> Settings:
 
 @pytest.mark.parametrize("confidence", [0.2, 0.4, 0.5])
 @pytest.mark.parametrize("base", BASES)
-def test_trust_is_its_slow_twin(base: str, confidence: float) -> None:
-    model = toy(sharp(BASES[base]()), micro_vocabulary=range(0, 256, 5))
+@pytest.mark.parametrize("gist", [True, False])
+def test_trust_is_its_slow_twin(gist: bool, base: str, confidence: float) -> None:
+    model = toy(sharp(BASES[base]()), micro_vocabulary=range(0, 256, 5), gist=gist)
     answers = generate(decoder(model), PROMPTS, ask(mode="trust", confidence=confidence))
     for prompt, answer in zip(PROMPTS, answers, strict=True):
         segments = slow_trust(model, prompt, confidence, LENGTH)
@@ -93,8 +94,9 @@ def test_trust_is_its_slow_twin(base: str, confidence: float) -> None:
 @pytest.mark.parametrize("lookup", [0, 3, 8])
 @pytest.mark.parametrize("confidence", [0.1, 0.4])
 @pytest.mark.parametrize("base", BASES)
-def test_verify_is_its_slow_twin(base: str, confidence: float, lookup: int) -> None:
-    model = toy(sharp(BASES[base]()))
+@pytest.mark.parametrize("gist", [True, False])
+def test_verify_is_its_slow_twin(gist: bool, base: str, confidence: float, lookup: int) -> None:
+    model = toy(sharp(BASES[base]()), gist=gist)
     asked = ask(mode="verify", confidence=confidence, lookup=lookup)
     answers = generate(decoder(model), PROMPTS, asked)
     merged = 0
@@ -185,7 +187,7 @@ def expected_triples(
 
 
 def test_decoding_places_slots_as_training_does() -> None:
-    model = toy()
+    model = toy(gist=False)
     recorded: list[torch.Tensor] = []
     model.base.register_forward_pre_hook(
         lambda _, args, kwargs: recorded.append(kwargs["position_ids"]), with_kwargs=True
@@ -202,8 +204,9 @@ def test_decoding_places_slots_as_training_does() -> None:
 
 
 @pytest.mark.parametrize("base", BASES)
-def test_cached_decoding_has_the_logits_of_teacher_forcing(base: str) -> None:
-    model = toy(BASES[base]())
+@pytest.mark.parametrize("gist", [True, False])
+def test_cached_decoding_has_the_logits_of_teacher_forcing(gist: bool, base: str) -> None:
+    model = toy(BASES[base](), gist=gist)
     recorded = []
 
     def record(_row: object, _tokens: object, logits_V: torch.Tensor) -> torch.Tensor:

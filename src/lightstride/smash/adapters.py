@@ -5,7 +5,7 @@ so a sequence in which nothing is merged goes through the untouched base, bit fo
 LoRA: arXiv 2106.09685; the gate: arXiv 2507.11851.  They hook the base's layers from outside:
 the base's module tree, names and weights stay as they are.
 
-Shapes: B rows, Q columns, I inputs, O outputs, R rank.
+Shapes: B rows, Q columns, N of their places where something is merged, I inputs, O outputs, R rank.
 """
 
 import math
@@ -16,7 +16,8 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor, nn
 
-merged_positions: ContextVar[Tensor | None] = ContextVar("merged_positions", default=None)
+merged_places: ContextVar[Tensor | None] = ContextVar("merged_places", default=None)
+"""Where something is merged, as indices into the flattened positions."""
 
 
 class GatedAdapters(nn.Module):
@@ -40,15 +41,15 @@ class GatedAdapters(nn.Module):
         self.up[key] = nn.Parameter(torch.zeros(linear.out_features, rank))
 
         def add(_: nn.Module, inputs: tuple[Tensor, ...], output_BQO: Tensor) -> Tensor:
-            merged_BQ = merged_positions.get()
-            if merged_BQ is None:
+            places_N = merged_places.get()
+            if places_N is None:
                 return output_BQO
-            change_BQO = nn.functional.linear(
-                nn.functional.linear(inputs[0], self.down[key]), self.up[key]
+            inputs_NI = inputs[0].flatten(0, -2)[places_N]
+            change_NO = nn.functional.linear(
+                nn.functional.linear(inputs_NI, self.down[key]), self.up[key]
             )
-            changed_BQO = output_BQO + self.scale * change_BQO
-            where_BQ1 = merged_BQ.reshape(*output_BQO.shape[:-1], 1)
-            return torch.where(where_BQ1, changed_BQO, output_BQO)
+            changed = output_BQO.flatten(0, -2).index_add(0, places_N, self.scale * change_NO)
+            return changed.view_as(output_BQO)
 
         linear.register_forward_hook(add)
 
@@ -56,8 +57,9 @@ class GatedAdapters(nn.Module):
 @contextmanager
 def merged_at(merged_BQ: Tensor | None) -> Iterator[None]:
     """Inside this context adapters act at the positions marked; None: nowhere."""
-    token = merged_positions.set(merged_BQ)
+    places_N = None if merged_BQ is None else merged_BQ.flatten().nonzero()[:, 0]
+    token = merged_places.set(places_N if places_N is not None and len(places_N) else None)
     try:
         yield
     finally:
-        merged_positions.reset(token)
+        merged_places.reset(token)

@@ -7,7 +7,7 @@ are `embedder`, `micro`, `stop` and, optionally, adapters that act at merged pos
 Where gradient checkpointing recomputes a block, `merged_at` must be in force there too.
 
 Shapes: B rows, L tokens, S slots, K tokens of a segment, N segments to predict, J tokens after
-the first of their segments, T taps, D hidden size, V vocabulary, M micro vocabulary.
+the first of their segments, Q columns, T taps, D hidden size, V vocabulary, M micro vocabulary.
 """
 
 import copy
@@ -28,7 +28,7 @@ from lightstride.models.fingerprint import fingerprint
 from lightstride.smash.adapters import GatedAdapters, merged_at
 from lightstride.smash.config import SmashConfig
 from lightstride.smash.modules import Embedder, MicroCache, MicroDecoder, stop_head
-from lightstride.smash.segments import Segmented, sees_before, tokens_of_slots
+from lightstride.smash.segments import Segmented, columns_of, sees_before, tokens_of_slots
 
 IGNORED = -100
 """What `micro_targets` answers outside the micro vocabulary; cross entropy skips it."""
@@ -233,9 +233,10 @@ class SmashBody(PreTrainedModel):
     def read_segments(self, batch: Segmented) -> tuple[Tensor, ...]:
         """Hidden states at the taps, each (B, S, D), of rows whose segments are merged.
 
-        Positions are gapped and rows may be packed, so the mask is explicit: left to itself,
-        transformers would take every gap for the border of a packed sequence.
+        With gists, they are of each slot's last token.
         """
+        if self.config.gist and bool((batch.lengths_BS > 1).any()):
+            return self.read_with_gists(batch)
         first_BS = tokens_of_slots(
             batch.tokens_BL, batch.lengths_BS, grid(batch.lengths_BS), 1
         ).view(batch.lengths_BS.shape)
@@ -249,11 +250,38 @@ class SmashBody(PreTrainedModel):
             embeddings_BSD = embeddings_BSD.index_put((rows_N, slots_N), merged_ND)
         positions_BS = slot_positions(batch.lengths_BS, documents_BS=batch.documents_BS)
         sees_BSS = sees_before(batch.lengths_BS, batch.documents_BS)
-        with merged_at(merged_BS):
+        return self.read_columns(embeddings_BSD, positions_BS.clamp(min=0), sees_BSS, merged_BS)
+
+    def read_with_gists(self, batch: Segmented) -> tuple[Tensor, ...]:
+        """The same where segments are read token by token, with a gist that stays behind each."""
+        columns = columns_of(batch)
+        rows_N, columns_N = columns.is_gist_BQ.nonzero(as_tuple=True)
+        slots_N = columns.slots_BQ[rows_N, columns_N]
+        width = self.config.max_segment
+        tokens_NK = tokens_of_slots(batch.tokens_BL, batch.lengths_BS, (rows_N, slots_N), width)
+        merged_ND = self.merge(tokens_NK, batch.lengths_BS[rows_N, slots_N])
+        embeddings_BQD = self.embed(columns.tokens_BQ).index_put((rows_N, columns_N), merged_ND)
+        hidden = self.read_columns(
+            embeddings_BQD, columns.positions_BQ, columns.sees_BQQ, columns.is_gist_BQ
+        )
+        index_BS1 = columns.last_BS[..., None]
+        return tuple(
+            each_BQD.gather(1, index_BS1.expand(-1, -1, each_BQD.shape[-1])) for each_BQD in hidden
+        )
+
+    def read_columns(
+        self, embeddings_BQD: Tensor, positions_BQ: Tensor, sees_BQQ: Tensor, merged_BQ: Tensor
+    ) -> tuple[Tensor, ...]:
+        """The base's hidden states at the taps.
+
+        Positions are gapped and rows may be packed, so the mask is explicit: left to itself,
+        transformers would take every gap for the border of a packed sequence.
+        """
+        with merged_at(merged_BQ):
             output = adapter_for(self.base.config).decoder(self.base)(
-                inputs_embeds=embeddings_BSD,
-                position_ids=positions_BS.clamp(min=0),
-                attention_mask=attention_argument(sees_BSS, self.base.config, self.base.dtype),
+                inputs_embeds=embeddings_BQD,
+                position_ids=positions_BQ,
+                attention_mask=attention_argument(sees_BQQ, self.base.config, self.base.dtype),
                 use_cache=False,
                 output_hidden_states=self.taps,
             )

@@ -18,6 +18,8 @@ PAPER_EMBEDDER_HEADS = 64
 PAPER_MAX_SEGMENT = 4
 THIN_MICRO_VOCABULARY = 8192
 NUM_TAPS = 4
+ADAPTER_SCALE = 2.0
+"""Alpha over rank of thin grafts' adapters: the learning rate then suits every rank."""
 PLAIN_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 
 
@@ -58,6 +60,9 @@ class SmashConfig(PreTrainedConfig):
 
     With it, `confidence` bounds the probability that all tokens said so far are the base's own;
     without it, as published, the probability of going on at each token alone."""
+    gist: bool = False
+    """Whether a segment's tokens are read too, beside the merged column, which sees them and stays
+    alone; as published, the merged column is all that is ever read of them."""
     adapter_rank: int = 0
     """Rank of the adapters on the base at merged positions; 0 is none."""
     adapter_alpha: float = 16.0
@@ -109,6 +114,8 @@ class SmashConfig(PreTrainedConfig):
             "micro_layers": 1,
             "micro_vocab_size": small if geometry.vocab_size > small else None,
             "stop_head": "linear",
+            "gist": True,
+            "adapter_alpha": ADAPTER_SCALE * adapter_rank,
         }
         return cls(
             **sizes(base, geometry), **thin, max_segment=max_segment, adapter_rank=adapter_rank

@@ -6,7 +6,7 @@
               and the answer is the base's, token for token, also when sampling.
     ar        one token a step: the base alone.
 
-Shapes: B rows, T taps, D hidden size.
+Shapes: B rows, T taps, D hidden size, V vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,7 +28,7 @@ from lightstride.smash.body import SmashBody
 from lightstride.smash.branch import Branching
 from lightstride.smash.draft import Drafter
 from lightstride.smash.steps import pad
-from lightstride.smash.verify import Merging
+from lightstride.smash.verify import Merging, keep_prefixes, read_segments
 
 T = TypeVar("T")
 
@@ -84,13 +84,13 @@ class MacroSteps:
         batch = rows.active
         drafter = Drafter(self.model, sampler, rows.ends, checked=False)
         with torch.inference_mode():
-            sequences, forward = self.start(batch)
+            sequences, forward = self.start(batch, 2 * self.model.config.max_segment - 1)
+            logits_BV, taps_BTD = last_of(forward)
         while True:
             with torch.inference_mode():
-                first = sampler.choose(forward.logits_BQV[:, -1], batch, [[]] * len(batch)).tolist()
+                first = sampler.choose(logits_BV, batch, [[]] * len(batch)).tolist()
                 segments = [[token] for token in first]
                 if not says_one:
-                    taps_BTD = torch.stack([hidden[:, -1] for hidden in forward.hidden], dim=1)
                     segments = drafter.draft(batch, taps_BTD, first).segments
             yield make_step(rows, batch, segments, sequences)
             if not rows.active:
@@ -98,19 +98,27 @@ class MacroSteps:
             with torch.inference_mode():
                 batch, kept_N = drop_finished(batch, sequences)
                 segments = select(segments, kept_N)
-                forward = self.merge_step(sequences, segments)
+                logits_BV, taps_BTD = self.merge_step(sequences, segments)
             count_entry(batch)
 
-    def merge_step(self, sequences: Sequences, segments: Sequence[Sequence[int]]) -> Forward:
-        """One forward of the base over the merged segments."""
+    def merge_step(
+        self, sequences: Sequences, segments: Sequence[Sequence[int]]
+    ) -> tuple[Tensor, Tensor]:
+        """One forward of the base over the merged segments: its logits and features after them."""
         tokens_BK, lengths_B = pad(segments, self.model.device)
         if tokens_BK.shape[1] == 1:
-            return sequences.step(tokens_BK[:, 0], taps=self.model.taps)
+            return last_of(sequences.step(tokens_BK[:, 0], taps=self.model.taps))
+        if self.model.config.gist:
+            forward = read_segments(self.model, sequences, segments)
+            taps_BTD = keep_prefixes(self.model, sequences, forward, lengths_B.tolist())
+            rows_B = torch.arange(len(lengths_B), device=lengths_B.device)
+            return forward.logits_BQV[rows_B, lengths_B - 1], taps_BTD
         merged_BD = self.model.merge(tokens_BK, lengths_B)
         with merged_at((lengths_B > 1)[:, None]):
-            return sequences.step(
+            forward = sequences.step(
                 embeddings_BD=merged_BD, lengths_B=lengths_B, taps=self.model.taps
             )
+        return last_of(forward)
 
     def checked(self, rows: Rows, sampler: Sampler, *, merges: bool) -> Iterator[Step]:
         """Verify and lossless: the base checks what the micro decoder says."""
@@ -118,8 +126,8 @@ class MacroSteps:
         way = (Merging if merges else Branching)(self.model, sampler, rows.ends)
         with torch.inference_mode():
             sequences, forward = self.start(batch, way.scratch)
-            taps_BTD = torch.stack([hidden[:, -1] for hidden in forward.hidden], dim=1)
-            first = sampler.choose(forward.logits_BQV[:, -1], batch, [[]] * len(batch)).tolist()
+            logits_BV, taps_BTD = last_of(forward)
+            first = sampler.choose(logits_BV, batch, [[]] * len(batch)).tolist()
         yield make_step(rows, batch, [[token] for token in first], sequences)
         while rows.active:
             with torch.inference_mode():
@@ -132,6 +140,12 @@ class MacroSteps:
                 row.kv_entries += entries * (row.finish_reason is None)
             proposed = [[*said, token] for said, token in zip(checked.accepted, first, strict=True)]
             yield make_step(rows, batch, proposed, sequences)
+
+
+def last_of(forward: Forward) -> tuple[Tensor, Tensor]:
+    """Logits (B, V) and features (B, T, D) of the last column."""
+    taps_BTD = torch.stack([hidden[:, -1] for hidden in forward.hidden], dim=1)
+    return forward.logits_BQV[:, -1], taps_BTD
 
 
 def select(values: list[T], kept_N: Tensor | None) -> list[T]:
