@@ -164,16 +164,14 @@ def batches(
 
     Cut answers go on as soon as they fill a batch, and at the end.
     """
-    parts = [chosen[at : at + batch_size] for at in range(0, len(chosen), batch_size)]
     names = {each.id for each in chosen}
     while True:
         waiting = [each for name, each in log.items() if name in names and each.finish == CUT]
-        fresh = [part for part in parts if any(each.id not in log for each in part)]
+        fresh = [each for each in chosen if each.id not in log]
         if len(waiting) >= batch_size or not fresh:
             batch, waiting = waiting[:batch_size], waiting[batch_size:]
         else:
-            batch = [each for each in fresh[0] if each.id not in log]
-            fresh = fresh[1:]
+            batch, fresh = fresh[:batch_size], fresh[batch_size:]
         if not batch:
             return
         yield batch, bool(waiting or fresh)
