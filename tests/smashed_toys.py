@@ -103,13 +103,23 @@ def slow_segment(model: SmashModel, taps_1TD, first: int, confidence: float, roo
     """A segment said greedily, every micro step recomputed from the start."""
     segment = [first]
     vector = taps_1TD[:, -1]
+    table = model.config.calibration
+    sure = 1.0
     while len(segment) < min(room, model.config.max_segment) and confidence < 1:
-        if torch.sigmoid(-model.stop_logits(vector)) < confidence:
+        stop = model.stop_logits(vector)
+        if table is None and torch.sigmoid(-stop) < confidence:
             break
         inputs = torch.cat([taps_1TD, model.embed(torch.tensor([segment]))], dim=1)
         outputs, _ = model.micro(inputs, None)
         vector = outputs[:, -1]
-        segment.append(int(model.to_tokens(model.micro_logits(vector).argmax(-1))))
+        logits = model.micro_logits(vector)
+        if table is not None:
+            scale, offset, weight = table[len(segment) - 1]
+            odds = torch.logit(logits.softmax(-1).amax(-1))
+            sure *= float(torch.sigmoid(weight * odds - scale * stop - offset))
+            if sure < confidence:
+                break
+        segment.append(int(model.to_tokens(logits.argmax(-1))))
     return segment
 
 

@@ -78,11 +78,14 @@ def settings_of_base(length: int) -> Settings:
     return Settings(max_new_tokens=length)
 
 
+@pytest.mark.parametrize("calibrated", [True, False])
 @pytest.mark.parametrize("confidence", [0.2, 0.4, 0.5])
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("gist", [True, False])
-def test_trust_is_its_slow_twin(gist: bool, base: str, confidence: float) -> None:
+def test_trust_is_its_slow_twin(gist: bool, base: str, confidence: float, calibrated: bool) -> None:
     model = toy(sharp(BASES[base]()), micro_vocabulary=range(0, 256, 5), gist=gist)
+    if calibrated:
+        model.config.calibration = [[0.5, -0.8, 0.1], [0.5, -0.5, 0.2], [1.0, -0.2, 0.1]]
     answers = generate(decoder(model), PROMPTS, ask(mode="trust", confidence=confidence))
     for prompt, answer in zip(PROMPTS, answers, strict=True):
         segments = slow_trust(model, prompt, confidence, LENGTH)

@@ -15,7 +15,7 @@ from lightstride.generate.sampling import Purpose
 from lightstride.smash.body import SmashBody
 from lightstride.smash.lookup import Lookups
 from lightstride.smash.modules import MicroCache
-from lightstride.smash.stops import conditional
+from lightstride.smash.stops import conditional, log_odds
 
 
 @dataclass
@@ -98,11 +98,16 @@ class Drafter:
         place = 0
         vectors_BD, cache = taps_BTD[:, -1], None
         sure_B = torch.ones(len(batch), device=taps_BTD.device)
-        going, sure_B = self.go_on(going, vectors_BD, sure_B, place=place)
-        while any(going):
+        while any(going := self.asked_before(going, vectors_BD)):
             last_B = torch.tensor([s[-1] for s in draft.segments], device=taps_BTD.device)
+            before_BD = vectors_BD
             vectors_BD, cache = self.micro(taps_BTD, last_B, cache)
-            said = self.say(batch, vectors_BD, draft, emitted)
+            logits_BM = self.model.micro_logits(vectors_BD)
+            sure_B = sure_B * self.right(before_BD, logits_BM, place)
+            going = self.sure(going, sure_B)
+            if not any(going):
+                break
+            said = self.say(batch, logits_BM, draft, emitted)
             for row, token in enumerate(said):
                 going[row] = going[row] and token is not None
                 if going[row] and token is not None:
@@ -110,7 +115,6 @@ class Drafter:
                     length = len(draft.segments[row])
                     going[row] = token not in self.ends and length < min(most, left[row])
             place += 1
-            going, sure_B = self.go_on(going, vectors_BD, sure_B, place=place)
 
     def micro(
         self, taps_BTD: Tensor, last_B: Tensor, cache: MicroCache | None
@@ -120,32 +124,40 @@ class Drafter:
             return self.model.start_micro(taps_BTD, last_B)
         return self.model.go_on_micro(last_B, cache)
 
-    def go_on(
-        self, going: list[bool], vectors_BD: Tensor, sure_B: Tensor, *, place: int
-    ) -> tuple[list[bool], Tensor]:
-        """Rows that say one more token in this step, and how sure all their tokens are.
+    def asked_before(self, going: list[bool], vectors_BD: Tensor) -> list[bool]:
+        """Rows that may say one more token in this step.
 
-        P(go on) must be at least the confidence: of all tokens so far together where the stop
-        head is calibrated, else of this one alone.
+        Without a calibration the stop head decides, as published; with one it is decided when the
+        token is known, by the probability that all so far are right.
         """
         confidence = self.sampler.settings.confidence
-        assert confidence is not None
         if confidence == 1 or not any(going):
-            return [False] * len(going), sure_B
-        calibration = self.model.config.calibration
+            return [False] * len(going)
+        if self.model.config.calibration is not None:
+            return going
         logits_B = self.model.stop_logits(vectors_BD).float()
+        return self.sure(going, torch.sigmoid(-logits_B))
+
+    def right(self, before_BD: Tensor, logits_BM: Tensor, place: int) -> Tensor:
+        """P(a row's likeliest token is right), shape (B,); 1 where no calibration tells."""
+        calibration = self.model.config.calibration
         if calibration is None:
-            sure_B = conditional(logits_B[:, None], None)[:, 0]
-        else:
-            sure_B = sure_B * conditional(logits_B[:, None], calibration[place:])[:, 0]
+            return torch.ones(len(logits_BM), device=logits_BM.device)
+        stops_B1 = self.model.stop_logits(before_BD).float()[:, None]
+        odds_B1 = log_odds(logits_BM)[:, None]
+        return conditional(stops_B1, odds_B1, calibration[place:])[:, 0]
+
+    def sure(self, going: list[bool], sure_B: Tensor) -> list[bool]:
+        """Those of the rows that are as sure as asked for."""
+        confidence = self.sampler.settings.confidence
+        assert confidence is not None
         enough = (sure_B >= confidence).tolist()
-        return [row and sure for row, sure in zip(going, enough, strict=True)], sure_B
+        return [row and sure for row, sure in zip(going, enough, strict=True)]
 
     def say(
-        self, batch: Sequence[Row], vectors_BD: Tensor, draft: Draft, emitted: int
+        self, batch: Sequence[Row], logits_BM: Tensor, draft: Draft, emitted: int
     ) -> list[int | None]:
         """A token a row; None where nothing that micro steps can say is allowed."""
-        logits_BM = self.model.micro_logits(vectors_BD)
         sampler = self.sampler
         if sampler.settings.is_greedy and not sampler.reads_history:
             tokens: list[int | None] = list(self.model.to_tokens(logits_BM.argmax(-1)).tolist())

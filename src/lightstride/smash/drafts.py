@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lightstride.smash.body import SmashBody
 from lightstride.smash.segments import Segmented
+from lightstride.smash.stops import log_odds
 
 SLICE = 256
 """Vectors whose logits are made at once where only the likeliest token matters."""
@@ -86,16 +87,19 @@ def predict_drafts(
 
 
 @torch.no_grad()
-def say_later(model: SmashBody, drafts: Drafts) -> Tensor:
-    """The token that micro steps would say at each later place, shape (N, K - 1).
+def say_later(model: SmashBody, drafts: Drafts) -> tuple[Tensor, Tensor]:
+    """The token that micro steps would say at each later place, and its log odds, (N, K - 1).
 
     Vectors are laid out flat first: torch multiplies a batch of strided matrices one by one.
     """
     later_NJD = drafts.vectors_NKD[:, 1:]
-    pieces = later_NJD.reshape(-1, later_NJD.shape[-1]).split(SLICE)
-    ids = [model.micro_logits(piece).argmax(-1) for piece in pieces]
-    said_M = torch.cat(ids) if ids else torch.zeros(0, dtype=torch.long)
-    return model.to_tokens(said_M.view(later_NJD.shape[:2]))
+    shape, device = later_NJD.shape[:2], later_NJD.device
+    ids, odds = [torch.zeros(0, dtype=torch.long, device=device)], [torch.zeros(0, device=device)]
+    for piece in later_NJD.reshape(-1, later_NJD.shape[-1]).split(SLICE):
+        logits = model.micro_logits(piece)
+        ids.append(logits.argmax(-1))
+        odds.append(log_odds(logits))
+    return model.to_tokens(torch.cat(ids).view(shape)), torch.cat(odds).view(shape)
 
 
 def stops(model: SmashBody, drafts: Drafts) -> Tensor:

@@ -34,6 +34,8 @@ class Observed:
     """Drafts of held-out answers."""
 
     stop_logits_NJ: Tensor
+    odds_NJ: Tensor
+    """Log odds of the drafted tokens, by the micro decoder."""
     agrees_NJ: Tensor
     valid_NJ: Tensor
     sizes: tuple[int, ...]
@@ -80,6 +82,7 @@ def observe(
         found.append(observe_batch(model, batch, random.Random(f"{seed}:{number}"), merged))
     return Observed(
         torch.cat([each.stop_logits_NJ for each in found]),
+        torch.cat([each.odds_NJ for each in found]),
         torch.cat([each.agrees_NJ for each in found]),
         torch.cat([each.valid_NJ for each in found]),
         tuple(size for each in found for size in each.sizes),
@@ -97,10 +100,16 @@ def observe_batch(model: SmashBody, batch: Batch, rng: random.Random, merged: bo
         taps, sizes = model.read_segments(slots), [len(lengths) for lengths in cut]
     starts = find_starts(slots, batch.documents_BL, model.config.max_segment)
     drafts = predict_drafts(model, taps, starts, tokens_at(batch.tokens_BL, starts))
-    agrees_NJ = say_later(model, drafts) == tokens_at(batch.greedy_BL, starts)[:, 1:]
+    said_NJ, odds_NJ = say_later(model, drafts)
+    agrees_NJ = said_NJ == tokens_at(batch.greedy_BL, starts)[:, 1:]
     valid_NJ = starts.valid_NK[:, 1:]
-    logits_NJ = stops(model, drafts)
-    return Observed(logits_NJ.cpu(), (agrees_NJ & valid_NJ).cpu(), valid_NJ.cpu(), tuple(sizes))
+    return Observed(
+        stops(model, drafts).cpu(),
+        odds_NJ.cpu(),
+        (agrees_NJ & valid_NJ).cpu(),
+        valid_NJ.cpu(),
+        tuple(sizes),
+    )
 
 
 def lossless_tokens_per_step(observed: Observed) -> float:
@@ -113,7 +122,7 @@ def trusted(
     observed: Observed, calibration: Calibration | None, confidence: float
 ) -> dict[str, float]:
     """Tokens a step that the stop head lets through, and the share that the base agrees with."""
-    sure_NJ = cumulative(observed.stop_logits_NJ, calibration) >= confidence
+    sure_NJ = cumulative(observed.stop_logits_NJ, observed.odds_NJ, calibration) >= confidence
     says_NJ = (sure_NJ & observed.valid_NJ).long().cumprod(-1).bool()
     right = (says_NJ & observed.agrees_NJ).sum() / says_NJ.sum().clamp(min=1)
     steps = tokens_per_step(1 + says_NJ.sum(-1), observed.sizes)

@@ -46,8 +46,9 @@ def own_lengths(
     starts = find_starts(apart, batch.documents_BL, num_tokens)
     tokens_NK = tokens_at(batch.tokens_BL, starts)
     drafts = predict_drafts(model, taps, starts, tokens_NK)
-    right_NJ = (say_later(model, drafts) == tokens_NK[:, 1:]) & starts.valid_NK[:, 1:]
-    goes_on_NJ = cumulative(stops(model, drafts), model.config.calibration)
+    said_NJ, odds_NJ = say_later(model, drafts)
+    right_NJ = (said_NJ == tokens_NK[:, 1:]) & starts.valid_NK[:, 1:]
+    goes_on_NJ = cumulative(stops(model, drafts), odds_NJ, model.config.calibration)
     cut: list[list[int]] = []
     first = 0
     for row in batch.rows:
@@ -80,7 +81,7 @@ def feed_own(
     share: float,
 ) -> Tensor:
     """Tokens to feed, (N, K): a share of the later ones as the model says them, at random."""
-    said_NJ = say_later(model, predict_drafts(model, taps, starts, tokens_NK))
+    said_NJ, _ = say_later(model, predict_drafts(model, taps, starts, tokens_NK))
     generator = torch.Generator().manual_seed(rng.getrandbits(32))
     swaps_NJ = torch.rand(said_NJ.shape, generator=generator).to(said_NJ.device) < share
     return torch.cat([tokens_NK[:, :1], torch.where(swaps_NJ, said_NJ, tokens_NK[:, 1:])], dim=1)
