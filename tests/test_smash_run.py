@@ -148,3 +148,27 @@ def test_a_smashed_model_is_not_smashed_again(folder: Path) -> None:
         smash(config_of(folder, "twice", model=config.output))
     with pytest.raises(LightstrideError, match="go on with it by --resume"):
         smash(config_of(folder, "new-name", work=config.work_folder, steps=1))
+
+
+def test_grafts_are_gone_on_with(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = config_of(folder, "first")
+    smash(first)
+    second = config_of(folder, "second", start_from=first.output, adapter_rank=2, steps=1,
+                       learning_rate=1e-9)  # fmt: skip
+    result = smash(second)
+    assert result["numbers"]["started_from"]["training"]["steps"] == 4
+    before = load_file(Path(first.output) / "model.safetensors")
+    after = load_file(Path(second.output) / "model.safetensors")
+    assert any(name.startswith("adapters.") for name in after)
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name], tensor, atol=1e-6, rtol=1e-5)
+    flags = ["smash", str(folder / "llama"), "-o", str(folder / "third"), "--max-segment", "3"]
+    flags += ["--prompts", str(folder / "prompts.jsonl"), "--preset", "demo", "--start-from"]
+    assert cli.main([*flags, str(folder / "llama")]) == 2
+    assert "is not a smashed model" in capsys.readouterr().err
+    (folder / "other").mkdir()
+    other = config_of(folder, "other/smashed", model=str(folder / "uneven"))
+    smash(other)
+    capsys.readouterr()
+    assert cli.main([*flags, other.output]) == 2
+    assert "belong to another base" in capsys.readouterr().err.splitlines()[-1]

@@ -55,6 +55,8 @@ class SmashRunConfig(PresetCommand):
     """Layers of the micro decoder."""
     micro_vocab: FromPreset = None
     """Tokens that micro steps can say: so many of the most frequent ones."""
+    start_from: OptionalPath = None
+    """Grafts of the same base and sizes to go on from, instead of new ones: a smashed model."""
     adapter_rank: int = 0
     """Rank of adapters on the base where something was merged; 0 is none."""
     train_base: bool = False

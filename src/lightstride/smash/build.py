@@ -11,6 +11,7 @@ from lightstride.models.families import adapter_for
 from lightstride.smash.body import choose_vocabulary
 from lightstride.smash.config import SmashConfig
 from lightstride.smash.examples import Example
+from lightstride.smash.grafts import begin_with
 from lightstride.smash.initialize import initialize_from_base
 from lightstride.smash.learn import Learning
 from lightstride.smash.model import SmashModel
@@ -51,6 +52,8 @@ def build_model(
             model.micro.norm.weight.mul_(FIRST_SCALE)
     for graft in model.grafts():
         graft.float()
+    if config.start_from:
+        begin_with(model, config.start_from, model.config.base_fingerprint)
     return model
 
 

@@ -23,6 +23,10 @@ from lightstride.smash.config import SmashConfig
 
 WEIGHTS = "model.safetensors"
 BASE = "base."
+ADAPTERS = "adapters."
+VOCABULARY = "micro_vocabulary_M"
+FREE = (ADAPTERS, VOCABULARY)
+"""What may differ between grafts and those that they begin with."""
 
 
 def graft_state(model: nn.Module) -> dict[str, Tensor]:
@@ -72,13 +76,37 @@ def read_grafts(source: str, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The grafts of a smashed model; ModelError unless they are what the config says."""
     place = locate(source)
     with reading(source, "weights"):
-        path = Path(place) / WEIGHTS
-        if not Path(place).is_dir():
-            path = Path(hf_hub_download(place, WEIGHTS))
-        with safe_open(path, framework="pt") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        state = read_weights(place)
     check_state(source, state, wanted)
     return state
+
+
+def read_weights(place: str) -> dict[str, Tensor]:
+    """All that is stored in a folder or on the hub."""
+    path = Path(place) / WEIGHTS
+    if not Path(place).is_dir():
+        path = Path(hf_hub_download(place, WEIGHTS))
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def begin_with(model: nn.Module, source: str, base: str) -> None:
+    """Take weights over from grafts on the same base (its fingerprint) and of the same sizes.
+
+    The micro vocabulary stays the model's own, and so do adapters of another rank.
+    """
+    if read_config(source).base_fingerprint != base:
+        raise ModelError(f"the grafts in {source} belong to another base; start from its own")
+    own = graft_state(model)
+    with reading(source, "weights"):
+        state = read_weights(locate(source))
+    for name in [name for name in state if name.startswith(FREE)]:
+        if name == VOCABULARY or name not in own or own[name].shape != state[name].shape:
+            del state[name]
+    needed = {n for n in own if not n.startswith(FREE)} | set(state)
+    check_state(source, state, {name: own[name] for name in needed})
+    for name, tensor in state.items():
+        own[name].copy_(tensor)
 
 
 def check_state(source: str, state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:

@@ -12,10 +12,10 @@ token i + 1 by the base's head.  Token 1 is the base's own next token.  The stop
 vector that predicted a token and answers the logit of "stop after this token".
 
 We differ: one batched merge with a mask, any sizes, W_o starts at zero (a merged vector starts as
-the mean), the micro decoder has a final norm unless told otherwise, and its layers are our own
-small Llama layer for every family, not the family's: it needs no masks, caches or config of
-transformers, costs little per call, and takes the weights of the base's last block by the
-adapter's canonical names.
+the mean), the merged column may be a gist (`SmashConfig.gist`), the micro decoder has a final norm
+unless told otherwise, and its layers are our own small Llama layer for every family, not the
+family's: it needs no masks, caches or config of transformers, costs little per call, and takes the
+weights of the base's last block by the adapter's canonical names.
 
 Shapes: N segments, K their tokens, D hidden size, T taps, S slots, R of them with an output,
 H query heads, G KV heads, d head size, C FFN channels.

@@ -20,7 +20,7 @@ from lightstride.generate import PlainDecoder
 from lightstride.models.fingerprint import fingerprint
 from lightstride.models.load import load_model, load_tokenizer
 from lightstride.models.placement import pick_device, pick_dtype, suitable_dtype
-from lightstride.results import markdown_table, write_result
+from lightstride.results import markdown_table, read_result, write_result
 from lightstride.smash.build import build_model
 from lightstride.smash.calibrate import calibrate, calibration_errors
 from lightstride.smash.dataset import digest, given_prompts, prepare_examples
@@ -51,6 +51,8 @@ def smash(config: SmashRunConfig) -> Mapping[str, object]:
     dtype = pick_dtype(config.dtype, suitable_dtype(device))
     if is_smashed(config.model):
         raise ModelError(f"{config.model} is smashed already; give its base")
+    if config.start_from and not is_smashed(config.start_from):
+        raise ModelError(f"{config.start_from} is not a smashed model to start from")
     tokenizer = load_tokenizer(config.model)
     prompts = given_prompts(config, tokenizer)
     base = load_model(
@@ -75,6 +77,7 @@ def smash(config: SmashRunConfig) -> Mapping[str, object]:
         "tokens_per_step": judge(config, model, dtype, judged_on),
         "oracle": allowed(held_out, model),
         "training": summary(progress, learn, held_out),
+        "started_from": origin(config.start_from),
         "graft_parameters": sum(p.numel() for g in model.grafts() for p in g.parameters()),
         "control": control(config, before, learn, judged_on),
         "seconds": {"answers": answered - started, "all": time.perf_counter() - started},
@@ -145,6 +148,18 @@ def summary(progress: Progress, learn: Sequence[Example], held_out: Sequence[Exa
         "losses": progress.losses,
         "evaluations": progress.evaluations,
     }
+
+
+def origin(source: str | None) -> Numbers | None:
+    """How the grafts came about that this training began with."""
+    path = Path(source or "") / "result.json"
+    if not path.exists():
+        return None
+    before = read_result(path)
+    training = before["numbers"].get("training")
+    assert isinstance(training, dict)
+    told = {key: value for key, value in training.items() if key != "losses"}
+    return {**{key: before[key] for key in ("command", "created", "data")}, "training": told}
 
 
 def finish(
