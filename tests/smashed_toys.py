@@ -9,7 +9,7 @@ from lightstride.models.families import adapter_for
 from lightstride.models.shapes import AttentionShape, FFNShape
 from lightstride.models.tiny import tiny_llama, tiny_qwen3
 from lightstride.smash.config import SmashConfig
-from lightstride.smash.lookup import Lookup
+from lightstride.smash.lookup import CHANCES, LONGEST, Lookup
 from lightstride.smash.model import SmashModel
 from lightstride.smash.segments import Segmented
 
@@ -99,9 +99,10 @@ def features(model: SmashModel, prompt: Sequence[int], segments: Sequence[Sequen
 
 
 @torch.no_grad()
-def slow_segment(model: SmashModel, taps_1TD, first: int, confidence: float, room: int):
-    """A segment said greedily, every micro step recomputed from the start."""
-    segment = [first]
+def slow_segment(model: SmashModel, taps_1TD, text, confidence: float, room: int):
+    """A segment said greedily, every micro step recomputed from the start; `text` is all there is
+    of prompt and answer, the segment's first token included."""
+    segment = [text[-1]]
     vector = taps_1TD[:, -1]
     table = model.config.calibration
     sure = 1.0
@@ -114,13 +115,29 @@ def slow_segment(model: SmashModel, taps_1TD, first: int, confidence: float, roo
         vector = outputs[:, -1]
         logits = model.micro_logits(vector)
         if table is not None:
-            scale, offset, weight = table[len(segment) - 1]
+            scale, offset, by_odds, by_lookup = table[len(segment) - 1]
             odds = torch.logit(logits.softmax(-1).amax(-1))
-            sure *= float(torch.sigmoid(weight * odds - scale * stop - offset))
+            opinion = slow_opinion(text, segment[1:], int(model.to_tokens(logits.argmax(-1))))
+            evidence = by_odds * odds + by_lookup * opinion
+            sure *= float(torch.sigmoid(evidence - scale * stop - offset))
             if sure < confidence:
                 break
         segment.append(int(model.to_tokens(logits.argmax(-1))))
     return segment
+
+
+def slow_opinion(text: Sequence[int], said: Sequence[int], token: int) -> float:
+    """What followed the last time the longest run at the text's end was there, searched for."""
+    for size in range(min(LONGEST, len(text) - 1), 0, -1):
+        for place in range(len(text) - 1, size - 1, -1):
+            if [*text[place - size : place]] == [*text[len(text) - size :]]:
+                period = [*text[place:]]
+                follows = [period[index % len(period)] for index in range(len(said) + 1)]
+                if follows[:-1] != [*said]:
+                    return 0.0
+                chance = CHANCES[min(size + len(said), len(CHANCES) - 1)]
+                return chance if follows[-1] == token else -chance
+    return 0.0
 
 
 def slow_trust(model: SmashModel, prompt: Sequence[int], confidence: float, length: int):
@@ -129,7 +146,8 @@ def slow_trust(model: SmashModel, prompt: Sequence[int], confidence: float, leng
     while (said := sum(map(len, segments))) < length:
         taps = features(model, prompt, segments)
         first = int(model.base_logits(taps[:, -1]).argmax(-1))
-        segments.append(slow_segment(model, taps, first, confidence, length - said))
+        text = [*prompt, *(token for segment in segments for token in segment), first]
+        segments.append(slow_segment(model, taps, text, confidence, length - said))
     return segments
 
 
@@ -142,8 +160,8 @@ def slow_verify(
     steps = [[first]]
     while (said := sum(map(len, steps))) < length:
         taps = features(model, prompt, stored)
-        draft = slow_segment(model, taps, first, confidence, length - said + 1)
         text = [*prompt, *(token for step in steps for token in step)]
+        draft = slow_segment(model, taps, text, confidence, length - said + 1)
         found = Lookup(text).propose(min(lookup, model.config.max_segment) - 1)
         draft = [first, *found] if found else draft
         draft = draft[: length - said]

@@ -85,7 +85,7 @@ def settings_of_base(length: int) -> Settings:
 def test_trust_is_its_slow_twin(gist: bool, base: str, confidence: float, calibrated: bool) -> None:
     model = toy(sharp(BASES[base]()), micro_vocabulary=range(0, 256, 5), gist=gist)
     if calibrated:
-        model.config.calibration = [[0.5, -0.8, 0.1], [0.5, -0.5, 0.2], [1.0, -0.2, 0.1]]
+        model.config.calibration = [[0.5, -0.8, 0.1, 0.9], [0.5, -0.5, 0.2, 1], [1, -0.2, 0.1, 2]]
     answers = generate(decoder(model), PROMPTS, ask(mode="trust", confidence=confidence))
     for prompt, answer in zip(PROMPTS, answers, strict=True):
         segments = slow_trust(model, prompt, confidence, LENGTH)

@@ -18,7 +18,8 @@ from lightstride.smash.batch import (
     split_some,
 )
 from lightstride.smash.drafts import find_starts, predict_drafts, tokens_at
-from smashed_toys import features, segmented, toy
+from lightstride.smash.evidence import evidence
+from smashed_toys import features, segmented, slow_opinion, toy
 
 BASE = sharp_llama()
 ONE = example("one", [1, 2, 3], [7, 11, 65, 66], BASE)
@@ -99,6 +100,44 @@ def test_drafts_are_those_of_one_answer_at_a_time(merged: bool) -> None:
                 )
             index += 1
     assert index == len(drafts.vectors_NKD)
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_evidence_is_what_a_search_finds_before_each_place(merged: bool) -> None:
+    model = toy(BASE)
+    long = torch.tensor([7, 11, 7, 11, 7, 7, 11, 65, 7, 11])
+    again = replace(ONE, answer_A=long, greedy_A=long, entropy_A=torch.zeros(len(long)))
+    batch = make_batch([[TWO, again], [THREE]])
+    cuts = [[2, 1, 2], [3, 1, 2, 1, 3], CUTS[2]]
+    assert [sum(cut) for cut in cuts] == [len(d.answer_A) for d in (TWO, again, THREE)]
+    slots = batch.merged(cuts) if merged else batch.apart()
+    with torch.no_grad():
+        starts = find_starts(slots, batch.documents_BL, 4)
+        taps = model.read_segments(slots)
+        drafts = predict_drafts(model, taps, starts, tokens_at(batch.tokens_BL, starts))
+    said, told = evidence(model, batch, drafts)
+    texts = [
+        [d.prompt_P.tolist(), d.answer_A.tolist(), cut if merged else [1] * len(d.answer_A)]
+        for d, cut in zip((TWO, again, THREE), cuts, strict=True)
+    ]
+    expected = []
+    for prompt, answer, cut in texts:
+        for edge in [0, *itertools.accumulate(cut)][:-1]:
+            text, following = [*prompt, *answer[: edge + 1]], answer[edge + 1 :]
+            tokens = said[len(expected)].tolist()
+            expected.append(
+                [
+                    slow_opinion(text, following[:k], token) if k <= len(following) else None
+                    for k, token in enumerate(tokens)
+                ]
+            )
+    assert len(expected) == len(said)
+    found = told[..., 2].tolist()
+    for row, wanted in zip(found, expected, strict=True):
+        assert [v for v, w in zip(row, wanted, strict=True) if w is not None] == pytest.approx(
+            [w for w in wanted if w is not None]
+        )
+    assert len({w for row in expected for w in row}) > 3
 
 
 def test_teacher_forced_segments_are_what_the_body_predicts() -> None:

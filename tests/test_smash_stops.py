@@ -25,8 +25,8 @@ def overconfident(num: int = 4000) -> Observed:
     truth_NJ = torch.randn(num, 3) * 1.5 - 0.5
     agrees_NJ = torch.rand(num, 3) < torch.sigmoid(-truth_NJ)
     logits_NJ = 3 * truth_NJ - torch.tensor([1.0, 2.0, 0.5])
-    odds_NJ = torch.randn(num, 3)
-    return Observed(logits_NJ, odds_NJ, agrees_NJ, torch.ones(num, 3, dtype=torch.bool), (num,))
+    features_NJF = torch.cat([logits_NJ[..., None], torch.randn(num, 3, 2)], dim=-1)
+    return Observed(features_NJF, agrees_NJ, torch.ones(num, 3, dtype=torch.bool), (num,))
 
 
 def test_calibration_lowers_the_error_at_every_place() -> None:
@@ -35,21 +35,19 @@ def test_calibration_lowers_the_error_at_every_place() -> None:
     before, after = calibration_errors(observed, None), calibration_errors(observed, found)
     assert all(b > 0.05 for b in before)
     assert all(a < 0.03 for a in after)
-    for (scale, offset, weight), shift in zip(found, (1.0, 2.0, 0.5), strict=True):
-        assert scale == pytest.approx(1 / 3, rel=0.15)
-        assert offset == pytest.approx(shift / 3, abs=0.15)
-        assert weight == pytest.approx(0, abs=0.15)
+    for row, shift in zip(found, (1.0, 2.0, 0.5), strict=True):
+        assert row == pytest.approx([1 / 3, shift / 3, 0, 0], abs=0.15)
 
 
-def test_calibration_finds_what_the_micro_decoder_knows() -> None:
+def test_calibration_finds_what_speaks_for_a_token() -> None:
     torch.manual_seed(0)
-    odds_NJ = torch.randn(4000, 2) * 3
-    agrees_NJ = torch.rand(4000, 2) < torch.sigmoid(0.5 * odds_NJ - 1)
-    valid_NJ = torch.ones(4000, 2, dtype=torch.bool)
-    observed = Observed(torch.randn(4000, 2), odds_NJ, agrees_NJ, valid_NJ, (4000,))
+    features_NJF = torch.randn(4000, 2, 3) * 2
+    truth_NJ = 0.5 * features_NJF[..., 1] + 0.8 * features_NJF[..., 2] - 1
+    agrees_NJ = torch.rand(4000, 2) < torch.sigmoid(truth_NJ)
+    observed = Observed(features_NJF, agrees_NJ, torch.ones(4000, 2, dtype=torch.bool), (4000,))
     found = calibrate(observed)
     for row in found:
-        assert row == pytest.approx([0, 1, 0.5], abs=0.15)
+        assert row == pytest.approx([0, 1, 0.5, 0.8], abs=0.15)
     assert max(calibration_errors(observed, found)) < 0.03
     assert trusted(observed, found, 0.9)["agreement"] > 0.9
 
@@ -57,8 +55,8 @@ def test_calibration_finds_what_the_micro_decoder_knows() -> None:
 def test_places_that_no_draft_reaches_stay_as_they_are() -> None:
     none = torch.zeros(5, 2, dtype=torch.bool)
     valid = torch.ones(5, 2, dtype=torch.bool)
-    observed = Observed(torch.randn(5, 2), torch.randn(5, 2), none, valid, (5,))
-    assert calibrate(observed)[1] == [1.0, 0.0, 0.0]
+    observed = Observed(torch.randn(5, 2, 3), none, valid, (5,))
+    assert calibrate(observed)[1] == [1.0, 0.0, 0.0, 0.0]
 
 
 def test_expected_error_against_bins_by_hand() -> None:
@@ -69,16 +67,19 @@ def test_expected_error_against_bins_by_hand() -> None:
 
 
 def test_confidence_of_a_draft_is_the_product_of_its_places() -> None:
-    logits, odds = torch.randn(7, 3), torch.randn(7, 3)
-    table = [[0.5, 0.1, 0.7], [2.0, -0.3], [1.0, 0.0, 2.0]]
-    weights = (0.7, 0.0, 2.0)
-    each = [
-        torch.sigmoid(weights[j] * odds[:, j] - row[0] * logits[:, j] - row[1])
-        for j, row in enumerate(table)
-    ]
-    torch.testing.assert_close(conditional(logits, odds, table)[:, 1], each[1])
-    torch.testing.assert_close(cumulative(logits, odds, table)[:, 2], each[0] * each[1] * each[2])
-    torch.testing.assert_close(conditional(logits, odds, None), torch.sigmoid(-logits))
+    features = torch.randn(7, 3, 3)
+    logits, odds, opinions = features.unbind(-1)
+    tables = [[[0.5, 0.1, 0.7, 0.3], [2.0, -0.3, 0.0, -1.0], [1.0, 0.0, 2.0, 0.0]]]
+    tables += [[row[:2] for row in tables[0]]]  # of grafts from before there was more
+    for table in tables:
+        each = []
+        for j, row in enumerate(table):
+            scale, offset, by_odds, by_opinion = [*row, 0.0, 0.0][:4]
+            sum_N = by_odds * odds[:, j] + by_opinion * opinions[:, j]
+            each.append(torch.sigmoid(sum_N - scale * logits[:, j] - offset))
+        torch.testing.assert_close(conditional(features, table)[:, 1], each[1])
+        torch.testing.assert_close(cumulative(features, table)[:, 2], each[0] * each[1] * each[2])
+    torch.testing.assert_close(conditional(features, None), torch.sigmoid(-logits))
 
 
 def test_log_odds_are_of_the_likeliest_token() -> None:
@@ -118,7 +119,7 @@ def test_calibrations_too_short_are_refused() -> None:
 def test_steps_by_hand() -> None:
     agrees = torch.tensor([[1, 1], [1, 0], [0, 1], [0, 0], [1, 0], [0, 0]], dtype=torch.bool)
     valid = torch.tensor([[1, 1], [1, 1], [1, 0], [0, 0], [1, 0], [0, 0]], dtype=torch.bool)
-    observed = Observed(torch.full((6, 2), -9.0), torch.zeros(6, 2), agrees, valid, (4, 2))
+    observed = Observed(torch.full((6, 2, 3), -9.0), agrees, valid, (4, 2))
     # The first document: 3 tokens, then 1; the second: 2 tokens at once.
     assert lossless_tokens_per_step(observed) == 6 / 3
     found = trusted(observed, None, 0.5)

@@ -1,12 +1,11 @@
 """Confidence that means what it says, fitted to how often held-out drafts were right.
 
-For each place of a draft, one after the other, a, b and c minimize the cross entropy of
-sigmoid(a z + b - c o) to "the next token is wrong", over drafts that were right until there, with
-z the stop head's logit and o the log odds of the drafted token (Platt, 1999; sequential as in
-DSpark).  The expected calibration error compares, in bins of equal width, the probability that all
-tokens so far are right with how often they were.
+For each place of a draft, one after the other, the weights of `stops.py` minimize the cross
+entropy of its probability to "the next token is right", over drafts that were right until there
+(Platt, 1999; sequential as in DSpark).  The expected calibration error compares, in bins of equal
+width, the probability that all tokens so far are right with how often they were.
 
-Shapes: N drafts, J places, M drafts that count at one place.
+Shapes: N drafts, J places, F features, M drafts that count at one place.
 """
 
 import torch
@@ -19,44 +18,44 @@ from lightstride.smash.stops import Calibration, cumulative
 NUM_BINS = 15
 PRIOR = 1.0
 """Strength of the pull to the stop head as it is, in drafts."""
-NEUTRAL = (1.0, 0.0, 0.0)
+NEUTRAL = (1.0, 0.0, 0.0, 0.0)
 """The stop head as it is."""
 
 
 def calibrate(observed: Observed) -> list[list[float]]:
-    """Scale, offset and weight of each place."""
-    found = []
-    for j, counts_N in enumerate(observed.reached().T):
-        logits_M, odds_M = observed.stop_logits_NJ[counts_N, j], observed.odds_NJ[counts_N, j]
-        found.append(fit(logits_M, odds_M, ~observed.agrees_NJ[counts_N, j]))
-    return found
+    """Scale, offset and weights of each place."""
+    return [
+        fit(observed.features_NJF[counts_N, j], ~observed.agrees_NJ[counts_N, j])
+        for j, counts_N in enumerate(observed.reached().T)
+    ]
 
 
-def fit(logits_M: Tensor, odds_M: Tensor, wrong_M: Tensor) -> list[float]:
-    """Scale, offset and weight for one place; neutral where nothing counts."""
-    if not len(logits_M):
+def fit(features_MF: Tensor, wrong_M: Tensor) -> list[float]:
+    """Scale, offset and weights for one place; neutral where nothing counts."""
+    if not len(features_MF):
         return list(NEUTRAL)
-    features_M3 = torch.stack([logits_M, torch.ones_like(logits_M), -odds_M], dim=1).double()
+    logits_M1, others = features_MF[:, :1].double(), features_MF[:, 1:].double()
+    terms = torch.cat([logits_M1, torch.ones_like(logits_M1), -others], dim=1)
     wrong_M = wrong_M.double()
-    line_3 = torch.tensor(NEUTRAL, dtype=torch.float64, requires_grad=True)
-    neutral_3 = torch.tensor(NEUTRAL, dtype=torch.float64)
-    optimizer = torch.optim.LBFGS([line_3], max_iter=200, line_search_fn="strong_wolfe")
+    weights = torch.tensor(NEUTRAL, dtype=torch.float64, requires_grad=True)
+    neutral = torch.tensor(NEUTRAL, dtype=torch.float64)
+    optimizer = torch.optim.LBFGS([weights], max_iter=200, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        total = binary_cross_entropy_with_logits(features_M3 @ line_3, wrong_M, reduction="sum")
-        total = total + PRIOR * (line_3 - neutral_3).square().sum()
+        total = binary_cross_entropy_with_logits(terms @ weights, wrong_M, reduction="sum")
+        total = total + PRIOR * (weights - neutral).square().sum()
         total.backward()
         return total
 
     with torch.enable_grad():
         optimizer.step(loss)
-    return [round(value, 5) for value in line_3.detach().tolist()]
+    return [round(value, 5) for value in weights.detach().tolist()]
 
 
 def calibration_errors(observed: Observed, calibration: Calibration | None) -> list[float]:
     """Expected calibration error of each place."""
-    sure_NJ = cumulative(observed.stop_logits_NJ, observed.odds_NJ, calibration)
+    sure_NJ = cumulative(observed.features_NJF, calibration)
     right_NJ = observed.agrees_NJ.long().cumprod(-1).double()
     errors = []
     for place in range(sure_NJ.shape[1]):

@@ -13,7 +13,7 @@ from lightstride.generate.rows import Row
 from lightstride.generate.sampler import Sampler
 from lightstride.generate.sampling import Purpose
 from lightstride.smash.body import SmashBody
-from lightstride.smash.lookup import Lookups
+from lightstride.smash.lookup import Expected, Lookups
 from lightstride.smash.modules import MicroCache
 from lightstride.smash.stops import conditional, log_odds
 
@@ -98,12 +98,14 @@ class Drafter:
         place = 0
         vectors_BD, cache = taps_BTD[:, -1], None
         sure_B = torch.ones(len(batch), device=taps_BTD.device)
+        expected = self.expect(batch, draft.segments)
         while any(going := self.asked_before(going, vectors_BD)):
             last_B = torch.tensor([s[-1] for s in draft.segments], device=taps_BTD.device)
             before_BD = vectors_BD
             vectors_BD, cache = self.micro(taps_BTD, last_B, cache)
             logits_BM = self.model.micro_logits(vectors_BD)
-            sure_B = sure_B * self.right(before_BD, logits_BM, place)
+            said_before = self.opinions(expected, draft.segments, logits_BM)
+            sure_B = sure_B * self.right(before_BD, logits_BM, said_before, place)
             going = self.sure(going, sure_B)
             if not any(going):
                 break
@@ -138,14 +140,44 @@ class Drafter:
         logits_B = self.model.stop_logits(vectors_BD).float()
         return self.sure(going, torch.sigmoid(-logits_B))
 
-    def right(self, before_BD: Tensor, logits_BM: Tensor, place: int) -> Tensor:
+    def expect(self, batch: Sequence[Row], segments: Sequence[Sequence[int]]) -> list[Expected]:
+        """What may follow the first token of each segment because it did before."""
+        settings = self.sampler.settings
+        if (
+            self.model.config.calibration is None
+            or settings.lookup == 0
+            or settings.confidence == 1
+        ):
+            return [Expected([], 0)] * len(batch)
+        found = []
+        for row, segment in zip(batch, segments, strict=True):
+            lookup = self.lookups.of(row)
+            if not self.checked:  # its first token is not in the answer yet, but will be
+                lookup.extend(segment[:1])
+            found.append(lookup.expect(self.model.config.max_segment - 1))
+        return found
+
+    def opinions(
+        self, expected: Sequence[Expected], segments: Sequence[Sequence[int]], logits_BM: Tensor
+    ) -> list[float]:
+        """What was said before in the place of each row's likeliest token."""
+        likeliest = self.model.to_tokens(logits_BM.argmax(-1)).tolist()
+        return [
+            each.opinion(segment[1:], token)
+            for each, segment, token in zip(expected, segments, likeliest, strict=True)
+        ]
+
+    def right(
+        self, before_BD: Tensor, logits_BM: Tensor, said_before: Sequence[float], place: int
+    ) -> Tensor:
         """P(a row's likeliest token is right), shape (B,); 1 where no calibration tells."""
         calibration = self.model.config.calibration
         if calibration is None:
             return torch.ones(len(logits_BM), device=logits_BM.device)
-        stops_B1 = self.model.stop_logits(before_BD).float()[:, None]
-        odds_B1 = log_odds(logits_BM)[:, None]
-        return conditional(stops_B1, odds_B1, calibration[place:])[:, 0]
+        stops_B = self.model.stop_logits(before_BD).float()
+        said_before_B = torch.tensor(said_before, device=stops_B.device)
+        features_BF = torch.stack([stops_B, log_odds(logits_BM), said_before_B], dim=-1)
+        return conditional(features_BF[:, None], calibration[place:])[:, 0]
 
     def sure(self, going: list[bool], sure_B: Tensor) -> list[bool]:
         """Those of the rows that are as sure as asked for."""

@@ -34,6 +34,23 @@ class Branch:
     """Tokens before it that are the latest ones again."""
 
 
+@dataclass(frozen=True)
+class Expected:
+    """What may come next because it did before."""
+
+    tokens: list[int]
+    run: int
+
+    def opinion(self, said: Sequence[int], token: int) -> float:
+        """How likely this token is next, after those that were said; minus how likely another is,
+        and 0 where nothing is expected."""
+        place = len(said)
+        if place >= len(self.tokens) or [*said] != self.tokens[:place]:
+            return 0.0
+        chance = CHANCES[min(self.run + place, len(CHANCES) - 1)]
+        return chance if self.tokens[place] == token else -chance
+
+
 class Lookup:
     """All tokens of one row so far, and where each of their runs ended."""
 
@@ -67,8 +84,13 @@ class Lookup:
 
     def propose(self, most: int) -> list[int]:
         """Up to `most` tokens that may come next; none if the latest ones are new."""
-        best = self.branches(self.shortest)[:1]
-        return continuation(self.tokens, best[0].place, most) if best else []
+        return self.expect(most, self.shortest).tokens
+
+    def expect(self, most: int, shortest: int = 1) -> Expected:
+        """The likeliest of what may come next."""
+        for branch in self.branches(shortest)[:1]:
+            return Expected(continuation(self.tokens, branch.place, most), branch.run)
+        return Expected([], 0)
 
 
 class Lookups:

@@ -5,7 +5,7 @@ say a step: a step that starts at token i says 1 + r_i tokens, r_i the length of
 leading run of agreements with the base, and the next step starts behind them.  At one confidence
 `trust` goes on while the stop head is sure enough; here it is judged on unmerged text.
 
-Shapes: N drafts, K tokens of a draft, J = K - 1 later places.
+Shapes: N drafts, K tokens of a draft, J = K - 1 later places, F features.
 """
 
 import random
@@ -18,7 +18,8 @@ from torch import Tensor
 
 from lightstride.smash.batch import Batch, make_batch, pack
 from lightstride.smash.body import SmashBody
-from lightstride.smash.drafts import find_starts, predict_drafts, say_later, stops, tokens_at
+from lightstride.smash.drafts import find_starts, predict_drafts, tokens_at
+from lightstride.smash.evidence import evidence
 from lightstride.smash.examples import Example
 from lightstride.smash.learn import right_so_far
 from lightstride.smash.on_policy import own_lengths, walk
@@ -33,9 +34,8 @@ GREEDY_SHARE = 0.98
 class Observed:
     """Drafts of held-out answers."""
 
-    stop_logits_NJ: Tensor
-    odds_NJ: Tensor
-    """Log odds of the drafted tokens, by the micro decoder."""
+    features_NJF: Tensor
+    """What speaks for and against each drafted token (`stops.py`)."""
     agrees_NJ: Tensor
     valid_NJ: Tensor
     sizes: tuple[int, ...]
@@ -81,8 +81,7 @@ def observe(
         batch = make_batch([[examples[d] for d in row] for row in plan], model.device)
         found.append(observe_batch(model, batch, random.Random(f"{seed}:{number}"), merged))
     return Observed(
-        torch.cat([each.stop_logits_NJ for each in found]),
-        torch.cat([each.odds_NJ for each in found]),
+        torch.cat([each.features_NJF for each in found]),
         torch.cat([each.agrees_NJ for each in found]),
         torch.cat([each.valid_NJ for each in found]),
         tuple(size for each in found for size in each.sizes),
@@ -100,16 +99,10 @@ def observe_batch(model: SmashBody, batch: Batch, rng: random.Random, merged: bo
         taps, sizes = model.read_segments(slots), [len(lengths) for lengths in cut]
     starts = find_starts(slots, batch.documents_BL, model.config.max_segment)
     drafts = predict_drafts(model, taps, starts, tokens_at(batch.tokens_BL, starts))
-    said_NJ, odds_NJ = say_later(model, drafts)
+    said_NJ, features_NJF = evidence(model, batch, drafts)
     agrees_NJ = said_NJ == tokens_at(batch.greedy_BL, starts)[:, 1:]
     valid_NJ = starts.valid_NK[:, 1:]
-    return Observed(
-        stops(model, drafts).cpu(),
-        odds_NJ.cpu(),
-        (agrees_NJ & valid_NJ).cpu(),
-        valid_NJ.cpu(),
-        tuple(sizes),
-    )
+    return Observed(features_NJF.cpu(), (agrees_NJ & valid_NJ).cpu(), valid_NJ.cpu(), tuple(sizes))
 
 
 def lossless_tokens_per_step(observed: Observed) -> float:
@@ -121,8 +114,8 @@ def lossless_tokens_per_step(observed: Observed) -> float:
 def trusted(
     observed: Observed, calibration: Calibration | None, confidence: float
 ) -> dict[str, float]:
-    """Tokens a step that the stop head lets through, and the share that the base agrees with."""
-    sure_NJ = cumulative(observed.stop_logits_NJ, observed.odds_NJ, calibration) >= confidence
+    """Tokens a step that this confidence lets through, and the share that the base agrees with."""
+    sure_NJ = cumulative(observed.features_NJF, calibration) >= confidence
     says_NJ = (sure_NJ & observed.valid_NJ).long().cumprod(-1).bool()
     right = (says_NJ & observed.agrees_NJ).sum() / says_NJ.sum().clamp(min=1)
     steps = tokens_per_step(1 + says_NJ.sum(-1), observed.sizes)

@@ -21,9 +21,9 @@ from lightstride.smash.drafts import (
     find_starts,
     predict_drafts,
     say_later,
-    stops,
     tokens_at,
 )
+from lightstride.smash.evidence import evidence
 from lightstride.smash.segments import Segmented
 from lightstride.smash.stops import cumulative
 
@@ -46,9 +46,9 @@ def own_lengths(
     starts = find_starts(apart, batch.documents_BL, num_tokens)
     tokens_NK = tokens_at(batch.tokens_BL, starts)
     drafts = predict_drafts(model, taps, starts, tokens_NK)
-    said_NJ, odds_NJ = say_later(model, drafts)
+    said_NJ, features_NJF = evidence(model, batch, drafts)
     right_NJ = (said_NJ == tokens_NK[:, 1:]) & starts.valid_NK[:, 1:]
-    goes_on_NJ = cumulative(stops(model, drafts), odds_NJ, model.config.calibration)
+    goes_on_NJ = cumulative(features_NJF, model.config.calibration)
     cut: list[list[int]] = []
     first = 0
     for row in batch.rows:
