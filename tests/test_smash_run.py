@@ -151,9 +151,9 @@ def test_a_smashed_model_is_not_smashed_again(folder: Path) -> None:
 
 
 def test_grafts_are_gone_on_with(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first = config_of(folder, "first")
+    first = config_of(folder, "begun")
     smash(first)
-    second = config_of(folder, "second", start_from=first.output, adapter_rank=2, steps=1,
+    second = config_of(folder, "gone-on", start_from=first.output, adapter_rank=2, steps=1,
                        learning_rate=1e-9)  # fmt: skip
     result = smash(second)
     assert result["numbers"]["started_from"]["training"]["steps"] == 4
@@ -162,7 +162,7 @@ def test_grafts_are_gone_on_with(folder: Path, capsys: pytest.CaptureFixture[str
     assert any(name.startswith("adapters.") for name in after)
     for name, tensor in before.items():
         torch.testing.assert_close(after[name], tensor, atol=1e-6, rtol=1e-5)
-    flags = ["smash", str(folder / "llama"), "-o", str(folder / "third"), "--max-segment", "3"]
+    flags = ["smash", str(folder / "llama"), "-o", str(folder / "refused"), "--max-segment", "3"]
     flags += ["--prompts", str(folder / "prompts.jsonl"), "--preset", "demo", "--start-from"]
     assert cli.main([*flags, str(folder / "llama")]) == 2
     assert "is not a smashed model" in capsys.readouterr().err
