@@ -53,6 +53,7 @@ def smash(config: SmashRunConfig) -> Mapping[str, object]:
         raise ModelError(f"{config.model} is smashed already; give its base")
     if config.start_from and not is_smashed(config.start_from):
         raise ModelError(f"{config.start_from} is not a smashed model to start from")
+    started_from = origin(config.start_from)
     tokenizer = load_tokenizer(config.model)
     prompts = given_prompts(config, tokenizer)
     base = load_model(
@@ -77,7 +78,7 @@ def smash(config: SmashRunConfig) -> Mapping[str, object]:
         "tokens_per_step": judge(config, model, dtype, judged_on),
         "oracle": allowed(held_out, model),
         "training": summary(progress, learn, held_out),
-        "started_from": origin(config.start_from),
+        "started_from": started_from,
         "graft_parameters": sum(p.numel() for g in model.grafts() for p in g.parameters()),
         "control": control(config, before, learn, judged_on),
         "seconds": {"answers": answered - started, "all": time.perf_counter() - started},
@@ -157,7 +158,8 @@ def origin(source: str | None) -> Numbers | None:
         return None
     before = read_result(path)
     training = before["numbers"].get("training")
-    assert isinstance(training, dict)
+    if not isinstance(training, dict):
+        raise DataError(f"{path} is not the result of a training; remove it")
     told = {key: value for key, value in training.items() if key != "losses"}
     return {**{key: before[key] for key in ("command", "created", "data")}, "training": told}
 
