@@ -104,11 +104,12 @@ class Drafter:
             before_BD = vectors_BD
             vectors_BD, cache = self.micro(taps_BTD, last_B, cache)
             logits_BM = self.model.micro_logits(vectors_BD)
-            said_before = self.opinions(expected, draft.segments, logits_BM)
-            sure_B = sure_B * self.right(before_BD, logits_BM, said_before, place)
-            going = self.sure(going, sure_B)
-            if not any(going):
-                break
+            if self.model.config.calibration is not None:
+                said_before = self.opinions(expected, draft.segments, logits_BM)
+                sure_B = sure_B * self.right(before_BD, logits_BM, said_before, place)
+                going = self.sure(going, sure_B)
+                if not any(going):
+                    break
             said = self.say(batch, logits_BM, draft, emitted)
             for row, token in enumerate(said):
                 going[row] = going[row] and token is not None
@@ -170,10 +171,9 @@ class Drafter:
     def right(
         self, before_BD: Tensor, logits_BM: Tensor, said_before: Sequence[float], place: int
     ) -> Tensor:
-        """P(a row's likeliest token is right), shape (B,); 1 where no calibration tells."""
+        """P(a row's likeliest token is right), by the calibration, shape (B,)."""
         calibration = self.model.config.calibration
-        if calibration is None:
-            return torch.ones(len(logits_BM), device=logits_BM.device)
+        assert calibration is not None
         stops_B = self.model.stop_logits(before_BD).float()
         said_before_B = torch.tensor(said_before, device=stops_B.device)
         features_BF = torch.stack([stops_B, log_odds(logits_BM), said_before_B], dim=-1)
