@@ -23,13 +23,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lightstride.data.text import Windows, pack, whole
+from lightstride.data.windows import Windows, pack, whole
 from lightstride.evaluate.perplexity import perplexity
-from lightstride.models.families import adapter_for
-from lightstride.models.load import load_model, load_tokenizer
+from lightstride.models.families.registry import adapter_for
+from lightstride.models.opening.load import load_model, load_tokenizer
 from lightstride.models.shapes import AttentionShape, FFNShape, Geometry, Shape, Site
-from lightstride.prune.materialize import materialize
-from lightstride.prune.supernet import Accumulation, build_supernet
+from lightstride.prune.cut.materialize import materialize
+from lightstride.prune.cut.supernet import Accumulation, build_supernet
 from record import add_output, finish
 from supernet import random_windows
 

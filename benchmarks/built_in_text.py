@@ -8,7 +8,7 @@ makes FOLDER/calibration.txt and, of other documents, FOLDER/held-out.txt.
 import sys
 from pathlib import Path
 
-from lightstride.data.text import read_documents
+from lightstride.data.windows import read_documents
 
 CHARACTERS = 1_000_000
 HELD_OUT_EVERY = 4

@@ -23,11 +23,11 @@ import torch
 from torch import nn
 
 from lightstride.generate import Decoder, PlainDecoder, Settings, Step
-from lightstride.models.families import adapter_for
-from lightstride.models.load import load_model, load_tokenizer
-from lightstride.smash.config import SmashConfig
-from lightstride.smash.decode import SmashDecoder
-from lightstride.smash.model import SmashModel
+from lightstride.models.families.registry import adapter_for
+from lightstride.models.opening.load import load_model, load_tokenizer
+from lightstride.smash.decode.decoder import SmashDecoder
+from lightstride.smash.hub import SmashModel
+from lightstride.smash.model.config import SmashConfig
 from record import add_output, finish
 
 

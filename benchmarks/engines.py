@@ -34,19 +34,19 @@ import torch
 import xllamacpp
 from transformers import DynamicCache, PreTrainedModel
 
-from lightstride.export.gguf import write_gguf
-from lightstride.export.weights import ModelWeights
-from lightstride.models.adapter import OUTPUT_NAME
-from lightstride.models.families import adapter_for
-from lightstride.models.load import load_model, load_tokenizer
+from lightstride.export.gguf.weights import ModelWeights
+from lightstride.export.gguf.write import write_gguf
+from lightstride.models.families.adapter import OUTPUT_NAME
+from lightstride.models.families.registry import adapter_for
+from lightstride.models.opening.load import load_model, load_tokenizer
 from lightstride.models.shapes import AttentionKept, AttentionShape, FFNKept, Geometry, Kept, Shape
-from lightstride.prune.budget import build_space, dense_cost, parameter_cost
-from lightstride.prune.levels import limit_for, uniform_plan
-from lightstride.prune.local import Level, kept_columns
-from lightstride.prune.materialize import DenseSites, materialize
-from lightstride.prune.moves import Moves
-from lightstride.prune.plan import Plan
-from lightstride.prune.targets import named_target
+from lightstride.prune.cut.materialize import DenseSites, materialize
+from lightstride.prune.cut.refit import Level, kept_columns
+from lightstride.prune.search.moves import Moves
+from lightstride.prune.space.budget import build_space, dense_cost, parameter_cost
+from lightstride.prune.space.narrow import limit_for, uniform_plan
+from lightstride.prune.space.plan import Plan
+from lightstride.prune.space.targets import named_target
 from record import add_output, finish
 
 CLOCKS: Mapping[str, Callable[[], float]] = {

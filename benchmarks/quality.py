@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightstride.bench.run import bench
 from lightstride.checkpoint import read_record
+from lightstride.commands.bench import bench
+from lightstride.commands.evaluate import evaluate
 from lightstride.config import BenchConfig, EvaluateConfig
 from lightstride.config.base import Command
 from lightstride.evaluate.outcome import read_items, retained
-from lightstride.evaluate.run import evaluate
 from lightstride.results import markdown_table, read_result
 from record import keep
 

@@ -20,14 +20,14 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from lightstride.models.families import adapter_for
+from lightstride.models.families.registry import adapter_for
 from lightstride.models.shapes import AttentionShape, FFNShape, Geometry
-from lightstride.prune.budget import build_space, dense_cost, parameter_cost
 from lightstride.prune.estimate import Rates, statistics_bytes
 from lightstride.prune.forecast import forecast
 from lightstride.prune.rates import measure_rates
 from lightstride.prune.rounds import Pruner, Rounds
-from lightstride.prune.targets import TARGETS
+from lightstride.prune.space.budget import build_space, dense_cost, parameter_cost
+from lightstride.prune.space.targets import TARGETS
 from lightstride.results import markdown_table
 from record import add_output, finish
 

@@ -26,22 +26,22 @@ from transformers import PreTrainedModel
 
 from lightstride.checkpoint import save_checkpoint
 from lightstride.evaluate.perplexity import perplexity
-from lightstride.models.adapter import Adapter
-from lightstride.models.families import adapter_for
-from lightstride.models.load import load_model, load_tokenizer
+from lightstride.models.families.adapter import Adapter
+from lightstride.models.families.registry import adapter_for
+from lightstride.models.opening.load import load_model, load_tokenizer
 from lightstride.models.shapes import Site
-from lightstride.prune.budget import build_space, dense_cost, parameter_cost
-from lightstride.prune.evolution import Evolution, News, Report, evolve
+from lightstride.prune.cut.materialize import mask, materialize
+from lightstride.prune.cut.refit import Level
 from lightstride.prune.fitness import Fitness, FitnessSettings, LevelOf
-from lightstride.prune.guided import Guided, GuidedSearch
 from lightstride.prune.heal import Healing, heal
-from lightstride.prune.ledger import Ledger, Sample
-from lightstride.prune.local import Level
-from lightstride.prune.materialize import mask, materialize
-from lightstride.prune.moves import Moves, offspring
-from lightstride.prune.plan import Plan, sparsity
 from lightstride.prune.rounds import Pruner, Rounds, name_of
-from lightstride.prune.targets import named_target
+from lightstride.prune.search.evaluation_log import Ledger, Sample
+from lightstride.prune.search.evolution import Evolution, News, Report, evolve
+from lightstride.prune.search.guided import Guided, GuidedSearch
+from lightstride.prune.search.moves import Moves, offspring
+from lightstride.prune.space.budget import build_space, dense_cost, parameter_cost
+from lightstride.prune.space.plan import Plan, sparsity
+from lightstride.prune.space.targets import named_target
 from record import add_output, finish
 
 PAPER = Evolution(generations=15, offspring=32, tokens=(1024, 4096, 16_384), survivors=(8, 3, 2))

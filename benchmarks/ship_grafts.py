@@ -18,12 +18,12 @@ import torch
 
 from lightstride.checkpoint import read_record, write_record
 from lightstride.errors import LightstrideError, ModelError
-from lightstride.models.builtin import ASSETS, GRAFTS
-from lightstride.models.folders import whole_folder
-from lightstride.models.load import load_model
+from lightstride.files import whole_folder
+from lightstride.models.opening.builtin import ASSETS, GRAFTS
+from lightstride.models.opening.load import load_model
 from lightstride.results import read_result, write_json
-from lightstride.smash.grafts import WEIGHTS, graft_state, write_grafts
-from lightstride.smash.model import SmashModel
+from lightstride.smash.hub import SmashModel
+from lightstride.smash.model.graft_files import WEIGHTS, graft_state, write_grafts
 from record import short
 
 LIMIT = 12 * 10**6

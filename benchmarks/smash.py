@@ -30,16 +30,16 @@ from pathlib import Path
 import torch
 
 from lightstride.checkpoint import open_decoder
-from lightstride.data.chat import Prompt, read_prompts
+from lightstride.data.prompts import Prompt, read_prompts
 from lightstride.errors import ConfigError, LightstrideError
 from lightstride.generate import Decoder, Generation, PlainDecoder, Settings, generate
-from lightstride.generate.prompts import chat_tokens
-from lightstride.smash.answers import Answer, read_answers
-from lightstride.smash.decode import SmashDecoder
-from lightstride.smash.model import SmashModel
-from lightstride.smash.oracle import oracle
-from lightstride.smash.prompts import self_prompts
-from lightstride.smash.scores import Scores, batches_of, score_batch
+from lightstride.generate.chat_template import chat_tokens
+from lightstride.smash.data.answers import Answer, read_answers
+from lightstride.smash.data.ceiling import oracle
+from lightstride.smash.data.scores import Scores, batches_of, score_batch
+from lightstride.smash.data.self_prompts import self_prompts
+from lightstride.smash.decode.decoder import SmashDecoder
+from lightstride.smash.hub import SmashModel
 from record import add_output, finish, path_or_name
 
 DOMAINS = ("chat", "maths", "code")

@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lightstride.models.adapter import OUTPUT_NAME, Adapter
-from lightstride.models.families import adapter_for
-from lightstride.models.load import load_model, load_tokenizer
+from lightstride.models.families.adapter import OUTPUT_NAME, Adapter
+from lightstride.models.families.registry import adapter_for
+from lightstride.models.opening.load import load_model, load_tokenizer
 from lightstride.models.shapes import AttentionShape, FFNShape, Geometry, Shape, Site, shape_text
-from lightstride.prune import statistics, stream, supernet
-from lightstride.prune.local import prune_site
+from lightstride.prune.cut import statistics, stream, supernet
+from lightstride.prune.cut.refit import prune_site
 from published import published_loss
 from record import add_output, finish
 

@@ -9,7 +9,7 @@ is one JSON document.
 
 import argparse
 
-from lightstride.prune.targets import TARGETS
+from lightstride.prune.space.targets import TARGETS
 from record import finish
 from search import Bench, open_bench, run_all, search_flags
 

@@ -19,7 +19,7 @@ from transformers.utils import logging
 
 from lightstride import cli
 from lightstride.checkpoint import save_checkpoint
-from lightstride.models.load import load_model, load_tokenizer
+from lightstride.models.opening.load import load_model, load_tokenizer
 from lightstride.results import markdown_table, read_result
 
 MODEL = "smollm2-135m"

@@ -21,16 +21,16 @@ from transformers import (
 
 import lightstride
 from lightstride.errors import ModelError
+from lightstride.files import whole_folder
 from lightstride.generate import Decoder, PlainDecoder
-from lightstride.models import layered
-from lightstride.models.folders import whole_folder
-from lightstride.models.load import is_local, load_model, load_tokenizer, locate
-from lightstride.models.reading import quiet, reading
-from lightstride.models.registration import LAYERED
-from lightstride.models.widths import rebuilt
-from lightstride.smash.config import SmashConfig
-from lightstride.smash.decode import SmashDecoder
-from lightstride.smash.model import SmashModel
+from lightstride.models.opening.explain import quiet, reading
+from lightstride.models.opening.load import is_local, load_model, load_tokenizer, locate
+from lightstride.models.uneven import modeling as layered
+from lightstride.models.uneven.rebuild import rebuilt
+from lightstride.models.uneven.register import LAYERED
+from lightstride.smash.decode.decoder import SmashDecoder
+from lightstride.smash.hub import SmashModel
+from lightstride.smash.model.config import SmashConfig
 
 RECORD_NAME = "lightstride.json"
 RECORD_FORMAT = 1

@@ -37,49 +37,49 @@ DESCRIPTION = (
 
 def prune(config: PruneConfig) -> Document:
     """Prune a model; the result, as in `result.json`."""
-    from lightstride.prune.run import prune
+    from lightstride.commands.prune import prune
 
     return prune(config)
 
 
 def smash(config: SmashRunConfig) -> Document:
     """Teach a model to say several tokens a step; the result, as in `result.json`."""
-    from lightstride.smash.run import smash
+    from lightstride.commands.smash import smash
 
     return smash(config)
 
 
 def generate(config: GenerateConfig) -> Document:
     """Print an answer; the answer and what it cost."""
-    from lightstride.generate.run import generate
+    from lightstride.commands.generate import generate
 
     return generate(config)
 
 
 def evaluate(config: EvaluateConfig) -> Document:
     """Measure what a model knows; the result, as in `result.json`."""
-    from lightstride.evaluate.run import evaluate
+    from lightstride.commands.evaluate import evaluate
 
     return evaluate(config)
 
 
 def bench(config: BenchConfig) -> Document:
     """Measure how fast a model is; the result, as in `result.json`."""
-    from lightstride.bench.run import bench
+    from lightstride.commands.bench import bench
 
     return bench(config)
 
 
 def report(config: ReportConfig) -> Document:
     """Make a page of results; the names of the files written."""
-    from lightstride.report.run import report
+    from lightstride.commands.report import report
 
     return report(config)
 
 
 def export(config: ExportConfig) -> Document:
     """Write a model for another engine; what was written."""
-    from lightstride.export.run import export
+    from lightstride.commands.export import export
 
     return export(config)
 

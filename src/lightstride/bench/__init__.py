@@ -1,1 +1,1 @@
-"""Speed and memory of a model, alone or in turn with another, and of the machine under it."""
+"""Speed and memory: measure (decode, prefill), machine (what the hardware allows)."""

@@ -20,8 +20,8 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from lightstride.data.text import Windows
-from lightstride.models.logits import answering, slice_rows
+from lightstride.data.windows import Windows
+from lightstride.models.sliced_logits import answering, slice_rows
 
 LARGEST_EXPONENT = 700
 

@@ -7,8 +7,8 @@ the checkpoint's own modeling file.
 
 from vllm import ModelRegistry
 
-from lightstride.models.registration import LAYERED
-from lightstride.models.registration import register as register_classes
+from lightstride.models.uneven.register import LAYERED
+from lightstride.models.uneven.register import register as register_classes
 
 BACKEND = "vllm.model_executor.models.transformers:TransformersForCausalLM"
 

@@ -9,9 +9,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightstride.errors import ConfigError
 from lightstride.generate.cache import Storage
+from lightstride.generate.forward import Sequences
 from lightstride.generate.rows import FinishReason, Row, Rows, Stopper
 from lightstride.generate.sampler import Processor, Sampler
-from lightstride.generate.sequences import Sequences
 from lightstride.generate.settings import Settings
 
 

@@ -11,9 +11,9 @@ from typing import Literal
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightstride.errors import ConfigError
+from lightstride.generate.detokenize import TextStream
 from lightstride.generate.sampling import row_key
 from lightstride.generate.settings import Settings
-from lightstride.generate.text import TextStream
 
 FinishReason = Literal["stop", "length"]
 Stopper = Callable[[Sequence[Sequence[int]]], Sequence[bool]]

@@ -1,1 +1,6 @@
-"""See docs/design.md."""
+"""Cut a model's widths where it hurts least (Tyr-the-Pruner, arXiv 2503.09657).
+
+space/    which shapes a site may take, at what cost    cut/    statistics, refits, cut weights
+fitness    how a candidate is judged    rounds  space to plan, coarse to fine
+heal    training after the cut    forecast, estimate, rates   how long it takes
+"""

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lightstride.models.shapes import FFNShape, Geometry, Shape, Site
-from lightstride.prune.evolution import Evolution
-from lightstride.prune.guided import Guided
-from lightstride.prune.plan import Plan, Space, num_parameters
+from lightstride.prune.search.evolution import Evolution
+from lightstride.prune.search.guided import Guided
+from lightstride.prune.space.plan import Plan, Space, num_parameters
 
 GRAM_SHARE = 9 / 16
 PROBE_SHARE = 0.5

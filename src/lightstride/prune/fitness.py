@@ -24,9 +24,14 @@ from transformers import PreTrainedModel
 
 from lightstride.distributed import gather_objects, pieces, rank, world_size
 from lightstride.errors import ConfigError
-from lightstride.models.adapter import Adapter, SiteWeights
+from lightstride.models.families.adapter import Adapter, SiteWeights
 from lightstride.models.shapes import KINDS, NO_ATTENTION, Shape, Site
-from lightstride.prune.divergence import (
+from lightstride.prune.cut.materialize import DenseSites
+from lightstride.prune.cut.refit import Level
+from lightstride.prune.cut.stream import Call, Recorder, recorders
+from lightstride.prune.search.evaluation_log import Sample
+from lightstride.prune.space.plan import Plan
+from lightstride.prune.top_k_kl import (
     Teacher,
     concatenate,
     divergence,
@@ -34,11 +39,6 @@ from lightstride.prune.divergence import (
     remember,
     split,
 )
-from lightstride.prune.ledger import Sample
-from lightstride.prune.local import Level
-from lightstride.prune.materialize import DenseSites
-from lightstride.prune.plan import Plan
-from lightstride.prune.stream import Call, Recorder, recorders
 
 LevelOf = Callable[[Site, Shape], Level]
 """A site at one of its shapes, as a supernet has it."""

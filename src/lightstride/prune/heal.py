@@ -21,10 +21,10 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from lightstride.distributed import rank, world_size
-from lightstride.models.adapter import Adapter
+from lightstride.models.families.adapter import Adapter
+from lightstride.training.checkpoint import Progress, TrainingFolder
 from lightstride.training.losses import divergence
-from lightstride.training.progress import Progress, TrainingFolder
-from lightstride.training.steps import lowered_weights, rate_at, set_rates
+from lightstride.training.schedule import lowered_weights, rate_at, set_rates
 
 STATE_BYTES = 12
 """Bytes of an fp32 weight and the optimizer's two moments."""

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lightstride.models.adapter import Adapter
+from lightstride.models.families.adapter import Adapter
 from lightstride.models.shapes import FFNShape, Site
+from lightstride.prune.cut.gram import add_gram
+from lightstride.prune.cut.refit import prune_ffn
+from lightstride.prune.cut.stream import recorders
 from lightstride.prune.estimate import GRAM_SHARE, Rates, inputs, solve_operations
-from lightstride.prune.gram import add_gram
-from lightstride.prune.latency import best_time
-from lightstride.prune.local import prune_ffn
-from lightstride.prune.stream import recorders
+from lightstride.prune.space.latency import best_time
 
 MOST_CHANNELS = 1024
 """Widest site that is pruned for the measurement."""

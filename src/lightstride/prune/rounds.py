@@ -26,20 +26,27 @@ from transformers import PreTrainedModel
 
 from lightstride.distributed import barrier, broadcast_object, rank
 from lightstride.errors import WorkError
-from lightstride.models.adapter import Adapter
+from lightstride.models.families.adapter import Adapter
 from lightstride.models.shapes import Shape, Site
+from lightstride.prune.cut.refit import Level
+from lightstride.prune.cut.supernet import Accumulation, Supernet, build_supernet
+from lightstride.prune.devices import accelerator_memory, spread
 from lightstride.prune.estimate import supernet_bytes
-from lightstride.prune.evolution import Evolution, Found, Report, Reporter, evolve, unreported
 from lightstride.prune.fitness import Fitness, FitnessSettings, Lesson
-from lightstride.prune.guided import Guided, GuidedSearch
-from lightstride.prune.ledger import Ledger
-from lightstride.prune.levels import limit_for, narrow, uniform_plan
-from lightstride.prune.local import Level
-from lightstride.prune.moves import Moves
-from lightstride.prune.place import accelerator_memory, spread
-from lightstride.prune.plan import Plan, Space, kind_cost
-from lightstride.prune.supernet import Accumulation, Supernet, build_supernet
-from lightstride.prune.uniform import race_even_plans
+from lightstride.prune.search.evaluation_log import Ledger
+from lightstride.prune.search.even import race_even_plans
+from lightstride.prune.search.evolution import (
+    Evolution,
+    Found,
+    Report,
+    Reporter,
+    evolve,
+    unreported,
+)
+from lightstride.prune.search.guided import Guided, GuidedSearch
+from lightstride.prune.search.moves import Moves
+from lightstride.prune.space.narrow import limit_for, narrow, uniform_plan
+from lightstride.prune.space.plan import Plan, Space, kind_cost
 from lightstride.results import write_json
 
 FIRST_STEP = Fraction(1, 8)

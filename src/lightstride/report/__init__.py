@@ -1,1 +1,4 @@
-"""One page with pictures, made of `result.json` and `search.jsonl` files and of nothing else."""
+"""One page of pictures from result.json files; imports no torch.
+
+facts   what the files say    charts   pictures    page   HTML
+"""

@@ -1,1 +1,5 @@
-"""What every training here shares: losses in slices, rates, checkpoints."""
+"""What every training shares.
+
+losses    cross-entropy and KL in slices    schedule   warm-up and cosine
+checkpoint   what a killed training resumes from  fsdp    weights shared by processes
+"""

@@ -1,0 +1,194 @@
+"""What `lightstride evaluate` does: perplexity and tasks of one model, or of two side by side."""
+
+import importlib
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+
+from lightstride.checkpoint import open_decoder, read_record
+from lightstride.config import EvaluateConfig
+from lightstride.data.windows import Windows, whole
+from lightstride.errors import ConfigError
+from lightstride.evaluate.outcome import Retained, TaskResult, retained
+from lightstride.evaluate.perplexity import Perplexity, perplexity
+from lightstride.evaluate.tables import MEAN, retained_table, score_table
+from lightstride.generate import Decoder
+from lightstride.models.device import pick_device, pick_dtype, suitable_dtype
+from lightstride.results import write_result
+
+TOKENS_PER_SEQUENCE = 128
+"""What --batch-size counts, for tasks: their batches hold so many tokens for each sequence."""
+ROLES = ("calibration", "search")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """All that was measured of one model."""
+
+    source: str
+    parameters: int
+    weight_bytes: int
+    perplexity: Perplexity | None
+    tasks: tuple[TaskResult, ...]
+    seconds: Mapping[str, float]
+    warnings: tuple[str, ...]
+    data: Mapping[str, str]
+    """What was read, and its hash."""
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON."""
+        text = self.perplexity
+        return {
+            "source": self.source,
+            "parameters": self.parameters,
+            "weight_bytes": self.weight_bytes,
+            "perplexity": None if text is None else dict(vars(text)),
+            "tasks": {one.task: one.as_dict() for one in self.tasks},
+            "seconds": dict(self.seconds),
+            "warnings": list(self.warnings),
+        }
+
+
+def evaluate(config: EvaluateConfig) -> Mapping[str, object]:
+    """Judge the model, and the one it is held against; the result, as in `result.json`."""
+    judged = [judge(config.model, config)]
+    numbers: dict[str, object] = {"model": judged[0].as_dict()}
+    found: dict[str, Retained] = {}
+    if config.against is not None:
+        judged.append(judge(config.against, config))
+        found = retention(*judged)
+        retained_numbers = {task: one.as_dict() for task, one in found.items()}
+        numbers |= {"against": judged[1].as_dict(), "retained": retained_numbers}
+    result = write_result(
+        Path(config.output) / "result.json",
+        kind="evaluate",
+        numbers=numbers,
+        config=config.as_dict(),
+        command=["lightstride", *sys.argv[1:]],
+        seed=None,
+        data=dict(judged[0].data),
+    )
+    sys.stdout.write(describe(judged, found) + "\n")
+    return dict(result)
+
+
+def judge(source: str, config: EvaluateConfig) -> Judged:
+    """Open a model and measure what the configuration asks for."""
+    device = pick_device(config.device)
+    decoder = open_decoder(
+        source,
+        dtype=pick_dtype(config.dtype, suitable_dtype(device)),
+        device=device,
+        trust_remote_code=config.trust_remote_code,
+    )
+    record = read_record(source) if Path(source).is_dir() else {}
+    data: dict[str, str] = {}
+    seconds: dict[str, float] = {}
+    warnings: list[str] = []
+    text = None
+    if config.perplexity is not None:
+        start = time.perf_counter()
+        windows = read_windows(decoder, config)
+        text = perplexity(decoder.model, windows, batch_size=config.batch_size, progress=True)
+        seconds["perplexity"] = time.perf_counter() - start
+        data[config.perplexity] = windows.sha256
+        warnings = leaks(windows, record)
+    tasks = run_tasks(decoder, config, seconds)
+    for line in warnings:
+        sys.stderr.write(f"lightstride: warning: {source}: {line}\n")
+    parameters = list(decoder.model.parameters())
+    return Judged(
+        source=source,
+        parameters=sum(p.numel() for p in parameters),
+        weight_bytes=sum(p.numel() * p.element_size() for p in parameters),
+        perplexity=text,
+        tasks=tuple(tasks),
+        seconds=seconds,
+        warnings=tuple(warnings),
+        data=data | {one.task: one.data_hash for one in tasks},
+    )
+
+
+def read_windows(decoder: Decoder, config: EvaluateConfig) -> Windows:
+    """The text to measure perplexity on, in the model's own tokens."""
+    assert config.perplexity is not None
+    return whole(
+        config.perplexity,
+        decoder.tokenizer,
+        window=config.window,
+        stride=config.stride,
+        every=config.every,
+    )
+
+
+def run_tasks(
+    decoder: Decoder, config: EvaluateConfig, seconds: dict[str, float]
+) -> list[TaskResult]:
+    """Results of the configured tasks; the time of each goes to `seconds`."""
+    if not config.task_names:
+        return []
+    harness = load_harness()
+    folder = None if config.task_data is None else Path(config.task_data)
+    tasks = harness.load_tasks(config.task_names, task_data=folder, num_fewshot=config.num_fewshot)
+    model = harness.HarnessModel(decoder, batch_tokens=TOKENS_PER_SEQUENCE * config.batch_size)
+    results = []
+    for name, task in tasks.items():
+        start = time.perf_counter()
+        results.append(harness.run_task(model, name, task, limit=config.limit))
+        seconds[name] = time.perf_counter() - start
+    return results
+
+
+def load_harness() -> ModuleType:
+    """The harness module, which needs lm-eval and takes seconds to import."""
+    if find_spec("lm_eval") is None:
+        raise ConfigError("--tasks needs lm-eval: pip install 'lightstride[eval]'")
+    return importlib.import_module("lightstride.evaluate.lm_harness")
+
+
+def leaks(windows: Windows, record: Mapping[str, object]) -> list[str]:
+    """A line for each way in which a checkpoint was made from documents it is now judged on."""
+    used = record.get("data", {})
+    assert isinstance(used, dict)
+    lines = []
+    for role, data in used.items():
+        shared = windows.documents & set(data.get("documents", ()))
+        if shared and role in ROLES:
+            lines.append(
+                f"{len(shared)} of the {len(windows.documents)} documents of {windows.source} "
+                f"were used for its {role}; the perplexity is too good"
+            )
+    return lines
+
+
+def retention(model: Judged, against: Judged) -> dict[str, Retained]:
+    """What a model retains of another, task by task, and of their mean under the name `mean`."""
+    theirs = {one.task: one for one in against.tasks}
+    pairs = {
+        one.task: (one.items, theirs[one.task].items)
+        for one in model.tasks
+        if one.items and one.higher_is_better
+    }
+    chances = {one.task: one.chance for one in model.tasks}
+    found = {task: retained({task: pair}, chances) for task, pair in pairs.items()}
+    return found | ({MEAN: retained(pairs, chances)} if len(pairs) > 1 else {})
+
+
+def describe(judged: list[Judged], found: Mapping[str, Retained]) -> str:
+    """All that was measured, for a person."""
+    parts = []
+    texts = [(one.source, one.perplexity) for one in judged if one.perplexity is not None]
+    for source, text in texts:
+        parts.append(f"{source}: perplexity {text.value:.2f} over {text.num_tokens:,} tokens")
+    if len(texts) > 1:
+        parts.append(f"ratio of perplexities {texts[0][1].value / texts[1][1].value:.3f}")
+    for one in judged if judged[0].tasks else ():
+        parts.append(f"\n{one.source}\n\n{score_table(one.tasks)}")
+    if found:
+        names = [Path(one.source).name for one in judged]
+        parts.append(f"\nretained, in percent\n\n{retained_table(found, *names)}")
+    return "\n".join(parts)

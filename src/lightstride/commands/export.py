@@ -1,0 +1,93 @@
+"""What `lightstride export` does: read a model, write it in the format of another engine."""
+
+import sys
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
+
+from lightstride.checkpoint import is_smashed
+from lightstride.config import ExportConfig
+from lightstride.errors import ExportError, OutputError
+from lightstride.export.decilm import write_decilm
+from lightstride.export.gguf.weights import FolderWeights
+from lightstride.models.families.registry import adapter_for
+from lightstride.models.opening.explain import reading
+from lightstride.models.opening.load import load_tokenizer, locate
+
+HAS_GGUF = find_spec("gguf") is not None
+if HAS_GGUF:
+    from lightstride.export.gguf.write import GGUFFile, write_gguf
+
+PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.py"]
+
+
+def export(config: ExportConfig) -> Mapping[str, object]:
+    """Write the model; what was written, as printed by `--json`."""
+    output = Path(config.output)
+    if output.exists():
+        raise OutputError(f"{output} exists already; name another file")
+    if not output.parent.is_dir():
+        raise OutputError(f"{output.parent} is no folder")
+    if is_smashed(config.model):
+        raise ExportError(
+            f"{config.model} is smashed, which no other engine runs; lightstride serve runs it"
+        )
+    folder = local_folder(config.model)
+    with reading(config.model, "config"):
+        settings = AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+    if config.to == "decilm":
+        write_decilm(folder, settings, adapter_for(settings).geometry(settings), output)
+        sys.stdout.write(f"{output}: a DeciLM checkpoint\n")
+        return {"output": str(output), "format": "decilm"}
+    written = export_gguf(folder, settings, output, config)
+    for fallback in written.fallbacks:
+        sys.stderr.write(f"rows do not divide into blocks of {config.dtype}; {fallback}\n")
+    megabytes = written.num_bytes / 1e6
+    sys.stdout.write(f"{output}: {written.architecture}, {config.dtype}, {megabytes:.1f} MB\n")
+    return {
+        "output": str(written.path),
+        "format": "gguf",
+        "architecture": written.architecture,
+        "dtype": config.dtype,
+        "bytes": written.num_bytes,
+        "fallbacks": list(written.fallbacks),
+    }
+
+
+def local_folder(model: str) -> Path:
+    """The model's checkpoint folder, downloaded if it is a hub id."""
+    place = locate(model)
+    if Path(place).is_dir():
+        return Path(place)
+    with reading(model, "checkpoint"):
+        return Path(snapshot_download(place, allow_patterns=PATTERNS))
+
+
+def export_gguf(
+    folder: Path, settings: PreTrainedConfig, output: Path, config: ExportConfig
+) -> "GGUFFile":
+    """Write a checkpoint folder as a GGUF file."""
+    if not HAS_GGUF:
+        raise ExportError("writing a GGUF needs the package gguf; pip install gguf")
+    return write_gguf(
+        FolderWeights(folder),
+        settings,
+        adapter_for(settings).geometry(settings),
+        load_tokenizer(str(folder)),
+        output,
+        dtype=config.dtype,
+        name=Path(config.model).name,
+        end_tokens=end_tokens(folder, settings),
+        progress=sys.stderr.isatty(),
+    )
+
+
+def end_tokens(folder: Path, config: PreTrainedConfig) -> tuple[int, ...]:
+    """All tokens that end an answer, by the generation settings or else by the config."""
+    ends = config.eos_token_id
+    if (folder / "generation_config.json").is_file():
+        ends = GenerationConfig.from_pretrained(folder).eos_token_id or ends
+    return tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,)

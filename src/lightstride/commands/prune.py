@@ -1,0 +1,197 @@
+"""What `lightstride prune` does: check everything, then statistics, search, weights, checkpoints.
+
+Everything that can be refused is refused before the first long stage.  Every stage leaves a
+file in the work folder when it is finished; a run that was killed goes on from them with
+`--resume` and ends with the same plans.
+"""
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from lightstride import distributed
+from lightstride.checkpoint import save_checkpoint
+from lightstride.commands.prune_setup import Setup, prepare
+from lightstride.config import PruneConfig
+from lightstride.distributed import barrier, rank
+from lightstride.errors import OutputError
+from lightstride.evaluate.perplexity import perplexity
+from lightstride.prune.cut.materialize import materialize
+from lightstride.prune.forecast import forecast, sentence
+from lightstride.prune.heal import Healing, heal
+from lightstride.prune.rates import measure_rates
+from lightstride.prune.rounds import Outcome, name_of
+from lightstride.prune.search.evolution import News, Report
+from lightstride.prune.space.plan import Plan, dense_plan, num_parameters, sparsity
+from lightstride.results import markdown_table, write_json, write_result
+
+Numbers = dict[str, object]
+
+
+def prune(config: PruneConfig) -> Mapping[str, object]:
+    """Prune a model to every size that was asked for; the result, as in `result.json`."""
+    config = config.resolved()
+    distributed.init()
+    check_output(config)
+    started = time.perf_counter()
+    setup = prepare(config, generations_bar)
+    tell_time(setup)
+    dense = measure(setup, setup.model, dense_plan(setup.geometry), "dense")
+    found = setup.pruner.plans(config.sparsity)
+    sizes = [make_size(setup, share, outcomes) for share, outcomes in found.items()]
+    result: Mapping[str, object] = {}
+    if rank() == 0:
+        numbers = {"dense": dense, "sizes": sizes, "seconds": time.perf_counter() - started}
+        record = setup.pruner.work / "search.jsonl"
+        if record.exists():
+            shutil.copyfile(record, Path(config.output) / record.name)
+        result = dict(
+            write_result(
+                Path(config.output) / "result.json",
+                kind="prune",
+                numbers=numbers,
+                config=config.as_dict(),
+                command=["lightstride", *sys.argv[1:]],
+                seed=config.seed,
+                data=setup.texts.hashes,
+            )
+        )
+        sys.stdout.write(table([dense, *sizes]) + "\n")
+    barrier()
+    return result
+
+
+def tell_time(setup: Setup) -> None:
+    """Say on stderr how long the run will take, from what this machine does in a few seconds."""
+    if rank() == 0:
+        pruner = setup.pruner
+        batch_BL = pruner.calibration_NL[: pruner.settings.batch_size]
+        rates = measure_rates(pruner.model, pruner.adapter, batch_BL)
+        works = forecast(pruner, setup.config.sparsity, setup.config.heal)
+        sys.stderr.write(f"lightstride: {sentence(works, rates)}\n")
+
+
+def check_output(config: PruneConfig) -> None:
+    """OutputError unless the output folder is new or empty, or has parts of the run to resume."""
+    output = Path(config.output)
+    if output.exists() and not output.is_dir():
+        raise OutputError(f"{output} is a file; -o must be a new or empty folder")
+    if output.exists() and any(output.iterdir()) and not config.resume:
+        raise OutputError(f"{output} is not empty; -o must be a new or empty folder")
+
+
+def size_folder(config: PruneConfig, share: float) -> Path:
+    """Where the checkpoint of a sparsity goes."""
+    output = Path(config.output)
+    return output if len(config.sparsity) == 1 else output / name_of(share)
+
+
+def make_size(setup: Setup, share: float, outcomes: Sequence[Outcome]) -> Numbers:
+    """Refit, measure and save the plan of one sparsity; what was measured."""
+    pruner, name = setup.pruner, name_of(share)
+    note, folder = pruner.work / f"size-{name}.json", size_folder(setup.config, share)
+    is_saved = note.exists() and (folder / "lightstride.json").exists()
+    if distributed.broadcast_object(is_saved):
+        text = note.read_text("utf-8") if rank() == 0 else "{}"
+        found: Numbers = distributed.broadcast_object(json.loads(text))
+        return found
+    plan = outcomes[-1].plan if outcomes else pruner.centre(share)
+    levels = pruner.close(share, plan)
+    plan = Plan(plan.shapes, {site: level.kept for site, level in levels.items()})
+    smaller = materialize(setup.model, setup.adapter, levels)
+    numbers = measure(setup, smaller, plan, name)
+    if setup.config.heal:
+        numbers |= healed(setup, smaller, plan, name) | {"unhealed": numbers.get("perplexity")}
+    numbers |= {
+        "asked": share,
+        "folder": str(folder),
+        "rounds": [outcome.summary() for outcome in outcomes],
+    }
+    if rank() == 0:
+        record = {
+            "kind": "prune",
+            "plan": plan.to_json(),
+            "numbers": numbers,
+            "config": setup.config.as_dict(),
+            "data": setup.texts.record,
+        }
+        write_json(note, numbers)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        save_checkpoint(smaller, setup.tokenizer, folder, record=record)
+        for part in ("closing", "healing"):
+            shutil.rmtree(pruner.work / f"{part}-{name}", ignore_errors=True)
+    barrier()
+    return numbers
+
+
+def healed(setup: Setup, smaller: PreTrainedModel, plan: Plan, name: str) -> Numbers:
+    """Train what is left towards the dense model, and measure it again."""
+    pruner, config = setup.pruner, setup.config
+    healing = Healing(passes=config.heal, learning_rate=config.heal_rate, seed=config.seed)
+    folder = pruner.work / f"healing-{name}"
+    heal(
+        smaller,
+        setup.model,
+        setup.adapter,
+        pruner.calibration_NL,
+        healing,
+        folder,
+        title=f"healing {name}",
+        progress=True,
+    )
+    return measure(setup, smaller, plan, name)
+
+
+def measure(setup: Setup, model: PreTrainedModel, plan: Plan, name: str) -> Numbers:
+    """Size of a model and its perplexity on the held-out text; on rank 0."""
+    if rank() > 0:
+        return {}
+    parameters = list(model.parameters())
+    held_out = perplexity(model, setup.texts.held_out, batch_size=4, progress=True)
+    return {
+        "name": name,
+        "sparsity": sparsity(plan, setup.geometry),
+        "parameters": sum(each.numel() for each in parameters),
+        "block_parameters": num_parameters(plan, setup.geometry),
+        "bytes": sum(each.numel() * each.element_size() for each in parameters),
+        "perplexity": held_out.value,
+        "plan": plan.key,
+    }
+
+
+def table(rows: Sequence[Numbers]) -> str:
+    """What was made of the model, for a person."""
+    cells = []
+    for row in rows:
+        assert isinstance(row["parameters"], int)
+        assert isinstance(row["sparsity"], float)
+        assert isinstance(row["perplexity"], float)
+        cells.append(
+            [
+                str(row.get("folder", "before")),
+                f"{row['parameters'] / 1e6:,.1f} M",
+                f"{100 * row['sparsity']:.2f}%",
+                f"{row['perplexity']:.2f}",
+            ]
+        )
+    return markdown_table(["model", "parameters", "sparsity", "perplexity"], cells)
+
+
+@contextmanager
+def generations_bar(title: str) -> Iterator[Report]:
+    """A bar of generations on stderr, with the time left and the best fitness."""
+    with tqdm(desc=title, unit="generation", disable=rank() > 0) as progress:
+
+        def report(news: News) -> None:
+            progress.total = news.generations
+            progress.set_postfix(best=f"{news.fitness:.4f}", tokens=news.tokens)
+            progress.update()
+
+        yield report

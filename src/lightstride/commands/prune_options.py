@@ -1,0 +1,81 @@
+"""From the flags of `lightstride prune` to the settings of its parts."""
+
+from dataclasses import replace
+
+from lightstride.config import PruneConfig
+from lightstride.models.shapes import Geometry
+from lightstride.prune.fitness import FitnessSettings
+from lightstride.prune.rounds import Rounds
+from lightstride.prune.search.evolution import Evolution
+from lightstride.prune.search.guided import Guided
+from lightstride.prune.space.budget import CostFunction, Memory, memory_cost, parameter_cost
+from lightstride.prune.space.latency import Serving
+from lightstride.prune.space.targets import Target, for_model, named_target
+
+EARLY_SHARES = {"demo": 0.5, "fast": 0.25, "paper": 1.0}
+"""By preset: share of the calibration text that supernets are built from."""
+
+
+def target_of(config: PruneConfig, geometry: Geometry) -> Target:
+    """The engine's limits for this model."""
+    target = named_target(
+        config.target, tensor_parallel=config.tp, channel_multiple=config.multiple
+    )
+    return for_model(target, geometry)
+
+
+def cost_of(config: PruneConfig, geometry: Geometry) -> CostFunction:
+    """What the budget counts; parameters stand in for time that has not been measured."""
+    if config.budget == "memory":
+        return memory_cost(geometry, Memory(context=config.context, batch=config.batch))
+    return parameter_cost(geometry)
+
+
+def serving_of(config: PruneConfig) -> Serving:
+    """What a latency budget times."""
+    return Serving(
+        context=config.context,
+        batch=config.batch,
+        prefill_weight=config.prefill_weight,
+        decode_weight=config.decode_weight,
+    )
+
+
+def rounds_of(config: PruneConfig) -> Rounds:
+    """How a plan is found."""
+    assert config.rounds is not None
+    assert config.levels is not None
+    fitness = FitnessSettings(top_k=config.top_k, cache_bytes=int(config.cache_gib * 2**30))
+    return Rounds(
+        search=search_of(config),
+        num_rounds=config.rounds,
+        num_levels=config.levels,
+        split=config.split,
+        accumulation=config.accumulation,
+        relative=config.token_weights == "relative",
+        correction=config.correction,
+        damping=config.damping,
+        early_share=EARLY_SHARES[config.preset],
+        fitness=fitness,
+        seed=config.seed,
+    )
+
+
+def search_of(config: PruneConfig) -> Guided | Evolution | None:
+    """The search that was asked for, as long as its text allows."""
+    assert config.generations is not None
+    assert config.offspring is not None
+    assert config.search_tokens is not None
+    if config.search == "none":
+        return None
+    if config.search == "paper":
+        published = Evolution(generations=config.generations, offspring=config.offspring)
+        tokens = tuple(min(count, config.search_tokens) for count in published.tokens)
+        return replace(published, tokens=tokens)
+    guided = Guided(generations=config.generations, offspring=config.offspring)
+    if config.search_tokens >= sum(guided.tokens):
+        return guided
+    share = config.search_tokens / sum(guided.tokens)
+    window = config.window or 1
+    stages = tuple(max(window, int(share * count) // window * window) for count in guided.tokens)
+    return replace(guided, tokens=stages, probe_tokens=stages[0])

@@ -1,0 +1,156 @@
+"""Everything a pruning run is made of, checked before the first long stage."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lightstride.commands.prune_options import cost_of, rounds_of, serving_of, target_of
+from lightstride.commands.prune_texts import Texts, read_texts
+from lightstride.config import PruneConfig
+from lightstride.data.sampled import sample_documents
+from lightstride.distributed import broadcast_object, rank
+from lightstride.errors import ConfigError, OutputError, WorkError
+from lightstride.models.device import pick_device, pick_dtype, suitable_dtype
+from lightstride.models.families.adapter import Adapter
+from lightstride.models.families.registry import adapter_for
+from lightstride.models.fingerprint import identity
+from lightstride.models.opening.load import load_model, load_tokenizer
+from lightstride.models.shapes import Geometry, parse_shape, shape_text
+from lightstride.prune.devices import settle
+from lightstride.prune.heal import STATE_BYTES
+from lightstride.prune.rounds import Pruner
+from lightstride.prune.search.evolution import Reporter, unreported
+from lightstride.prune.space.budget import CostFunction, build_space, dense_cost, table_cost
+from lightstride.prune.space.latency import latency_table
+from lightstride.prune.space.narrow import limit_for
+from lightstride.prune.space.plan import Space
+from lightstride.prune.space.targets import Target
+from lightstride.results import write_json
+from lightstride.work import open_work
+
+PLACES = ("output", "work", "resume", "json")
+"""Flags that do not change what is found."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A run that can start."""
+
+    config: PruneConfig
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    adapter: Adapter
+    texts: Texts
+    pruner: Pruner
+
+    @property
+    def geometry(self) -> Geometry:
+        """Sizes of the dense model."""
+        return self.pruner.space.geometry
+
+
+def prepare(config: PruneConfig, report: Reporter = unreported) -> Setup:
+    """Open and check all that a run needs; the work folder is ready afterwards."""
+    device = pick_device(config.device)
+    dtype = pick_dtype(config.dtype, suitable_dtype(device))
+    model = load_model(
+        config.model, dtype=dtype, device="cpu", trust_remote_code=config.trust_remote_code
+    )
+    settle(model, device)
+    if config.heal and model.device.type != device:
+        raise ConfigError(
+            f"--heal trains the whole model on one device, and it does not fit on {device}; "
+            "leave --heal out"
+        )
+    tokenizer = load_tokenizer(config.model)
+    adapter = adapter_for(model.config)
+    geometry = adapter.geometry(model.config)
+    target = target_of(config, geometry)
+    cost = cost_of(config, geometry)
+    space = check_shares(config, geometry, target, cost)
+    texts = read_texts(
+        config,
+        tokenizer,
+        lambda num_tokens, seed: sample_documents(model, tokenizer, num_tokens, seed),
+        getattr(model.config, "max_position_embeddings", None),
+    )
+    settings = rounds_of(config)
+    if settings.search is not None:
+        settings.fitness.check_room(texts.search.num_tokens)
+    work = Path(config.work_folder)
+    run = {key: value for key, value in config.as_dict().items() if key not in PLACES}
+    owner = {**run, "weights": identity(model), "texts": texts.hashes}
+    open_work(work, owner, resume=config.resume)
+    if config.budget == "latency":
+        cost = timed_sites(config, geometry, target, model)
+        space = check_shares(config, geometry, target, cost)
+    pruner = Pruner(
+        model=model,
+        adapter=adapter,
+        space=space,
+        dense_cost=dense_cost(geometry, cost),
+        calibration_NL=texts.calibration.tokens_NL,
+        search_NL=texts.search.tokens_NL,
+        work=work,
+        settings=settings,
+        device=device,
+        progress=True,
+        report=report,
+    )
+    check_disk(config, pruner)
+    return Setup(config, model, tokenizer, adapter, texts, pruner)
+
+
+def check_shares(
+    config: PruneConfig, geometry: Geometry, target: Target, cost: CostFunction
+) -> Space:
+    """The space of a run; BudgetError if one of its sparsities cannot be reached."""
+    space = build_space(geometry, target, cost)
+    for share in config.sparsity:
+        limit_for(share, dense_cost(geometry, cost), space)
+    return space
+
+
+def timed_sites(
+    config: PruneConfig, geometry: Geometry, target: Target, model: PreTrainedModel
+) -> CostFunction:
+    """The cost in measured time; timed once a run, and the same on all ranks."""
+    path = Path(config.work_folder) / "latency.json"
+    if rank() == 0 and not path.exists():
+        shapes = [shape for shapes in target.admissible(geometry).values() for shape in shapes]
+        table = latency_table(
+            geometry, shapes, serving_of(config), dtype=model.dtype, device=model.device
+        )
+        write_json(path, {shape_text(shape): time for shape, time in table.items()})
+    text = broadcast_object(path.read_text("utf-8") if rank() == 0 else "")
+    try:
+        return table_cost({parse_shape(name): time for name, time in json.loads(text).items()})
+    except (AttributeError, ValueError) as error:
+        raise WorkError(f"{path} is damaged: delete it") from error
+
+
+def check_disk(config: PruneConfig, pruner: Pruner) -> None:
+    """OutputError where a supernet and the checkpoints do not fit on the disk."""
+    model, geometry = pruner.model, pruner.space.geometry
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    sizes = [whole - int(share * geometry.prunable_parameters) for share in config.sparsity]
+    needed = pruner.supernet_bytes(config.sparsity) + model.dtype.itemsize * sum(sizes)
+    if config.heal:
+        needed += STATE_BYTES * geometry.prunable_parameters
+    free = shutil.disk_usage(existing(Path(config.work_folder))).free
+    if needed > free:
+        raise OutputError(
+            f"about {needed >> 20:,} MiB of disk are needed for {config.work_folder} and "
+            f"{config.output}; {free >> 20:,} MiB are free"
+        )
+
+
+def existing(path: Path) -> Path:
+    """The nearest folder above that exists."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path

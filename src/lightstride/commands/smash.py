@@ -1,0 +1,207 @@
+"""What `lightstride smash` does: prompts, answers, scores, training, calibration, checkpoint.
+
+Every stage goes on, with `--resume`, from what it left in the work folder.
+"""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from lightstride import distributed
+from lightstride.checkpoint import is_smashed, save_checkpoint
+from lightstride.commands.smash_examples import digest, given_prompts, prepare_examples
+from lightstride.commands.smash_training import BASE_FOLDER, Before, control, settle, teach
+from lightstride.config import SmashRunConfig
+from lightstride.distributed import barrier, rank
+from lightstride.errors import DataError, ModelError, OutputError
+from lightstride.generate import PlainDecoder
+from lightstride.models.device import pick_device, pick_dtype, suitable_dtype
+from lightstride.models.fingerprint import fingerprint
+from lightstride.models.opening.load import load_model, load_tokenizer
+from lightstride.results import markdown_table, read_result, write_result
+from lightstride.smash.data.ceiling import oracle
+from lightstride.smash.data.examples import Example, split
+from lightstride.smash.hub import SmashModel
+from lightstride.smash.judge.calibrate import calibrate, calibration_errors
+from lightstride.smash.judge.held_out import Observed, is_greedy, lowered, observe, report
+from lightstride.smash.train.start import build_model
+from lightstride.training.checkpoint import Progress
+from lightstride.work import open_work
+
+Numbers = dict[str, object]
+PLACES = ("output", "work", "answers", "resume", "json", "minutes")
+"""Flags that do not change what a run is."""
+WATCHED_TOKENS = 6000
+"""Tokens of held-out answers that are looked at while training."""
+JUDGED_TOKENS = 40000
+"""Tokens of held-out answers that judge and calibrate at the end."""
+
+
+def smash(config: SmashRunConfig) -> Mapping[str, object]:
+    """Make a model say several tokens a step; the result, as in `result.json`."""
+    config = config.resolved()
+    distributed.init()
+    check_output(config)
+    started = time.perf_counter()
+    device = pick_device(config.device)
+    dtype = pick_dtype(config.dtype, suitable_dtype(device))
+    if is_smashed(config.model):
+        raise ModelError(f"{config.model} is smashed already; give its base")
+    if config.start_from and not is_smashed(config.start_from):
+        raise ModelError(f"{config.start_from} is not a smashed model to start from")
+    started_from = origin(config.start_from)
+    tokenizer = load_tokenizer(config.model)
+    prompts = given_prompts(config, tokenizer)
+    base = load_model(
+        config.model, dtype=dtype, device=device, trust_remote_code=config.trust_remote_code
+    )
+    wanted = {k: v for k, v in config.as_dict().items() if k not in PLACES}
+    run = {**wanted, "base": fingerprint(base)}
+    open_work(Path(config.work_folder), run, resume=config.resume)
+    examples = prepare_examples(config, PlainDecoder(base, tokenizer), prompts)
+    answered = time.perf_counter()
+    learn, held_out = split(examples, config.held_out)
+    if not learn or not held_out:
+        raise DataError(
+            f"of {len(examples)} answers {len(held_out)} are held out, which leaves no others or "
+            "none to judge by; give more prompts, or another --held-out"
+        )
+    model = build_model(config, base, tokenizer, learn)
+    before = Before.of(config, model, dtype, learn)
+    progress = teach(config, before.learner, learn, some_of(held_out, WATCHED_TOKENS))
+    judged_on = some_of(held_out, JUDGED_TOKENS)
+    numbers = {
+        "tokens_per_step": judge(config, model, dtype, judged_on),
+        "oracle": allowed(held_out, model),
+        "training": summary(progress, learn, held_out),
+        "started_from": started_from,
+        "graft_parameters": sum(p.numel() for g in model.grafts() for p in g.parameters()),
+        "control": control(config, before, learn, judged_on),
+        "seconds": {"answers": answered - started, "all": time.perf_counter() - started},
+    }
+    settle(config, model, dtype)
+    return finish(config, model, tokenizer, numbers, digest(examples))
+
+
+def check_output(config: SmashRunConfig) -> None:
+    """OutputError unless the output folder is new or empty, or has parts of the run to resume."""
+    output = Path(config.output)
+    if output.exists() and not output.is_dir():
+        raise OutputError(f"{output} is a file; -o must be a new or empty folder")
+    if output.exists() and any(output.iterdir()) and not config.resume:
+        raise OutputError(f"{output} is not empty; -o must be a new or empty folder")
+
+
+def some_of(examples: Sequence[Example], tokens: int) -> list[Example]:
+    """Greedy answers, in the order of their ids, up to so many tokens; at least one answer."""
+    chosen: list[Example] = []
+    for each in sorted(filter(is_greedy, examples), key=lambda e: e.id) or list(examples):
+        tokens -= len(each.answer_A)
+        if tokens < 0 and chosen:
+            break
+        chosen.append(each)
+    return chosen
+
+
+def judge(
+    config: SmashRunConfig, model: SmashModel, dtype: torch.dtype, held_out: Sequence[Example]
+) -> Numbers:
+    """Calibrate the stop head, and tell what it and the drafts are worth on held-out answers."""
+
+    def seen(*, merged: bool) -> Observed:
+        return observe(model, held_out, row_tokens=config.row_tokens or 1, merged=merged)
+
+    with lowered(model, dtype):
+        merged, apart = seen(merged=True), seen(merged=False)
+    found = calibrate(merged)
+    errors = {
+        "before": calibration_errors(merged, None),
+        "after": calibration_errors(merged, found),
+    }
+    model.config.calibration = found
+    return {**report(apart, found), "calibration_error": errors, "calibration": found}
+
+
+def allowed(examples: Sequence[Example], model: SmashModel) -> dict[str, float]:
+    """Tokens per step that each way to cut allows, and drafts that are always right."""
+    chosen = model.micro_vocabulary_M
+    return oracle(
+        [each.entropy_A.tolist() for each in examples],
+        [each.answer_A.tolist() for each in examples],
+        vocab_size=model.config.vocab_size,
+        max_segment=model.config.max_segment,
+        sayable=None if chosen is None else set(chosen.tolist()),
+    )
+
+
+def summary(progress: Progress, learn: Sequence[Example], held_out: Sequence[Example]) -> Numbers:
+    """What was trained on, and how it went."""
+    return {
+        "answers": len(learn),
+        "answer_tokens": sum(len(each.answer_A) for each in learn),
+        "held_out_answers": len(held_out),
+        "steps": progress.step,
+        "seconds": progress.seconds,
+        "losses": progress.losses,
+        "evaluations": progress.evaluations,
+    }
+
+
+def origin(source: str | None) -> Numbers | None:
+    """How the grafts came about that this training began with."""
+    path = Path(source or "") / "result.json"
+    if not path.exists():
+        return None
+    before = read_result(path)
+    training = before["numbers"].get("training")
+    if not isinstance(training, dict):
+        raise DataError(f"{path} is not the result of a training; remove it")
+    told = {key: value for key, value in training.items() if key != "losses"}
+    return {**{key: before[key] for key in ("command", "created", "data")}, "training": told}
+
+
+def finish(
+    config: SmashRunConfig,
+    model: SmashModel,
+    tokenizer: PreTrainedTokenizerBase,
+    numbers: Numbers,
+    data: str,
+) -> Mapping[str, object]:
+    """Save the checkpoint and the result; the result."""
+    output = Path(config.output)
+    result: Mapping[str, object] = {}
+    if rank() == 0:
+        record = {"kind": "smash", "config": config.as_dict(), "data": {config.prompts: data}}
+        if not (output / "lightstride.json").exists():
+            save_checkpoint(model, tokenizer, output, record=record)
+        if config.train_base and not (output / BASE_FOLDER / "lightstride.json").exists():
+            save_checkpoint(model.base, tokenizer, output / BASE_FOLDER, record=record)
+        result = dict(
+            write_result(
+                output / "result.json",
+                kind="smash",
+                numbers=numbers,
+                config=config.as_dict(),
+                command=["lightstride", *sys.argv[1:]],
+                seed=config.seed,
+                data={config.prompts: data},
+            )
+        )
+        sys.stdout.write(table(numbers) + "\n")
+    barrier()
+    return result
+
+
+def table(numbers: Numbers) -> str:
+    """What held-out answers would take, for a person."""
+    found = numbers["tokens_per_step"]
+    assert isinstance(found, dict)
+    rows = [["lossless", "", f"{found['lossless']:.2f}", "1.000"]]
+    for confidence, value in found["trust"].items():
+        steps, right = value["tokens_per_step"], value["agreement"]
+        rows.append(["trust", confidence, f"{steps:.2f}", f"{right:.3f}"])
+    return markdown_table(["mode", "confidence", "tokens per step", "drafts agree"], rows)

@@ -1,0 +1,105 @@
+"""From sources of prompts to examples: asked, answered, scored, each stage resumable."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from itertools import zip_longest
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from lightstride.config import SmashRunConfig
+from lightstride.data.prompts import Prompt, read_prompts
+from lightstride.distributed import barrier, rank
+from lightstride.errors import DataError, ModelError
+from lightstride.files import whole_file
+from lightstride.generate import PlainDecoder
+from lightstride.smash.data.answers import read_answers, regenerate
+from lightstride.smash.data.examples import SCORES, Example, load_examples
+from lightstride.smash.data.scores import score
+from lightstride.smash.data.self_prompts import self_prompts
+
+SELF = "self"
+TEMPERATURE = 0.8
+LEAST_ANSWERS = 8
+
+
+def given_prompts(config: SmashRunConfig, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
+    """The prompts of files and data sets; what is wrong with them is said before any work.
+
+    Sources take turns, so that a small one is not lost beside a large one.  Where the model
+    writes prompts too, no other source has more than an equal share, and it writes the rest.
+    """
+    if not tokenizer.chat_template:
+        raise ModelError("the tokenizer has no chat template; smash needs a chat model")
+    limit = config.num_prompts
+    assert limit is not None
+    sources = [source.strip() for source in config.prompts.split(",") if source.strip()]
+    most = limit // len(sources) if SELF in sources else limit
+    lists = [read_prompts([s], limit=most, seed=config.seed) for s in sources if s != SELF]
+    in_turn = [p for turn in zip_longest(*lists) for p in turn if p is not None]
+    prompts = list({prompt.id: prompt for prompt in in_turn}.values())[:limit]
+    count = limit if SELF in sources else len(prompts)
+    if count < LEAST_ANSWERS:
+        raise DataError(f"{count} prompts are too few; give {LEAST_ANSWERS} or more")
+    return prompts
+
+
+def prepare_examples(
+    config: SmashRunConfig, decoder: PlainDecoder, given: Sequence[Prompt]
+) -> list[Example]:
+    """The examples of all prompts, made by the first process and read by all."""
+    folder = Path(config.answers_folder)
+    if rank() == 0:
+        prompts = all_prompts(config, decoder, folder, given)
+        assert config.answer_tokens is not None
+        regenerate(
+            decoder,
+            prompts,
+            folder,
+            max_new_tokens=config.answer_tokens,
+            sampled_share=config.sampled_share,
+            temperature=TEMPERATURE,
+            batch_size=config.answer_batch,
+            seed=config.seed,
+            progress=True,
+        )
+        score(decoder.model, read_answers(folder), folder / SCORES, progress=True)
+        names = json.dumps(sorted(prompt.id for prompt in prompts))
+        with whole_file(Path(config.work_folder) / "chosen.json") as partial:
+            partial.write_text(names, "utf-8")
+    barrier()
+    chosen = set(json.loads((Path(config.work_folder) / "chosen.json").read_text("utf-8")))
+    examples = [e for e in load_examples(folder) if e.id in chosen and len(e.answer_A)]
+    if len(examples) < LEAST_ANSWERS:
+        raise DataError(
+            f"{len(examples)} answers are too few; give {LEAST_ANSWERS} prompts or more"
+        )
+    return examples
+
+
+def all_prompts(
+    config: SmashRunConfig, decoder: PlainDecoder, folder: Path, given: Sequence[Prompt]
+) -> list[Prompt]:
+    """The prompts that were given, and those that the model writes itself."""
+    prompts = list(given)
+    if SELF in [source.strip() for source in config.prompts.split(",")]:
+        assert config.num_prompts is not None
+        prompts += self_prompts(
+            decoder.model,
+            decoder.tokenizer,
+            config.num_prompts - len(given),
+            seed=config.seed,
+            batch_size=config.answer_batch,
+            folder=folder / SELF,
+            progress=True,
+        )
+    return list({prompt.id: prompt for prompt in prompts}.values())
+
+
+def digest(examples: Sequence[Example]) -> str:
+    """A hash of all prompts and answers."""
+    found = hashlib.sha256()
+    for each in examples:
+        found.update(json.dumps([each.id, each.prompt_P.tolist(), each.answer_A.tolist()]).encode())
+    return found.hexdigest()[:16]

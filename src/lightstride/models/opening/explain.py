@@ -1,0 +1,75 @@
+"""Turning what transformers and its friends raise about a model into one line for the user."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub.errors import (
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    StrictDataclassError,
+)
+from safetensors import SafetensorError
+from transformers.utils import logging
+
+from lightstride.errors import LightstrideError, ModelError, NetworkError
+from lightstride.models.opening.builtin import BUILT_IN, GRAFTS
+
+EXPECTED = (OSError, ValueError, KeyError, RuntimeError, AssertionError, StrictDataclassError)
+"""What damaged files raise (torch asserts sizes that a config gives); tokenizers, for its part,
+raises plain Exception."""
+OFFLINE = (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, TimeoutError)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' progress bars and reports, whose complaints are errors of ours."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def reading(source: str, part: str) -> Iterator[None]:
+    """Turns what transformers raises about a part of a source into one line of ours."""
+    try:
+        with quiet():
+            yield
+    except LightstrideError:
+        raise
+    except SafetensorError as error:
+        raise ModelError(f"the weights of {source} are truncated or damaged: {error}") from error
+    except Exception as error:
+        if isinstance(error, EXPECTED) or type(error) is Exception:
+            raise explained(source, part, error) from error
+        raise
+
+
+def explained(source: str, part: str, error: Exception) -> ModelError | NetworkError:
+    """Our error for what transformers raised about a source."""
+    causes = list(chain(error))
+    if any(isinstance(cause, GatedRepoError | RepositoryNotFoundError) for cause in causes):
+        return ModelError(f"{source} is no local folder, and no model on the hub that you may read")
+    if any(isinstance(cause, OFFLINE) for cause in causes) and not Path(source).exists():
+        names = ", ".join([*BUILT_IN, *GRAFTS])
+        return NetworkError(
+            f"{source} is no local folder, and the hub cannot be reached; without a network give"
+            f" a folder, a .gguf file, or a built-in model ({names})"
+        )
+    first_line = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(": ")
+    return ModelError(f"the {part} of {source} cannot be read: {first_line}")
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and what it came from, outermost first."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

@@ -1,0 +1,165 @@
+"""Put cut sites into a model: in place, as a new smaller model, or as its masked twin.
+
+What a cut removes: an FFN channel is a row of gate and up and a column of down; a query head is
+its rows of q and its columns of o; a KV group is its rows of k and v and its query heads; an
+attention without groups is taken out whole.  The
+output weights of what stays come refitted from a `Level`; all other weights are slices of the
+dense ones.  The masked twin has zeros where the smaller model has nothing, and so gives the
+same logits; it is the plain way, for tests.
+
+Shapes as in `models/adapter.py`; K kept inputs of the output weights.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lightstride.models.families.adapter import OUTPUT_NAME, Adapter, Overrides, SiteWeights
+from lightstride.models.shapes import (
+    AttentionKept,
+    Geometry,
+    Kept,
+    Shape,
+    Site,
+)
+from lightstride.prune.cut.choose_units import head_columns
+from lightstride.prune.cut.refit import Level, kept_columns
+
+
+def kept_rows(kept: Kept, dense: Shape, head_dim: int) -> dict[str, Tensor]:
+    """For every input-side weight of a site, the rows that stay."""
+    columns_K = kept_columns(kept, dense, head_dim)
+    if not isinstance(kept, AttentionKept):
+        return {"gate": columns_K, "up": columns_K}
+    rows = head_columns(kept.groups, head_dim)
+    return {"query": columns_K, "key": rows, "value": rows}
+
+
+def cut_weights(dense: SiteWeights, level: Level, shape: Shape, head_dim: int) -> SiteWeights:
+    """The weights of a site of dense `shape`, cut to a level, in the dense weights' type."""
+    cut: SiteWeights = {}
+    for name, rows in kept_rows(level.kept, shape, head_dim).items():
+        for part in (name, f"{name}_bias"):
+            if part in dense:
+                cut[part] = dense[part].index_select(0, rows.to(dense[part].device))
+    return cut | output_weights(dense, level)
+
+
+def masked_weights(dense: SiteWeights, level: Level, shape: Shape, head_dim: int) -> SiteWeights:
+    """The weights of a site of dense `shape`, with zero output weights for what a level cuts."""
+    cut = output_weights(dense, level)
+    name = output_name(dense)
+    columns_K = kept_columns(level.kept, shape, head_dim).to(dense[name].device)
+    masked = torch.zeros_like(dense[name])
+    masked[:, columns_K] = cut[name]
+    return dense | cut | {name: masked}
+
+
+def output_name(weights: SiteWeights) -> str:
+    """Which of a site's weights are its output weights."""
+    return next(name for name in OUTPUT_NAME.values() if name in weights)
+
+
+def output_weights(dense: SiteWeights, level: Level) -> SiteWeights:
+    """Output weights and bias of a level, in the dense weights' type and place.
+
+    A site that keeps nothing answers nothing, so its bias goes too.
+    """
+    name = output_name(dense)
+    output = {name: level.output_OK.to(dense[name])}
+    bias = level.bias_O if level.bias_O is not None else dense.get(f"{name}_bias")
+    if bias is None:
+        return output
+    if not output[name].shape[1]:
+        bias = torch.zeros_like(bias)
+    return output | {f"{name}_bias": bias.to(dense[name])}
+
+
+@dataclass(frozen=True)
+class DenseSites:
+    """The weights of every site as they are now, remembered by reference, not copied."""
+
+    geometry: Geometry
+    weights: Mapping[Site, SiteWeights]
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, adapter: Adapter) -> "DenseSites":
+        """The sites of a dense model."""
+        geometry = adapter.geometry(model.config)
+        blocks = adapter.blocks(model)
+        weights = {site: adapter.read(blocks[site.block], site.kind) for site in geometry.sites}
+        return cls(geometry, weights)
+
+    def cut(self, site: Site, level: Level | None) -> tuple[SiteWeights, Shape]:
+        """Weights and shape of a site at a level; None is the dense site."""
+        dense, shape = self.weights[site], self.geometry.shape(site)
+        if level is None:
+            return dense, shape
+        return cut_weights(dense, level, shape, self.geometry.head_dim), level.kept.shape
+
+
+def install(
+    model: PreTrainedModel,
+    adapter: Adapter,
+    dense: DenseSites,
+    levels: Mapping[Site, Level | None],
+) -> None:
+    """Cut these sites of a model in place, each from its dense weights; None puts those back.
+
+    `dense` is what `DenseSites.of` gave before the first cut.  The model's config is left as
+    it is: it still says the dense widths.  An attention that was lost whole is not put back.
+    """
+    blocks = adapter.blocks(model)
+    for site, level in levels.items():
+        weights, shape = dense.cut(site, level)
+        adapter.write(blocks[site.block], site.kind, weights, shape)
+
+
+def sharing_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """A new model with a config of its own, whose weights are those of `model`, not copies."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
+
+
+def materialize(
+    model: PreTrainedModel, adapter: Adapter, levels: Mapping[Site, Level]
+) -> PreTrainedModel:
+    """A new smaller model with these sites cut; what is not cut is shared with `model`."""
+    dense = DenseSites.of(model, adapter)
+    smaller = sharing_copy(model)
+    install(smaller, adapter, dense, levels)
+    shapes = {site: dense.geometry.shape(site) for site in dense.geometry.sites}
+    shapes |= {site: level.kept.shape for site, level in levels.items()}
+    configure(smaller, adapter, shapes, dense.geometry)
+    return smaller
+
+
+def configure(
+    model: PreTrainedModel, adapter: Adapter, shapes: Mapping[Site, Shape], geometry: Geometry
+) -> None:
+    """Make a model's config say these widths: for all blocks at once, or block by block."""
+    overrides: list[Overrides] = [{} for _ in range(geometry.num_blocks)]
+    for site, shape in shapes.items():
+        overrides[site.block] |= adapter.overrides(shape)
+    model.config.head_dim = geometry.head_dim  # some families would derive it from the heads
+    if all(override == overrides[0] for override in overrides):
+        for key, value in overrides[0].items():
+            setattr(model.config, key, value)
+    else:
+        model.config.per_layer_config = dict(enumerate(overrides))
+
+
+def mask(model: PreTrainedModel, adapter: Adapter, levels: Mapping[Site, Level]) -> PreTrainedModel:
+    """The masked twin: a new model of the old widths, with zeros for what is cut."""
+    dense = DenseSites.of(model, adapter)
+    twin = sharing_copy(model)
+    blocks = adapter.blocks(twin)
+    for site, level in levels.items():
+        shape = dense.geometry.shape(site)
+        weights = masked_weights(dense.weights[site], level, shape, dense.geometry.head_dim)
+        adapter.write(blocks[site.block], site.kind, weights, shape)
+    return twin

@@ -1,0 +1,162 @@
+"""Cut one site to every requested shape in one pass, and refit its output weights.
+
+For y = W x with Gram matrix H = sum x x^T over calibration tokens, new weights V cost
+1/2 tr((W - V) H (W - V)^T).  We minimize that plus the ridge lambda/2 |W - V|^2, lambda =
+damping * mean(diag H): V is drawn towards W where it stays.  With H + lambda I for H, keeping
+the inputs K alone, the best V is W H[:, K] H[K, K]^-1.
+
+Paper: Tyr-the-Pruner, arXiv 2503.09657, section 3.2.  We differ: the widths of an FFN are nested
+in one removal order and share one factorization.  With the inputs in the order "removed last
+comes first", L L^T = H + lambda I and Y = L^T W^T, the first k inputs alone have
+V^T = L[:k, :k]^-T Y[:k], and that costs 1/2 |Y[k:]|^2, ridge included.
+
+Shapes: O outputs, I inputs (C channels, or heads of size d), K kept inputs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightstride.models.shapes import AttentionShape, FFNKept, FFNShape, Kept, Shape, keep_all
+from lightstride.prune.cut.choose_units import choose_heads, factorize, head_columns, removal_order
+
+
+@dataclass(frozen=True)
+class Level:
+    """A site cut to one shape."""
+
+    kept: Kept
+    output_OK: Tensor
+    """Refitted output weights, fp32; columns in the order of the kept units."""
+    loss: float
+    """1/2 tr((W - V) H (W - V)^T) over all calibration tokens, the ridge not counted."""
+    bias_O: Tensor | None = None
+    """New bias of the output layer; None leaves it as it was."""
+
+
+def kept_columns(kept: Kept, dense: Shape, head_dim: int) -> Tensor:
+    """Inputs of the output weights that belong to the kept units, ascending, shape (K,)."""
+    if isinstance(kept, FFNKept):
+        return torch.tensor(kept.channels)
+    assert isinstance(dense, AttentionShape)
+    return head_columns(kept.heads(dense.queries_per_group), head_dim)
+
+
+def damp(gram_II: Tensor, damping: float) -> tuple[Tensor, float]:
+    """The Gram matrix in fp64 with the ridge on its diagonal, and the ridge."""
+    mean = float(gram_II.diagonal().double().mean())
+    ridge = damping * mean if mean > 0 else 1.0
+    damped_II = gram_II.double()
+    return damped_II + torch.diag(damped_II.new_full((len(damped_II),), ridge)), ridge
+
+
+def refit(weight_OI: Tensor, gram_II: Tensor, kept_K: Tensor) -> Tensor:
+    """Best weights on the kept inputs alone, fp64, shape (O, K)."""
+    rows_KI = gram_II[kept_K].double()
+    target_KO = rows_KI @ weight_OI.double().T
+    return torch.cholesky_solve(target_KO, factorize(rows_KI[:, kept_K])).T
+
+
+def retarget(weight_OI: Tensor, gram_II: Tensor, cross_IO: Tensor, *, damping: float) -> Tensor:
+    """Dense weights that answer other targets t best, with cross = sum x t^T, shape (O, I).
+
+    Cut in the place of `weight_OI` with the same damping, they are fitted to t all along.
+    """
+    damped_II, ridge = damp(gram_II, damping)
+    target_IO = cross_IO.double() + ridge * weight_OI.double().T
+    return torch.cholesky_solve(target_IO, factorize(damped_II)).T.float()
+
+
+def prune_site(
+    weight_OI: Tensor,
+    gram_II: Tensor,
+    shapes: Sequence[Shape],
+    dense: Shape,
+    *,
+    damping: float = 0.01,
+    chunk: int = 16,
+) -> list[Level]:
+    """One level for each shape, in the order given."""
+    if isinstance(dense, FFNShape):
+        ffn_shapes = [shape for shape in shapes if isinstance(shape, FFNShape)]
+        assert len(ffn_shapes) == len(shapes)
+        return prune_ffn(weight_OI, gram_II, ffn_shapes, damping=damping, chunk=chunk)
+    attention_shapes = [shape for shape in shapes if isinstance(shape, AttentionShape)]
+    assert len(attention_shapes) == len(shapes)
+    return prune_attention(weight_OI, gram_II, attention_shapes, dense, damping=damping)
+
+
+def prune_ffn(
+    weight_OC: Tensor,
+    gram_CC: Tensor,
+    shapes: Sequence[FFNShape],
+    *,
+    damping: float = 0.01,
+    chunk: int = 16,
+) -> list[Level]:
+    """One level for each width, in the order given; narrower ones keep some of what wider keep."""
+    num_channels = weight_OC.shape[1]
+    widths = [shape.num_channels for shape in shapes]
+    assert all(0 < width <= num_channels for width in widths)
+    damped_CC, ridge = damp(gram_CC, damping)
+    num_removed = num_channels - min(widths)
+    inverse_CC = torch.cholesky_inverse(factorize(damped_CC))
+    alive_OC = weight_OC * (gram_CC.diagonal() > 0)
+    order_C = removal_order(alive_OC, inverse_CC, num_removed, chunk).flip(0)
+    weight_CO = weight_OC.double().T[order_C]
+    factor_CC = factorize(damped_CC[order_C][:, order_C])
+    rotated_CO = factor_CC.T @ weight_CO
+
+    def level(width: int) -> Level:
+        if width == num_channels:
+            return dense_level(weight_OC, FFNShape(width))
+        fitted_KO = torch.linalg.solve_triangular(
+            factor_CC[:width, :width].T, rotated_CO[:width], upper=True
+        )
+        change = (fitted_KO - weight_CO[:width]).square().sum() + weight_CO[width:].square().sum()
+        loss = (rotated_CO[width:].square().sum() - ridge * change) / 2
+        channels_K, rank_K = order_C[:width].sort()
+        output_OK = fitted_KO[rank_K].T.float().contiguous()
+        return Level(FFNKept(tuple(channels_K.tolist())), output_OK, max(float(loss), 0.0))
+
+    return [level(width) for width in widths]
+
+
+def prune_attention(
+    weight_OI: Tensor,
+    gram_II: Tensor,
+    shapes: Sequence[AttentionShape],
+    dense: AttentionShape,
+    *,
+    damping: float = 0.01,
+    exhaustive: int = 128,
+) -> list[Level]:
+    """One level for each shape, in the order given.
+
+    A shape with at most `exhaustive` possible cuts gets the best of them all; the others get the
+    better of two greedy ones.
+    """
+    damped_II, _ = damp(gram_II, damping)
+    weight = weight_OI.double()
+    inverse_II = torch.cholesky_inverse(factorize(damped_II))
+    kept = choose_heads(weight, inverse_II, shapes, dense, exhaustive)
+    gram = gram_II.double()
+
+    def level(shape: AttentionShape) -> Level:
+        if shape == dense:
+            return dense_level(weight_OI, shape)
+        columns_K = kept_columns(kept[shape], dense, weight.shape[1] // dense.num_heads)
+        columns_K = columns_K.to(weight.device)
+        fitted_OK = refit(weight, damped_II, columns_K)
+        change_OI = weight.index_add(1, columns_K, fitted_OK, alpha=-1)
+        loss = max(float((change_OI @ gram * change_OI).sum()) / 2, 0.0)
+        return Level(kept[shape], fitted_OK.float().contiguous(), loss)
+
+    return [level(shape) for shape in shapes]
+
+
+def dense_level(weight_OI: Tensor, dense: Shape) -> Level:
+    """A site that loses nothing."""
+    return Level(keep_all(dense), weight_OI.float(), 0.0)

@@ -1,0 +1,335 @@
+"""Measure the inputs of every site's output weights, while the model streams by.
+
+At every site, in the order they are computed, the Gram matrix H = sum x x^T of the inputs of
+its output weights is taken over all tokens and shown to a visitor, whose answer is what the
+stream goes on with: the next site sees what the sites cut before it really give it.
+
+A token's weight w is 1, or 1 / mean(r^2) with r the hidden state after the site (dense, on the
+stream's own inputs): what is added to r then counts relative to it, as the norms downstream
+make it count.  The drift e is r of the dense stream minus r of this stream: refitting W to
+t = W x + alpha e makes a site undo a part of what the cuts before it did.  Both need blocks that
+add what a site answers to the hidden states; others (Gemma's, which normalize it first) have
+w = 1 and no drift.
+
+Paper: Tyr-the-Pruner (https://arxiv.org/abs/2503.09657), section 3.3, algorithm 2.  We
+differ: attention is cut before the FFN's inputs are taken, as the paper says and its
+published code does not.
+
+Sums are taken over fixed chunks of fixed shards, so they do not depend on how many ranks there
+are, nor on the batch size as far as the model's own products do not (see `distributed.py`).
+
+Shapes: N windows, L tokens each, I inputs of output weights, O outputs.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from lightstride.distributed import (
+    NUM_SHARDS,
+    TreeSum,
+    broadcast_object,
+    broadcast_tensor,
+    owned_shards,
+    pieces,
+    rank,
+    world_size,
+)
+from lightstride.models.families.adapter import Adapter, SiteWeights
+from lightstride.models.shapes import KINDS, Geometry, Kind, Site
+from lightstride.prune.cut.gram import add_cross, add_gram, mirror
+from lightstride.prune.cut.materialize import masked_weights
+from lightstride.prune.cut.refit import Level
+from lightstride.prune.cut.stream import Call, Output, Shelf, Store, Stream, embed, resident
+
+TINY = 1e-12
+CHUNK_TOKENS = 4096
+"""Tokens whose products are added up in one go."""
+
+
+@dataclass(frozen=True)
+class SiteStatistics:
+    """What was measured at one site over all tokens, and the weights it has."""
+
+    gram_II: Tensor
+    """Sum of w x x^T over all tokens, fp32, not normalized."""
+    num_tokens: int
+    weights: SiteWeights
+    """All weights of the dense site, in the model's own type."""
+    drift_IO: Tensor | None = None
+    """Sum of w x e^T over all tokens, fp32, if asked for and the block is additive."""
+
+
+Visit = Callable[[Site, SiteStatistics], Level | None]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How this rank's windows are cut: into shards, these into chunks, these into batches."""
+
+    num_shards: int
+    """Shards of all ranks."""
+    windows: slice
+    """This rank's windows among all."""
+    chunks: Mapping[int, Sequence[Sequence[slice]]]
+    """For each shard of this rank its chunks, for each its batches of this rank's windows."""
+
+    @classmethod
+    def of(cls, num_windows: int, length: int, batch_size: int, num_shards: int) -> "Layout":
+        """The layout on this rank; shards and chunks do not depend on ranks or batch size."""
+        num_shards = min(num_shards, num_windows)
+        mine = owned_shards(num_shards)
+        shards = pieces(range(num_windows), num_shards)
+        start = shards[mine.start].start
+        step = max(1, CHUNK_TOKENS // length)
+        chunks = {
+            shard: [
+                batches_of(shards[shard][first : first + step], batch_size, start)
+                for first in range(0, len(shards[shard]), step)
+            ]
+            for shard in mine
+        }
+        return cls(num_shards, slice(start, shards[mine[-1]].stop), chunks)
+
+    @property
+    def batches(self) -> list[slice]:
+        """All batches, in order."""
+        return [batch for chunks in self.chunks.values() for chunk in chunks for batch in chunk]
+
+
+def batches_of(windows: range, batch_size: int, start: int) -> list[slice]:
+    """Consecutive windows in batches, counted from `start`."""
+    firsts = windows[::batch_size]
+    return [slice(f - start, min(f + batch_size, windows.stop) - start) for f in firsts]
+
+
+@dataclass(frozen=True)
+class Streams:
+    """The stream that is measured and, to see how far it drifts, the dense model's own."""
+
+    pruned: Stream
+    dense: Stream | None
+    layout: Layout
+    relative: bool
+
+    @property
+    def all(self) -> list[Stream]:
+        return [self.pruned] if self.dense is None else [self.pruned, self.dense]
+
+    def measure(
+        self, block: nn.Module, kind: Kind, output: Output, calls: Mapping[int, Call]
+    ) -> tuple[Tensor, Tensor | None] | None:
+        """Bring all streams to a site; its Gram matrix and drift on rank 0, None elsewhere."""
+        num_outputs, num_inputs = output.weight_OI.shape
+        with_drift = self.dense is not None and self.pruned.additive
+        grams, drifts = TreeSum(self.layout.num_shards), TreeSum(self.layout.num_shards)
+        for shard, chunks in self.layout.chunks.items():
+            gram_II = torch.zeros(num_inputs, num_inputs, device=output.weight_OI.device)
+            drift_IO = gram_II.new_zeros(num_inputs, num_outputs if with_drift else 0)
+            for chunk in chunks:
+                seen = [self._see(block, kind, output, batch, calls) for batch in chunk]
+                rows_TI = joined([rows for rows, _ in seen])
+                add_gram(gram_II, rows_TI)
+                if with_drift:
+                    add_cross(drift_IO, rows_TI, joined([errors for _, errors in seen]))
+            grams.add(shard, gram_II)
+            drifts.add(shard, drift_IO)
+        gram = grams.total()
+        drift = drifts.total() if with_drift else None
+        return None if gram is None else (mirror(gram), drift)
+
+    def _see(
+        self,
+        block: nn.Module,
+        kind: Kind,
+        output: Output,
+        batch: slice,
+        calls: Mapping[int, Call],
+    ) -> tuple[Tensor, Tensor]:
+        """Inputs x (T, I) of the site and errors e (T, O), both times the root of w."""
+        call = calls[batch.stop - batch.start]
+        rows_TI = self.pruned.reach(block, kind, batch, call).flatten(0, 1)
+        dense_BLO = None
+        if self.dense is not None:
+            dense_BLO = self.dense.step(block, kind, output, batch, call)
+        errors_TO = rows_TI.new_zeros(0, 0)
+        if not self.pruned.additive:
+            return rows_TI, errors_TO
+        root_T1: Tensor | float = 1.0
+        if self.relative or dense_BLO is not None:
+            after_TO = self.pruned.after(block, kind, output, batch, call).float().flatten(0, 1)
+        if self.relative:
+            root_T1 = (after_TO.square().mean(1, keepdim=True) + TINY).rsqrt()
+            rows_TI = (rows_TI * root_T1).to(rows_TI)
+        if dense_BLO is not None:
+            errors_TO = ((dense_BLO.flatten(0, 1) - after_TO) * root_T1).to(rows_TI)
+        return rows_TI, errors_TO
+
+    def pass_by(
+        self, block: nn.Module, kind: Kind, output: Output, calls: Mapping[int, Call]
+    ) -> None:
+        """Bring all streams to a site without measuring anything."""
+        for batch in self.layout.batches:
+            call = calls[batch.stop - batch.start]
+            self.pruned.reach(block, kind, batch, call)
+            if self.dense is not None:
+                self.dense.step(block, kind, output, batch, call)
+
+    def settle(self, kind: Kind, output: Output, dense: Output) -> None:
+        """Let a site answer by `output` from now on, and by `dense` in the dense model."""
+        self.pruned.settle(kind, output, self.layout.batches)
+        if self.dense is not None:
+            self.dense.settle(kind, dense, self.layout.batches, stepped=True)
+
+    def enter(self, block: nn.Module, calls: Mapping[int, Call]) -> None:
+        """Let all streams begin a block."""
+        batch = self.layout.batches[0]
+        for stream in self.all:
+            stream.enter(block, batch, calls[batch.stop - batch.start])
+
+    def leave(self, block: nn.Module, calls: Mapping[int, Call]) -> None:
+        """Bring all streams to the end of a block."""
+        for stream in self.all:
+            for batch in self.layout.batches:
+                stream.leave(block, batch, calls[batch.stop - batch.start])
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """All rows in one tensor, not copied if they are."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def open_streams(
+    model: PreTrainedModel,
+    adapter: Adapter,
+    tokens_NL: Tensor,
+    layout: Layout,
+    shelf: Shelf,
+    device: torch.device,
+    *,
+    relative: bool,
+    drift: bool,
+    shortcuts: bool,
+) -> tuple[Streams, Mapping[int, Sequence[Call]]]:
+    """The streams before the first block, and for each batch size how the blocks are called."""
+    mine_NL = tokens_NL[layout.windows]
+    hidden_NLD, calls = embed(model, adapter, mine_NL, layout.batches, shelf)
+    dense = None
+    if drift:
+        copy_NLD = shelf.room(*hidden_NLD.shape, dtype=hidden_NLD.dtype).copy_(hidden_NLD)
+        dense = Stream(copy_NLD, adapter, shelf, device, shortcuts=shortcuts)
+    pruned = Stream(hidden_NLD, adapter, shelf, device, shortcuts=shortcuts)
+    return Streams(pruned, dense, layout, relative), calls
+
+
+def agree(weights: SiteWeights, site: Site, geometry: Geometry, level: Level | None) -> Output:
+    """What a site answers with at the level that rank 0 gives, on every rank."""
+    dense = Output.of(weights, site.kind)
+    if level is not None:
+        weights = masked_weights(weights, level, geometry.shape(site), geometry.head_dim)
+    mine = Output.of(weights, site.kind)
+    is_cut, has_bias = broadcast_object((level is not None, mine.bias_O is not None))
+    if not is_cut or world_size() == 1:
+        return mine
+    if rank() > 0:
+        bias_O = dense.weight_OI.new_empty(dense.weight_OI.shape[0]) if has_bias else None
+        mine = Output(torch.empty_like(dense.weight_OI), bias_O)
+    bias_O = None if mine.bias_O is None else broadcast_tensor(mine.bias_O)
+    return Output(broadcast_tensor(mine.weight_OI), bias_O)
+
+
+@dataclass(frozen=True)
+class Tour:
+    """What it takes to settle one site after the other."""
+
+    adapter: Adapter
+    geometry: Geometry
+    visit: Visit
+    finished: Mapping[Site, Level | None]
+    known: frozenset[Site]
+    """The finished sites, on every rank."""
+    num_tokens: int
+
+    def settle(
+        self, streams: Streams, site: Site, block: nn.Module, calls: Mapping[int, Call]
+    ) -> None:
+        """Measure and visit a site unless it is finished, and let the streams pass it."""
+        weights = self.adapter.read(block, site.kind)
+        output = Output.of(weights, site.kind)
+        if site in self.known:
+            streams.pass_by(block, site.kind, output, calls)
+            level = self.finished.get(site)
+        else:
+            sums = streams.measure(block, site.kind, output, calls)
+            level = None
+            if sums is not None:
+                gram_II, drift_IO = sums
+                statistics = SiteStatistics(gram_II, self.num_tokens, weights, drift_IO)
+                level = self.visit(site, statistics)
+        streams.settle(site.kind, agree(weights, site, self.geometry, level), output)
+
+
+@torch.no_grad()
+def stream_blocks(
+    model: PreTrainedModel,
+    adapter: Adapter,
+    tokens_NL: Tensor,
+    visit: Visit,
+    *,
+    finished: Mapping[Site, Level | None] = MappingProxyType({}),
+    relative: bool = False,
+    drift: bool = False,
+    batch_size: int = 8,
+    num_shards: int = NUM_SHARDS,
+    store: Store = "memory",
+    device: torch.device | str | None = None,
+    shortcuts: bool = True,
+    progress: bool = False,
+) -> None:
+    """Show `visit` the statistics of every site, in order; go on with the level it answers.
+
+    None stands for the site as it is.  With `relative` tokens count by their weights w, else all
+    alike; with `drift` the statistics have it, and the dense model runs along.  `visit` is
+    called on rank 0 alone, and what it answers is sent to the others.  Sites that are `finished`
+    (on rank 0) are neither measured nor visited.  `device` is where to compute, if not where
+    the model is.  Without `shortcuts` additive blocks are run like others, for tests.  The model
+    stays as it is.
+    """
+    device = model.device if device is None else torch.device(device)
+    geometry = adapter.geometry(model.config)
+    num_windows, length = tokens_NL.shape
+    layout = Layout.of(num_windows, length, batch_size, num_shards)
+    known = frozenset(map(Site.parse, broadcast_object([str(site) for site in finished])))
+    tour = Tour(adapter, geometry, visit, finished, known, tokens_NL.numel())
+    with ExitStack() as stack:
+        shelf = Shelf(store, stack)
+        streams, calls = open_streams(
+            model,
+            adapter,
+            tokens_NL,
+            layout,
+            shelf,
+            device,
+            relative=relative,
+            drift=drift,
+            shortcuts=shortcuts,
+        )
+        bar = stack.enter_context(
+            tqdm(total=len(geometry.sites), unit="site", disable=not progress or rank() > 0)
+        )
+        for index, block in enumerate(adapter.blocks(model)):
+            here = {size: block_calls[index].to(device) for size, block_calls in calls.items()}
+            with resident(block, device):
+                streams.enter(block, here)
+                if index == 0 and not streams.pruned.additive:
+                    streams = replace(streams, dense=None)
+                for kind in KINDS:
+                    tour.settle(streams, Site(index, kind), block, here)
+                    bar.update()
+                streams.leave(block, here)

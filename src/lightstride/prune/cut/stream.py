@@ -1,0 +1,266 @@
+"""Activations on their way through a model, one block at a time, site by site.
+
+A block is run up to the input of a site's output layer, and that input is kept; from then on
+the site is bypassed and answers what its (perhaps cut) output weights make of that input.  So
+each product of a block is computed about once, whatever is decided at its sites.  Most blocks
+are additive: their output is their input plus what their sites answer.  There the answer of a
+settled site is added to the hidden states at once, and the norms before it are not run again;
+the bits are the same.  Only the block's weights and a batch of activations are on the device;
+the rest lies in memory, or in a memory-mapped temporary file.
+
+Shapes: N windows of this rank, L tokens each, D hidden size, I inputs of output weights,
+O = D outputs, B windows in a batch.
+"""
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from accelerate.utils import send_to_device
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from lightstride.models.families.adapter import OUTPUT_NAME, Adapter, SiteWeights
+from lightstride.models.shapes import KINDS, Kind
+
+Store = Literal["memory", "disk"]
+
+
+class Reached(Exception):  # noqa: N818 - no error: it ends a forward pass early
+    """A block has come to the layer whose input was wanted."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a decoder hands to a block besides the hidden states."""
+
+    args: tuple[object, ...]
+    kwargs: dict[str, object]
+
+    def to(self, device: torch.device) -> "Call":
+        """The same, on a device."""
+        return Call(send_to_device(self.args, device), send_to_device(self.kwargs, device))
+
+
+class Recorder(nn.Module):
+    """Stands in for a block: notes how it is called and hands the hidden states on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden_BLD = torch.empty(0)
+        self.call = Call((), {})
+
+    def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor:
+        self.hidden_BLD = hidden_states
+        self.call = Call(args, kwargs)
+        return hidden_states
+
+
+@contextmanager
+def recorders(model: PreTrainedModel, adapter: Adapter) -> Iterator[list[Recorder]]:
+    """Inside, every block of the model is a recorder."""
+    blocks = adapter.blocks(model)
+    originals = list(blocks)
+    stand_ins = [Recorder() for _ in originals]
+    for index, stand_in in enumerate(stand_ins):
+        blocks[index] = stand_in
+    try:
+        yield stand_ins
+    finally:
+        for index, block in enumerate(originals):
+            blocks[index] = block
+
+
+@contextmanager
+def resident(block: nn.Module, device: torch.device) -> Iterator[None]:
+    """Inside, the block's weights are on the device."""
+    home = next(block.parameters()).device
+    block.to(device)
+    try:
+        yield
+    finally:
+        block.to(home)
+
+
+@dataclass(frozen=True)
+class Output:
+    """Output weights of a site, as wide as the dense ones."""
+
+    weight_OI: Tensor
+    bias_O: Tensor | None
+
+    @classmethod
+    def of(cls, weights: SiteWeights, kind: Kind) -> "Output":
+        """The output weights among a site's weights."""
+        return cls(weights[OUTPUT_NAME[kind]], weights.get(f"{OUTPUT_NAME[kind]}_bias"))
+
+    def __call__(self, input_BLI: Tensor) -> Tensor:
+        return functional.linear(input_BLI, self.weight_OI, self.bias_O)
+
+
+class Shelf:
+    """Where activations rest between two uses: in memory, or in a temporary file."""
+
+    def __init__(self, store: Store, stack: ExitStack) -> None:
+        self.folder: Path | None = None
+        self.count = 0
+        if store == "disk":
+            folder = tempfile.TemporaryDirectory(prefix="lightstride-")
+            self.folder = Path(stack.enter_context(folder))
+
+    def room(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        """A tensor of this shape; its values are not set."""
+        if self.folder is None:
+            return torch.empty(shape, dtype=dtype)
+        self.count += 1
+        path = str(self.folder / str(self.count))
+        size = torch.Size(shape).numel()
+        return torch.from_file(path, shared=True, size=size, dtype=dtype).view(shape)
+
+
+@dataclass
+class Stream:
+    """Activations of this rank's windows, as far as the model has been run."""
+
+    hidden_NLD: Tensor
+    """Inputs of the block at hand; in an additive block, with what settled sites have added."""
+    adapter: Adapter
+    shelf: Shelf
+    device: torch.device
+    inputs: dict[Kind, Tensor] = field(default_factory=dict)
+    """Inputs (N, L, I) of the output weights of the sites that were reached."""
+    outputs: dict[Kind, Output | None] = field(default_factory=dict)
+    """What settled sites of the block at hand answer with: nothing in an additive block."""
+    shortcuts: bool = True
+    """Whether to make use of additive blocks; without, for tests, all are run alike."""
+    additive: bool = False
+    """Whether the block at hand only adds its sites' answers to the hidden states."""
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether answers of settled sites are added to the hidden states at once."""
+        return self.additive and self.shortcuts
+
+    def enter(self, block: nn.Module, windows: slice, call: Call) -> None:
+        """Begin a block; try on some windows whether it is additive."""
+        self.outputs.clear()
+        hidden_BLD = self.hidden_NLD[windows].to(self.device)
+        answers = {kind: torch.roll(hidden_BLD, 1 + i, -1) for i, kind in enumerate(KINDS)}
+        sum_BLD = hidden_BLD
+        for answer in answers.values():
+            sum_BLD = sum_BLD + answer
+        self.additive = torch.equal(self._run(block, hidden_BLD, call, answers), sum_BLD)
+
+    def reach(
+        self, block: nn.Module, kind: Kind, windows: slice, call: Call, *, keep: bool = True
+    ) -> Tensor:
+        """Run the block up to a site's output weights; their input (B, L, I), kept if wanted."""
+        caught: list[Tensor] = []
+
+        def catch(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            caught.append(args[0])
+            raise Reached
+
+        handle = self.adapter.output_linear(block, kind).register_forward_pre_hook(catch)
+        hidden_BLD = self.hidden_NLD[windows].to(self.device)
+        try:
+            self._run(block, hidden_BLD, call, self._answers(windows, hidden_BLD))
+        except Reached:
+            pass
+        finally:
+            handle.remove()
+        input_BLI = caught[0].reshape(*hidden_BLD.shape[:2], -1)
+        if keep:
+            shape = (*self.hidden_NLD.shape[:2], input_BLI.shape[-1])
+            if kind not in self.inputs or self.inputs[kind].shape != shape:
+                self.inputs[kind] = self.shelf.room(*shape, dtype=input_BLI.dtype)
+            self.inputs[kind][windows] = input_BLI
+        return input_BLI
+
+    def after(
+        self, block: nn.Module, kind: Kind, output: Output, windows: slice, call: Call
+    ) -> Tensor:
+        """Hidden states (B, L, D) after a site that was reached, if it answers by `output`."""
+        hidden_BLD = self.hidden_NLD[windows].to(self.device)
+        answer_BLD = output(self.inputs[kind][windows].to(self.device))
+        if self.is_quick:
+            return hidden_BLD + answer_BLD
+        later = dict.fromkeys(KINDS[KINDS.index(kind) + 1 :], torch.zeros_like(hidden_BLD))
+        answers = {**self._answers(windows, hidden_BLD), kind: answer_BLD, **later}
+        return self._run(block, hidden_BLD, call, answers)
+
+    def step(
+        self, block: nn.Module, kind: Kind, output: Output, windows: slice, call: Call
+    ) -> Tensor:
+        """Reach a site of which it is known that it answers by `output`; what `after` gives."""
+        input_BLI = self.reach(block, kind, windows, call, keep=not self.is_quick)
+        if not self.is_quick:
+            return self.after(block, kind, output, windows, call)
+        hidden_BLD = self.hidden_NLD[windows].to(self.device) + output(input_BLI)
+        self.hidden_NLD[windows] = hidden_BLD
+        return hidden_BLD
+
+    def settle(
+        self, kind: Kind, output: Output, batches: Sequence[slice], *, stepped: bool = False
+    ) -> None:
+        """Let a site that was reached, or stepped over, answer by `output` from now on."""
+        self.outputs[kind] = None if self.is_quick else output
+        for windows in batches if self.is_quick and not stepped else []:
+            answer_BLD = output(self.inputs[kind][windows].to(self.device))
+            self.hidden_NLD[windows] = self.hidden_NLD[windows].to(self.device) + answer_BLD
+
+    def leave(self, block: nn.Module, windows: slice, call: Call) -> None:
+        """Replace the block's inputs by its outputs, all sites being settled."""
+        if not self.is_quick:
+            hidden_BLD = self.hidden_NLD[windows].to(self.device)
+            answers = self._answers(windows, hidden_BLD)
+            self.hidden_NLD[windows] = self._run(block, hidden_BLD, call, answers)
+
+    def _answers(self, windows: slice, hidden_BLD: Tensor) -> dict[Kind, Tensor]:
+        """What the settled sites answer."""
+        return {
+            kind: torch.zeros_like(hidden_BLD)
+            if output is None
+            else output(self.inputs[kind][windows].to(self.device))
+            for kind, output in self.outputs.items()
+        }
+
+    def _run(
+        self, block: nn.Module, hidden_BLD: Tensor, call: Call, answers: Mapping[Kind, Tensor]
+    ) -> Tensor:
+        """The block's output; sites with an answer compute nothing."""
+        with ExitStack() as stack:
+            for kind, answer_BLD in answers.items():
+                stack.enter_context(self.adapter.bypass(block, kind, answer_BLD))
+            result: Tensor = block(hidden_BLD, *call.args, **call.kwargs)
+        return result
+
+
+def embed(
+    model: PreTrainedModel,
+    adapter: Adapter,
+    tokens_NL: Tensor,
+    batches: Sequence[slice],
+    shelf: Shelf,
+) -> tuple[Tensor, Mapping[int, Sequence[Call]]]:
+    """What enters the first block (N, L, D), and for each batch size how the blocks are called."""
+    hidden_NLD: Tensor | None = None
+    calls: dict[int, Sequence[Call]] = {}
+    decoder = adapter.decoder(model)
+    with recorders(model, adapter) as stand_ins:
+        for windows in batches:
+            tokens_BL = tokens_NL[windows].to(model.device)
+            decoder(input_ids=tokens_BL, use_cache=False)
+            hidden_BLD = stand_ins[0].hidden_BLD
+            calls.setdefault(len(tokens_BL), [stand_in.call for stand_in in stand_ins])
+            if hidden_NLD is None:
+                shape = (*tokens_NL.shape, hidden_BLD.shape[-1])
+                hidden_NLD = shelf.room(*shape, dtype=hidden_BLD.dtype)
+            hidden_NLD[windows] = hidden_BLD
+    assert hidden_NLD is not None
+    return hidden_NLD, calls

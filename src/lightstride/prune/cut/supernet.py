@@ -1,0 +1,332 @@
+"""A supernet: a folder that holds every site of a model at several shapes, refitted.
+
+It is built in one pass over the model, block by block: at each site all shapes are cut and
+refitted from one Gram matrix, stored, and the stream goes on with a stand-in for what the
+search will choose ("error accumulation").  With levels e of a site that lack shares S_e of
+its parameters, the stand-in is
+
+    none         the dense site
+    median       the level at the centre of the round
+    expectation  X = sum_e (1 - S_e) X_e / sum_e (1 - S_e): as the site is linear in its output
+                 weights, one run with their average of these weights
+
+Paper: Tyr-the-Pruner (https://arxiv.org/abs/2503.09657), section 3.3, eq. 5.  We differ: the
+accumulation is really on, attention is cut before the FFN of its block is measured, and only
+output weights and kept units are stored.
+
+The folder is built under another name and renamed when whole.  A build that was stopped goes
+on at the first site without a file: finished ones are read back, not measured again, and the
+stream sees weights as stored, so the result is the same to the bit.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lightstride.distributed import NUM_SHARDS, barrier, rank
+from lightstride.errors import OutputError, WorkError
+from lightstride.models.families.adapter import OUTPUT_NAME, Adapter
+from lightstride.models.fingerprint import identity
+from lightstride.models.shapes import Geometry, Kept, Shape, Site, keep_all, shape_text
+from lightstride.prune.cut.refit import Level, kept_columns, prune_site, retarget
+from lightstride.prune.cut.statistics import SiteStatistics, stream_blocks
+from lightstride.prune.cut.stream import Store
+from lightstride.prune.cut.supernet_files import (
+    Json,
+    SiteEntry,
+    read_entry,
+    read_level,
+    rounded,
+    write_site,
+)
+from lightstride.results import write_json
+
+VERSION = 2
+INDEX = "index.json"
+STARTED = "started.json"
+
+Accumulation = Literal["none", "median", "expectation"]
+
+
+def dense_outputs(model: PreTrainedModel, adapter: Adapter) -> dict[Site, Tensor]:
+    """The output weights (O, I) of every site, by reference."""
+    blocks = adapter.blocks(model)
+    return {
+        site: adapter.read(blocks[site.block], site.kind)[OUTPUT_NAME[site.kind]]
+        for site in adapter.geometry(model.config).sites
+    }
+
+
+@dataclass(frozen=True)
+class Supernet:
+    """A finished supernet: shapes and losses at hand, weights read when asked for."""
+
+    folder: Path
+    entries: Mapping[Site, SiteEntry]
+    dense: Mapping[Site, Tensor]
+    """Output weights of the dense model."""
+    settings: Mapping[str, object]
+    """How it was built."""
+
+    @classmethod
+    def open(cls, folder: Path, model: PreTrainedModel, adapter: Adapter) -> "Supernet":
+        """The supernet in a folder, made from this (dense) model; raises WorkError if it is not."""
+        document = read_index(folder)
+        if document["model"] != identity(model):
+            raise WorkError(f"supernet {folder} was made from another model; give another folder")
+        sites, settings = document["sites"], document["settings"]
+        assert isinstance(sites, dict)
+        assert isinstance(settings, dict)
+        parsed = {Site.parse(name): entry for name, entry in sites.items()}
+        entries = {site: SiteEntry.from_json(site, entry) for site, entry in parsed.items()}
+        return cls(folder, entries, dense_outputs(model, adapter), settings)
+
+    def shapes(self, site: Site) -> tuple[Shape, ...]:
+        """Shapes a site is there in."""
+        return tuple(self.entries[site].levels)
+
+    def loss(self, site: Site, shape: Shape) -> float:
+        """What a level adds to its site's squared error (`Level.loss`)."""
+        return self.entries[site].levels[shape].loss
+
+    def kept(self, site: Site, shape: Shape) -> Kept:
+        """The units a level keeps."""
+        return self.entries[site].levels[shape].kept
+
+    def load(self, site: Site, shape: Shape) -> Level:
+        """A level with its weights, checked; raises WorkError naming the file if damaged."""
+        return read_level(self.folder, self.entries[site], shape, self.dense[site])
+
+
+def seal(document: Json) -> str:
+    """Hash of an index without its own hash."""
+    rest = {key: value for key, value in document.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def read_index(folder: Path) -> Json:
+    """The index of a supernet; raises WorkError unless it is whole and of this version."""
+    path = folder / INDEX
+    try:
+        document = json.loads(path.read_bytes())
+        assert isinstance(document, dict)
+        version, expected = document["version"], document["sha256"]
+    except FileNotFoundError as error:
+        raise WorkError(f"no supernet in {folder}: {INDEX} is missing") from error
+    except (AssertionError, KeyError, OSError, ValueError) as error:
+        raise WorkError(f"supernet file {path} is damaged: delete the folder {folder}") from error
+    if version != VERSION:
+        raise WorkError(f"supernet {folder} is of version {version}; this program reads {VERSION}")
+    if expected != seal(document):
+        raise WorkError(f"supernet file {path} is damaged: delete the folder {folder}")
+    return document
+
+
+@dataclass(frozen=True)
+class Builder:
+    """Prunes, stores and stands in for one site after the other."""
+
+    folder: Path
+    """Where the site files go while the supernet is not whole."""
+    geometry: Geometry
+    dense: Mapping[Site, Tensor]
+    shapes: Mapping[Site, Sequence[Shape]]
+    centre: Mapping[Site, Shape]
+    accumulation: Accumulation
+    correction: float
+    damping: float
+
+    def visit(self, site: Site, statistics: SiteStatistics) -> Level | None:
+        """Cut a site to all its shapes and store them; what the stream goes on with."""
+        gram_II = statistics.gram_II
+        dense_OI, dense = self.dense[site].to(gram_II.device), self.geometry.shape(site)
+        target_OI = dense_OI.float()
+        if statistics.drift_IO is not None:
+            cross_IO = gram_II @ target_OI.T + self.correction * statistics.drift_IO
+            target_OI = retarget(target_OI, gram_II, cross_IO, damping=self.damping)
+        cut = prune_site(target_OI, gram_II, self.shapes[site], dense, damping=self.damping)
+        untouched = Level(keep_all(dense), dense_OI.float(), 0.0)
+        levels = [
+            untouched if level.kept.shape == dense else rounded(level, dense_OI) for level in cut
+        ]
+        write_site(self.folder, site, levels, dense_OI)
+        return self.stand_in(site, {level.kept.shape: level for level in levels})
+
+    def stand_in(self, site: Site, levels: Mapping[Shape, Level]) -> Level | None:
+        """What the next sites see of a site that has these levels."""
+        if self.accumulation == "none":
+            return None
+        if self.accumulation == "median":
+            return levels[self.centre[site]]
+        dense = self.geometry.shape(site)
+        sizes = [self.geometry.parameters(shape) for shape in levels]
+        total_OI = torch.zeros_like(self.dense[site], dtype=torch.float32)
+        for size, level in zip(sizes, levels.values(), strict=True):
+            assert level.bias_O is None
+            columns_K = kept_columns(level.kept, dense, self.geometry.head_dim)
+            total_OI[:, columns_K] += size / sum(sizes) * level.output_OK.to(total_OI)
+        return Level(keep_all(dense), total_OI, 0.0)
+
+
+class Finished(Mapping[Site, Level | None]):
+    """The sites whose files are there, and what the stream goes on with at each."""
+
+    def __init__(self, builder: Builder) -> None:
+        self.builder = builder
+        found = {site: read_entry(builder.folder, site) for site in builder.shapes}
+        self.entries = {site: entry for site, entry in found.items() if entry is not None}
+
+    def __getitem__(self, site: Site) -> Level | None:
+        entry, builder = self.entries[site], self.builder
+        shapes = entry.levels
+        if builder.accumulation == "none":
+            return None
+        if builder.accumulation == "median":
+            shapes = {builder.centre[site]: entry.levels[builder.centre[site]]}
+        levels = {s: read_level(builder.folder, entry, s, builder.dense[site]) for s in shapes}
+        return builder.stand_in(site, levels)
+
+    def __iter__(self) -> Iterator[Site]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+
+def describe(
+    model: PreTrainedModel,
+    tokens_NL: Tensor,
+    builder: Builder,
+    *,
+    num_shards: int,
+    relative: bool,
+) -> Json:
+    """Everything a supernet's contents depend on."""
+    tokens = tokens_NL.contiguous().cpu().numpy().tobytes()
+    shapes = {str(s): [shape_text(shape) for shape in some] for s, some in builder.shapes.items()}
+    return {
+        "version": VERSION,
+        "model": identity(model),
+        "settings": {
+            "num_windows": tokens_NL.shape[0],
+            "window": tokens_NL.shape[1],
+            "tokens": hashlib.sha256(tokens).hexdigest(),
+            "num_shards": num_shards,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "accumulation": builder.accumulation,
+            "relative": relative,
+            "correction": builder.correction,
+            "damping": builder.damping,
+            "shapes": shapes,
+            "centre": {str(site): shape_text(shape) for site, shape in builder.centre.items()},
+        },
+    }
+
+
+def check_same(folder: Path, there: Json, wanted: Json) -> None:
+    """Raise WorkError, naming what differs, unless a folder's description is the wanted one."""
+    flat = []
+    for document in (there, wanted):
+        settings = document.get("settings")
+        assert isinstance(settings, dict)
+        flat.append({"version": document.get("version"), "model": document["model"], **settings})
+    different = [key for key in flat[1] if flat[0].get(key) != flat[1][key]]
+    if different:
+        raise WorkError(
+            f"{folder} belongs to another run: its {', '.join(different)} differ; "
+            "give another folder or delete it"
+        )
+
+
+def start(folder: Path, partial: Path, description: Json) -> None:
+    """Make ready the folder of an unfinished supernet, or find it as it was left."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError(f"{folder} is not empty and holds no supernet; give an empty folder")
+    for half in partial.glob(".*"):
+        half.unlink()
+    if not (partial / STARTED).exists():
+        write_json(partial / STARTED, description)
+    try:
+        there = json.loads((partial / STARTED).read_bytes())
+        check_same(partial, there, description)
+    except (AssertionError, KeyError, OSError, ValueError) as error:
+        raise WorkError(f"{partial / STARTED} is damaged: delete the folder {partial}") from error
+
+
+def finish(folder: Path, partial: Path, description: Json, sites: Iterable[Site]) -> None:
+    """Write the index of a whole supernet and give its folder its name."""
+    entries: Json = {}
+    for site in sites:
+        entry = read_entry(partial, site)
+        assert entry is not None
+        entries[str(site)] = entry.to_json()
+    document: Json = {**description, "sites": entries}
+    write_json(partial / INDEX, document | {"sha256": seal(document)})
+    (partial / STARTED).unlink()
+    try:
+        partial.replace(folder)
+    except OSError as error:
+        raise OutputError(f"cannot rename {partial} to {folder}: {error}") from error
+
+
+def build_supernet(
+    model: PreTrainedModel,
+    adapter: Adapter,
+    tokens_NL: Tensor,
+    shapes: Mapping[Site, Sequence[Shape]],
+    centre: Mapping[Site, Shape],
+    folder: Path,
+    *,
+    accumulation: Accumulation = "median",
+    relative: bool = True,
+    correction: float = 0.0,
+    damping: float = 0.01,
+    batch_size: int = 8,
+    num_shards: int = NUM_SHARDS,
+    store: Store = "memory",
+    device: torch.device | str | None = None,
+    progress: bool = False,
+) -> Supernet:
+    """Build the supernet in `folder`, or what is left to build, or open it if it is whole.
+
+    `centre` names a shape of every site, the stand-in with accumulation "median".  `relative`
+    weighs tokens, and `correction` says what part of the drift each site undoes (alpha), both as
+    in `statistics.py`.  All ranks call this; rank 0 cuts and writes.  Raises WorkError if the
+    folder holds another supernet.
+    """
+    partial = folder.with_name(f"{folder.name}.partial")
+    geometry = adapter.geometry(model.config)
+    dense = dense_outputs(model, adapter)
+    builder = Builder(partial, geometry, dense, shapes, centre, accumulation, correction, damping)
+    description = describe(model, tokens_NL, builder, num_shards=num_shards, relative=relative)
+    if (folder / INDEX).exists():
+        check_same(folder, read_index(folder), description)
+        return Supernet.open(folder, model, adapter)
+    if rank() == 0:
+        start(folder, partial, description)
+    barrier()
+    stream_blocks(
+        model,
+        adapter,
+        tokens_NL,
+        builder.visit,
+        finished=Finished(builder) if rank() == 0 else {},
+        relative=relative,
+        drift=correction != 0 and accumulation != "none",
+        batch_size=batch_size,
+        num_shards=num_shards,
+        store=store,
+        device=device,
+        progress=progress,
+    )
+    if rank() == 0:
+        finish(folder, partial, description, shapes)
+    barrier()
+    return Supernet.open(folder, model, adapter)

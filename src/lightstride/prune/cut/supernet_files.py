@@ -1,0 +1,191 @@
+"""The files of a supernet: one a site, with the output weights of all its levels.
+
+A file is written under a temporary name and renamed, so one that has its name is whole.  It
+holds output weights in bf16 only: all other weights are slices of the dense model's, and a
+level whose output weights are the dense ones holds nothing.  Its header, and later the
+supernet's index, say for every level the shape, the kept units, the loss and the hash of
+each tensor; a tensor is checked against its hash when it is read.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lightstride.errors import OutputError, WorkError
+from lightstride.models.shapes import (
+    Kept,
+    Shape,
+    Site,
+    kept_json,
+    parse_kept,
+    parse_shape,
+    shape_text,
+)
+from lightstride.prune.cut.refit import Level
+
+Json = dict[str, object]
+
+
+@dataclass(frozen=True)
+class LevelEntry:
+    """What is known of a level without reading its weights."""
+
+    kept: Kept
+    loss: float
+    hashes: Mapping[str, str]
+    """SHA-256 of its stored tensors: `output` and `bias`, as far as there are."""
+
+    def to_json(self) -> Json:
+        """A JSON object that `from_json` reads back."""
+        shape = shape_text(self.kept.shape)
+        hashes = dict(self.hashes)
+        return {"shape": shape, "kept": kept_json(self.kept), "loss": self.loss, "sha256": hashes}
+
+    @classmethod
+    def from_json(cls, entry: Json) -> "LevelEntry":
+        """The entry that `to_json` wrote."""
+        kept, loss, hashes = parse_kept(entry["kept"]), entry["loss"], entry["sha256"]
+        assert isinstance(loss, float)
+        assert isinstance(hashes, dict)
+        assert isinstance(entry["shape"], str)
+        assert kept.shape == parse_shape(entry["shape"])
+        return cls(kept, loss, hashes)
+
+
+@dataclass(frozen=True)
+class SiteEntry:
+    """What is known of a site's levels without reading their weights."""
+
+    site: Site
+    levels: Mapping[Shape, LevelEntry]
+    header: str = ""
+    """SHA-256 of its file's header."""
+
+    @property
+    def file(self) -> str:
+        """Name of the site's file in the folder."""
+        return f"{self.site}.safetensors"
+
+    def to_json(self) -> Json:
+        """A JSON object that `from_json` reads back."""
+        levels = [level.to_json() for level in self.levels.values()]
+        return {"file": self.file, "header": self.header, "levels": levels}
+
+    @classmethod
+    def from_json(cls, site: Site, entry: Json) -> "SiteEntry":
+        """The entry that `to_json` wrote."""
+        header, listed = entry["header"], entry["levels"]
+        assert isinstance(header, str)
+        assert isinstance(listed, list)
+        levels = [LevelEntry.from_json(level) for level in listed]
+        return cls(site, {level.kept.shape: level for level in levels}, header)
+
+
+def is_dense(level: Level, dense_OI: Tensor) -> bool:
+    """Whether a level has the dense output weights."""
+    return level.output_OK.shape == dense_OI.shape and bool((level.output_OK == dense_OI).all())
+
+
+def rounded(level: Level, dense_OI: Tensor) -> Level:
+    """The level as it will be read back: its weights went through bf16, the dense ones did not."""
+    if is_dense(level, dense_OI):
+        return level
+    bias_O = None if level.bias_O is None else level.bias_O.bfloat16().float()
+    return Level(level.kept, level.output_OK.bfloat16().float(), level.loss, bias_O)
+
+
+def write_site(folder: Path, site: Site, levels: Sequence[Level], dense_OI: Tensor) -> SiteEntry:
+    """Write all levels of a site; those that equal the dense weights are only listed."""
+    tensors: dict[str, Tensor] = {}
+    entries: dict[Shape, LevelEntry] = {}
+    for level in levels:
+        parts: dict[str, Tensor] = {}
+        if not is_dense(level, dense_OI):
+            parts["output"] = level.output_OK.bfloat16().cpu().contiguous()
+        if level.bias_O is not None:
+            parts["bias"] = level.bias_O.bfloat16().cpu()
+        shape = level.kept.shape
+        hashes = {part: digest(tensor) for part, tensor in parts.items()}
+        entries[shape] = LevelEntry(level.kept, level.loss, hashes)
+        tensors |= {tensor_name(shape, part): tensor for part, tensor in parts.items()}
+    entry = SiteEntry(site, entries)
+    path = folder / entry.file
+    save_whole(path, tensors, {"levels": json.dumps(entry.to_json())})
+    return replace(entry, header=header_digest(path))
+
+
+def save_whole(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
+    """Write a safetensors file that has its name only once it is whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save_file(tensors, temporary, header)
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise OutputError(f"cannot write {path}: {error}") from error
+
+
+def read_entry(folder: Path, site: Site) -> SiteEntry | None:
+    """What the header of a site's file says; None if there is no whole file."""
+    path = folder / SiteEntry(site, {}).file
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            entry = SiteEntry.from_json(site, json.loads(file.metadata()["levels"]))
+        return replace(entry, header=header_digest(path))
+    except (SafetensorError, AssertionError, KeyError, TypeError, ValueError):
+        return None
+
+
+def read_level(folder: Path, entry: SiteEntry, shape: Shape, dense_OI: Tensor) -> Level:
+    """One level, its weights checked against their hashes; raises WorkError if they differ."""
+    level = entry.levels[shape]
+    path = folder / entry.file
+    tensors: dict[str, Tensor] = {}
+    try:
+        if header_digest(path) != entry.header:
+            raise damaged(path, entry.site, shape)
+        with safe_open(path, framework="pt") as file:
+            for part, expected in level.hashes.items():
+                tensors[part] = file.get_tensor(tensor_name(shape, part))
+                if digest(tensors[part]) != expected:
+                    raise damaged(path, entry.site, shape)
+    except (OSError, SafetensorError) as error:
+        raise damaged(path, entry.site, shape) from error
+    bias_O = tensors["bias"].float() if "bias" in tensors else None
+    output_OK = tensors.get("output", dense_OI).float()
+    return Level(level.kept, output_OK, level.loss, bias_O)
+
+
+def damaged(path: Path, site: Site, shape: Shape) -> WorkError:
+    """The error that names a file whose contents are not what was written."""
+    return WorkError(
+        f"supernet file {path} is damaged: site {site} at {shape_text(shape)} does not match its "
+        "hash; delete the supernet's folder to build it again"
+    )
+
+
+def tensor_name(shape: Shape, part: str) -> str:
+    """Name of a level's tensor in its site's file."""
+    return f"{shape_text(shape)}.{part}"
+
+
+def header_digest(path: Path) -> str:
+    """SHA-256 of the header of a safetensors file, its length included."""
+    with path.open("rb") as file:
+        length = file.read(8)
+        return hashlib.sha256(length + file.read(int.from_bytes(length, "little"))).hexdigest()
+
+
+def digest(tensor: Tensor) -> str:
+    """SHA-256 of a tensor's bytes."""
+    return hashlib.sha256(tensor.view(torch.uint8).numpy().data).hexdigest()

@@ -1,0 +1,124 @@
+"""Every evaluation of a search, written down as it is made, so that nothing is asked twice.
+
+A search is a function of its seed and of the answers to its evaluations.  The ledger appends
+each answer to `search.jsonl`; a killed run is resumed by running it again from the start, with
+the ledger answering what was evaluated before.  A line cut off by the kill is dropped.
+With several processes every one remembers everything, and rank 0 writes.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Self
+
+from lightstride.distributed import broadcast_object, rank
+from lightstride.errors import WorkError
+from lightstride.prune.space.plan import Plan
+
+
+@dataclass(frozen=True, order=True)
+class Sample:
+    """Which search tokens an evaluation reads: so many, from the first window of this index."""
+
+    tokens: int
+    first: int = 0
+
+
+Evaluate = Callable[[Sequence[Plan], Sample], list[float]]
+"""Fitness of each plan on a sample, lower is better; a pure function of plan and sample."""
+
+Note = Mapping[str, object]
+
+
+@dataclass
+class Ledger:
+    """Asks `evaluate` for what is not yet known and remembers all answers."""
+
+    evaluate: Evaluate
+    path: Path | None = None
+    scope: str = ""
+    """Name of the search within the file: answers of other supernets are not reused."""
+    tokens: int = 0
+    """Tokens of all evaluations so far, those read back from the file included."""
+    seconds: float = 0.0
+    """Time spent in them."""
+    known: dict[tuple[str, Sample], float] = field(default_factory=dict)
+    stream: IO[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.path is None:
+            return
+        for record in broadcast_object(read_ledger(self.path) if rank() == 0 else []):
+            if record["scope"] == self.scope:
+                self._remember(record)
+        if rank() == 0:
+            self.stream = self.path.open("a", encoding="utf-8")
+
+    def __call__(self, plans: Sequence[Plan], sample: Sample, note: Note) -> list[float]:
+        """Fitness of each plan; plans already asked about on this sample cost nothing."""
+        wanted = {plan.key: plan for plan in plans if (plan.key, sample) not in self.known}
+        if wanted:
+            start = time.perf_counter()
+            answers = self.evaluate(list(wanted.values()), sample)
+            share = (time.perf_counter() - start) / len(wanted)
+            for key, fitness in zip(wanted, answers, strict=True):
+                self._write(key, sample, fitness, share, note)
+        return [self.known[plan.key, sample] for plan in plans]
+
+    def answers(self, sample: Sample) -> dict[str, float]:
+        """All fitnesses known on one sample, by the plans' keys, in the order of asking."""
+        return {key: fitness for (key, at), fitness in self.known.items() if at == sample}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the file; asking again is then an error."""
+        if self.stream is not None:
+            self.stream.close()
+
+    def _write(self, key: str, sample: Sample, fitness: float, seconds: float, note: Note) -> None:
+        record = {
+            "scope": self.scope,
+            **note,
+            "tokens": sample.tokens,
+            "first": sample.first,
+            "fitness": fitness,
+            "seconds": round(seconds, 6),
+            "plan": key,
+        }
+        self._remember(record)
+        if self.stream is not None:
+            self.stream.write(json.dumps(record) + "\n")
+            self.stream.flush()
+
+    def _remember(self, record: Mapping[str, object]) -> None:
+        tokens, first, seconds = record["tokens"], record["first"], record["seconds"]
+        fitness, key = record["fitness"], record["plan"]
+        assert isinstance(tokens, int)
+        assert isinstance(first, int)
+        assert isinstance(key, str)
+        assert isinstance(seconds, int | float)
+        assert isinstance(fitness, int | float)
+        self.known[key, Sample(tokens, first)] = float(fitness)
+        self.tokens += tokens
+        self.seconds += seconds
+
+
+def read_ledger(path: Path) -> list[dict[str, object]]:
+    """All whole records of a file; a last line that was cut off is also removed from the file."""
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    whole, newline, _ = text.rpartition("\n")
+    if len(whole) + len(newline) < len(text):
+        with path.open("r+", encoding="utf-8") as stream:
+            stream.truncate(len((whole + newline).encode()))
+            os.fsync(stream.fileno())
+    try:
+        return [json.loads(line) for line in whole.splitlines()]
+    except json.JSONDecodeError as error:
+        raise WorkError(f"{path} is damaged: {error}") from error

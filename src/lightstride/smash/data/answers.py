@@ -1,0 +1,253 @@
+"""Answers that the base itself gives: what a smashed model is trained on.
+
+A folder holds `answers.json`, what the answers depend on, and `answers.jsonl`, one line an answer,
+appended batch by batch.  Prompts are answered in batches of like length.  A batch that is nearly
+done is cut: the unfinished answers are written down as far as they are (finish "cut"), and go on
+later in a batch of their own.  The file alone decides what is done next, so a run that was killed
+goes on where it was, having lost one batch at most.
+"""
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lightstride.data.prompts import Prompt
+from lightstride.errors import ConfigError, DataError, ModelError, WorkError
+from lightstride.files import whole_file
+from lightstride.generate import PlainDecoder, Settings
+from lightstride.generate.chat_template import chat_tokens
+from lightstride.generate.rows import Rows, context_length, end_tokens
+from lightstride.generate.sampler import Sampler
+from lightstride.models.fingerprint import fingerprint
+from lightstride.smash.data.lines import append_lines, drop_cut_line, read_lines
+
+VERSION = 1
+HEADER, LINES = "answers.json", "answers.jsonl"
+CUT = "cut"
+WORTH_GOING_ON = 4
+"""A batch is cut once less than 1/4 of it goes on."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The base's answer to one prompt."""
+
+    id: str
+    domain: str
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+    """Its tokens, the end token included."""
+    sampled: bool
+    finish: str
+    """stop, or length where it was too long."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asking:
+    """How prompts are answered."""
+
+    max_new_tokens: int
+    sampled_share: float
+    temperature: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sampled_share <= 1:
+            raise ConfigError(f"sampled_share is {self.sampled_share}; it must be in [0, 1]")
+        self.settings(sampled=False)
+        if self.sampled_share and not self.temperature > 0:
+            raise ConfigError(f"temperature is {self.temperature}; to sample it must be above 0")
+
+    def settings(self, *, sampled: bool) -> Settings:
+        """What the decoder is told."""
+        temperature = self.temperature if sampled else 0.0
+        return Settings(max_new_tokens=self.max_new_tokens, temperature=temperature, seed=self.seed)
+
+    def is_sampled(self, name: str) -> bool:
+        """Whether the answer to this prompt is sampled; the same in every run."""
+        digest = hashlib.sha256(f"{self.seed}:{name}".encode()).digest()
+        return int.from_bytes(digest[:8], "little") < self.sampled_share * 2**64
+
+
+def regenerate(
+    decoder: PlainDecoder,
+    prompts: Sequence[Prompt],
+    folder: Path,
+    *,
+    max_new_tokens: int = 512,
+    sampled_share: float = 0.0,
+    temperature: float = 1.0,
+    batch_size: int = 64,
+    seed: int = 0,
+    progress: bool = False,
+) -> None:
+    """Write the base's answer to every prompt into the folder; what is there is kept.
+
+    Prompts that fill the context are passed over, and their number is said once; DataError where
+    none is left.  Raises WorkError where the folder has answers of another base or other settings.
+    """
+    asking = Asking(
+        max_new_tokens=max_new_tokens,
+        sampled_share=sampled_share,
+        temperature=temperature,
+        seed=seed,
+    )
+    model, tokenizer = decoder.model, decoder.tokenizer
+    if not end_tokens(model, tokenizer):
+        raise ModelError("the base names no end token, so it is not known where its answers end")
+    started = started_answers(prompts, tokenizer, asking)
+    fitting = [each for each in started if fits(each, model)]
+    if not fitting:
+        raise DataError(
+            f"none of {len(started)} prompts fits the model's context of {context_length(model)}"
+        )
+    open_folder(folder, model, tokenizer, asking)
+    if len(fitting) < len(started):
+        count = len(started) - len(fitting)
+        tqdm.write(f"prompts left out, as they fill the context: {count}", file=sys.stderr)
+    drop_cut_line(folder / LINES)
+    log = read_log(folder)
+    bar = tqdm(total=len(fitting), desc="answers", unit="", disable=not progress)
+    bar.update(sum(1 for each in fitting if is_done(log, each)))
+    with bar:
+        for sampled in (False, True):
+            chosen = [each for each in fitting if each.sampled == sampled]
+            settings = asking.settings(sampled=sampled)
+            for batch, may_cut in batches(chosen, log, batch_size):
+                answers = answer_batch(decoder, batch, settings, may_cut=may_cut)
+                append_lines(folder / LINES, [json.dumps(asdict(each)) for each in answers])
+                note(log, answers)
+                bar.update(sum(1 for each in answers if each.finish != CUT))
+
+
+def read_answers(folder: Path) -> list[Answer]:
+    """All finished answers, in the order of their prompts' ids."""
+    found = read_log(folder)
+    return [found[name] for name in sorted(found) if found[name].finish != CUT]
+
+
+def started_answers(
+    prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, asking: Asking
+) -> list[Answer]:
+    """Prompts as answers of no tokens, sorted by length; ModelError without a chat template."""
+    if not tokenizer.chat_template:
+        raise ModelError("the tokenizer has no chat template; smash needs a chat model")
+    started = []
+    for prompt in prompts:
+        tokens = chat_tokens(tokenizer, [message.as_dict() for message in prompt.messages])
+        sampled = asking.is_sampled(prompt.id)
+        started.append(Answer(prompt.id, prompt.domain, tuple(tokens), (), sampled, CUT))
+    return sorted(started, key=lambda each: (len(each.prompt), each.id))
+
+
+def fits(answer: Answer, model: PreTrainedModel) -> bool:
+    """Whether the context has room for a token after the prompt."""
+    context = context_length(model)
+    return context is None or len(answer.prompt) < context
+
+
+def is_done(log: Mapping[str, Answer], answer: Answer) -> bool:
+    """Whether this prompt has its whole answer."""
+    return answer.id in log and log[answer.id].finish != CUT
+
+
+def batches(
+    chosen: Sequence[Answer], log: Mapping[str, Answer], batch_size: int
+) -> Iterator[tuple[list[Answer], bool]]:
+    """What to answer together next, and whether it may be cut; reads the log after each batch.
+
+    Cut answers go on as soon as they fill a batch, and at the end.
+    """
+    names = {each.id for each in chosen}
+    while True:
+        waiting = [each for name, each in log.items() if name in names and each.finish == CUT]
+        fresh = [each for each in chosen if each.id not in log]
+        if len(waiting) >= batch_size or not fresh:
+            batch, waiting = waiting[:batch_size], waiting[batch_size:]
+        else:
+            batch, fresh = fresh[:batch_size], fresh[batch_size:]
+        if not batch:
+            return
+        yield batch, bool(waiting or fresh)
+
+
+def answer_batch(
+    decoder: PlainDecoder, batch: Sequence[Answer], settings: Settings, *, may_cut: bool
+) -> list[Answer]:
+    """The answers, each one step further; "cut" where the batch was left before their end."""
+    model = decoder.model
+    prompts = [(*each.prompt, *each.answer) for each in batch]
+    ends = end_tokens(model, decoder.tokenizer)
+    rows = Rows(prompts, settings, model, None, ends=ends)
+    for row, each in zip(rows.all, batch, strict=True):
+        row.limit = min(row.limit, settings.max_new_tokens - len(each.answer))
+    enough = len(batch) // WORTH_GOING_ON if may_cut else 0
+    for _ in decoder.decode(rows, Sampler(settings)):
+        if len(rows.active) <= enough:
+            break
+    return [
+        replace(each, answer=(*each.answer, *row.tokens), finish=row.finish_reason or CUT)
+        for each, row in zip(batch, rows.all, strict=True)
+    ]
+
+
+def open_folder(
+    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asking: Asking
+) -> None:
+    """Write what the answers depend on, or see that it is the same as before."""
+    words = json.dumps([tokenizer.get_vocab(), tokenizer.chat_template], sort_keys=True)
+    header: dict[str, object] = {
+        "version": VERSION,
+        "base": fingerprint(model),
+        "tokenizer": hashlib.sha256(words.encode()).hexdigest()[:16],
+        **asdict(asking),
+    }
+    path = folder / HEADER
+    if not path.exists():
+        if (folder / LINES).exists():
+            raise WorkError(f"{folder} has answers but no {HEADER}: delete {folder / LINES}")
+        with whole_file(path) as partial:
+            partial.write_text(json.dumps(header, indent=2) + "\n", "utf-8")
+        return
+    try:
+        there = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise WorkError(f"{path} is damaged: delete it and {folder / LINES}") from error
+    if there != header:
+        different = sorted(key for key in header if there.get(key) != header[key])
+        raise WorkError(
+            f"the answers in {folder} are of another run: {', '.join(different)} differ; "
+            "name another folder"
+        )
+
+
+def read_log(folder: Path) -> dict[str, Answer]:
+    """The last state of every answer, in the order of writing; a cut last line is dropped."""
+    path = folder / LINES
+    found: dict[str, Answer] = {}
+    for number, line in enumerate(read_lines(path), start=1):
+        try:
+            note(found, [parse(line)])
+        except (ValueError, TypeError, KeyError) as error:
+            raise WorkError(f"{path} line {number} is damaged: delete that line") from error
+    return found
+
+
+def note(log: dict[str, Answer], answers: Sequence[Answer]) -> None:
+    """Put answers behind those in the log, in the place of what was known of them."""
+    for each in answers:
+        log.pop(each.id, None)
+        log[each.id] = each
+
+
+def parse(line: bytes) -> Answer:
+    """The answer in a line; ValueError, TypeError or KeyError where it is none."""
+    fields = json.loads(line)
+    tokens = {key: tuple(map(int, fields[key])) for key in ("prompt", "answer")}
+    return Answer(**{**fields, **tokens})

@@ -1,0 +1,123 @@
+"""Prompts that a chat model writes by itself: the source `self`, for when there is no data.
+
+Its chat template, up to where a user's words begin, is given to the model, which goes on as the
+user (Magpie, arXiv 2406.08464).  Empty, unfinished and repeated turns are dropped.
+"""
+
+import json
+from pathlib import Path
+
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lightstride.data.prompts import Message, Prompt, prompt_of
+from lightstride.data.sampled import PLACEHOLDER, Opening, openings
+from lightstride.errors import DataError, ModelError, WorkError
+from lightstride.generate import PlainDecoder, Settings, generate
+from lightstride.models.fingerprint import fingerprint
+from lightstride.smash.data.lines import append_lines, drop_cut_line, read_lines
+
+FILE = "self.jsonl"
+LONGEST = 256
+"""Tokens of a user's turn; a longer one is dropped."""
+SHORTEST = 8
+"""Characters of a user's turn; a shorter one is dropped."""
+MIN_P = 0.02
+"""Against nonsense; unlike top p, it needs no sorting of the vocabulary."""
+PATIENCE = 8
+"""Batches without a new turn after which the model is taken to have said all it can."""
+DOMAIN = "chat"
+
+
+def self_prompts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    count: int,
+    *,
+    seed: int = 0,
+    batch_size: int = 64,
+    folder: Path | None = None,
+    progress: bool = False,
+) -> list[Prompt]:
+    """So many different user turns, sampled; the same for the same seed and batch size.
+
+    With a folder, what was written is kept there batch by batch, and a killed run goes on from it.
+    Raises DataError where the model does not write so many.
+    """
+    decoder = PlainDecoder(model, tokenizer)
+    opening, end = user_opening(tokenizer), end_of_turn(tokenizer)
+    kept = None if folder is None else folder / FILE
+    batches = [] if kept is None else open_file(kept, model, seed, batch_size)
+    found = {prompt.id: prompt for texts in batches for prompt in prompts_of(texts)}
+    fruitless = 0
+    with tqdm(total=count, desc="prompts", unit="", disable=not progress) as bar:
+        bar.update(len(found))
+        while len(found) < count:
+            if fruitless == PATIENCE:
+                raise DataError(
+                    f"the model wrote only {len(found)} different prompts of the {count} wanted; "
+                    "ask for fewer, or give it a file of prompts"
+                )
+            texts = user_turns(decoder, opening, end, batch_size, draw=(seed, len(batches)))
+            batches.append(texts)
+            if kept is not None:
+                append_lines(kept, [json.dumps(texts)])
+            new = {prompt.id: prompt for prompt in prompts_of(texts) if prompt.id not in found}
+            found |= new
+            fruitless = 0 if new else fruitless + 1
+            bar.update(len(new))
+    return list(found.values())[:count]
+
+
+def user_turns(
+    decoder: PlainDecoder, opening: Opening, end: str, count: int, *, draw: tuple[int, int]
+) -> list[str]:
+    """Turns that the model ended itself, of at most LONGEST tokens; `draw` is (seed, batch)."""
+    seed, batch = draw
+    settings = Settings(
+        max_new_tokens=LONGEST,
+        temperature=1.0,
+        min_p=MIN_P,
+        seed=seed * 1_000_003 + batch,
+        stop=(end,) if end else (),
+    )
+    answers = generate(decoder, [opening.tokens] * count, settings)
+    texts = [answer.text.strip() for answer in answers if answer.finish_reason == "stop"]
+    return [text for text in texts if len(text) >= SHORTEST and "\ufffd" not in text]
+
+
+def prompts_of(texts: list[str]) -> list[Prompt]:
+    """User turns as prompts."""
+    return [prompt_of([Message("user", text)], DOMAIN) for text in texts]
+
+
+def user_opening(tokenizer: PreTrainedTokenizerBase) -> Opening:
+    """The chat template up to the user's words; ModelError where there is none."""
+    for opening in openings(tokenizer):
+        if opening.is_chat:
+            return opening
+    raise ModelError("the tokenizer has no chat template that shows where a user's words begin")
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What the template puts behind the user's words, empty if that is nothing visible."""
+    message = [{"role": "user", "content": PLACEHOLDER}]
+    text = str(tokenizer.apply_chat_template(message, tokenize=False))
+    return text.partition(PLACEHOLDER)[2].strip()
+
+
+def open_file(path: Path, model: PreTrainedModel, seed: int, batch_size: int) -> list[list[str]]:
+    """The batches of turns written so far by this model with this seed."""
+    header = {"base": fingerprint(model), "seed": seed, "batch_size": batch_size}
+    drop_cut_line(path)
+    lines = read_lines(path)
+    if not lines:
+        append_lines(path, [json.dumps(header)])
+        return []
+    try:
+        there, *batches = [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise WorkError(f"{path} is damaged: delete it") from error
+    if there != header:
+        raise WorkError(f"{path} is of another base, seed or batch size; name another folder")
+    return [[str(text) for text in batch] for batch in batches]

@@ -1,0 +1,161 @@
+"""The smashed model as transformers knows it: saved, opened, registered, and with `generate`.
+
+`model.generate(...)` answers in macro steps: transformers prepares processors, criteria and
+streamer, `_sample` hands them to our decoder.  Mode, confidence, lookup and tree are attributes of
+the generation config (`model.generation_config.mode = "verify"`).
+
+Shapes: B rows, L columns.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteriaList,
+)
+from transformers.generation.streamers import BaseStreamer
+
+from lightstride.errors import ConfigError, ModelError
+from lightstride.generate import Hooks, Settings
+from lightstride.generate.rows import Rows
+from lightstride.models.opening.load import load_model
+from lightstride.smash.decode.decoder import MacroSteps
+from lightstride.smash.hooks import end_tokens_of, filler_token, processing, stopping, unpadded
+from lightstride.smash.model.body import SmashBody
+from lightstride.smash.model.config import SmashConfig
+from lightstride.smash.model.graft_files import graft_state, read_config, read_grafts, write_grafts
+
+ADDED_BY_AUTO = ("adapter_kwargs", "_from_auto", "_commit_hash")
+
+
+class SmashModel(SmashBody, GenerationMixin):
+    """A base model and the grafts that let it take macro steps."""
+
+    def save_pretrained(  # type: ignore[override]
+        self,
+        save_directory: str | Path,
+        *,
+        is_main_process: bool = True,
+        state_dict: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Write the grafts and the name of their base; the base itself is not stored again."""
+        if is_main_process:
+            own = graft_state(self)
+            state = own if state_dict is None else {name: state_dict[name] for name in own}
+            write_grafts(Path(save_directory), self.config, state)
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        source: str | Path,
+        *,
+        config: SmashConfig | None = None,
+        base: PreTrainedModel | None = None,
+        dtype: torch.dtype | str | None = None,
+        device: str = "cpu",
+        trust_remote_code: bool = False,
+        **auto: object,
+    ) -> Self:
+        """The model in a folder or on the hub; `base` spares opening the base it names.
+
+        Without a dtype, or with "auto", weights are float32.  `auto` holds what transformers' Auto
+        classes add on their own; what a user set in it is refused.
+        """
+        unknown = sorted(
+            name for name, value in auto.items() if value and name not in ADDED_BY_AUTO
+        )
+        if unknown:
+            raise ModelError(f"a smashed model cannot be opened with {', '.join(unknown)}")
+        config = read_config(str(source))
+        if base is None:
+            wanted = dtype if isinstance(dtype, torch.dtype) else torch.float32
+            base = load_model(
+                config.base, dtype=wanted, device=device, trust_remote_code=trust_remote_code
+            )
+        model = cls(config, base)
+        model.load_state_dict(read_grafts(str(source), graft_state(model)), strict=False)
+        model.refresh_head()
+        return model
+
+    def _prepare_cache_for_generation(self, *_: object) -> bool:
+        """Prepare nothing: the decoder has a cache of its own, one entry a macro step."""
+        return False
+
+    def _sample(  # type: ignore[override]
+        self,
+        input_ids: Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        synced_gpus: bool = False,
+        streamer: BaseStreamer | None = None,
+        **model_kwargs: object,
+    ) -> Tensor:
+        """Prompts with their answers, padded at the end, shape (B, L)."""
+        check_request(generation_config, synced_gpus, model_kwargs)
+        mask_BL = model_kwargs.get("attention_mask")
+        prompts = unpadded(input_ids, mask_BL if isinstance(mask_BL, Tensor) else None)
+        width = input_ids.shape[1]
+        hooks = Hooks(
+            processing(logits_processor, input_ids),
+            stopping(stopping_criteria, input_ids, generation_config),
+        )
+        answers: list[list[int]] = [[] for _ in prompts]
+        asked = settings(generation_config, width)
+        ends = end_tokens_of(generation_config)
+        rows = Rows(prompts, asked, self.base, None, hooks.stopper, ends)
+        steps = MacroSteps(self, "dynamic").run(rows, asked, hooks)
+        for step in steps:
+            for answer, tokens in zip(answers, step.tokens, strict=True):
+                answer.extend(tokens)
+            if streamer is not None and step.tokens[0]:
+                streamer.put(torch.tensor(step.tokens[0]))
+        if streamer is not None:
+            streamer.end()
+        longest = max(map(len, answers))
+        filler = filler_token(generation_config)
+        padded = [[*answer, *[filler] * (longest - len(answer))] for answer in answers]
+        return torch.cat([input_ids, torch.tensor(padded).to(input_ids)], dim=-1)
+
+
+def settings(config: GenerationConfig, width: int) -> Settings:
+    """Ours for a prepared generation config; processors do the filtering."""
+    return Settings(
+        max_new_tokens=config.max_length - width,
+        temperature=1.0 if config.do_sample else 0.0,
+        seed=int(torch.randint(2**31, ())) if config.do_sample else 0,
+        mode=getattr(config, "mode", None),
+        confidence=getattr(config, "confidence", None),
+        lookup=getattr(config, "lookup", Settings.lookup),
+        tree=getattr(config, "tree", None),
+    )
+
+
+def check_request(
+    config: GenerationConfig, synced_gpus: bool, model_kwargs: Mapping[str, object]
+) -> None:
+    """Refuse what this decoder would have to ignore."""
+    cache = model_kwargs.get("past_key_values")
+    refused = {
+        "return_dict_in_generate": bool(config.return_dict_in_generate),
+        "synced_gpus": synced_gpus,
+        "past_key_values": cache is not None,
+        "inputs_embeds": model_kwargs.get("inputs_embeds") is not None,
+        "use_cache=False": config.use_cache is False,
+    }
+    for name, is_asked in refused.items():
+        if is_asked:
+            raise ConfigError(f"a smashed model cannot generate with {name}")
+
+
+AutoConfig.register(SmashConfig.model_type, SmashConfig, exist_ok=True)
+AutoModelForCausalLM.register(SmashConfig, SmashModel, exist_ok=True)

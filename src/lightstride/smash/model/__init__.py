@@ -1,0 +1,6 @@
+"""What a smashed model computes.
+
+config    body (base and grafts)    modules (embedder, micro decoder, stop head)    adapters
+slots    tokens, segments, columns    confidence   P(draft right so far)
+lookup    what followed before    graft_files  grafts on disk
+"""

@@ -1,0 +1,126 @@
+"""Grafts on disk: their own weights and config, and the name of the base they belong to.
+
+A folder holds `config.json`, `model.safetensors` with the grafts alone, and `lightstride.json` if
+the caller adds one.  The base is not stored again: a base in a folder is named relative to this
+one, so that both can be moved together.
+"""
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from huggingface_hub import hf_hub_download
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lightstride.errors import ModelError, OutputError
+from lightstride.models.opening.explain import reading
+from lightstride.models.opening.load import locate
+from lightstride.smash.model.config import SmashConfig
+
+WEIGHTS = "model.safetensors"
+BASE = "base."
+ADAPTERS = "adapters."
+VOCABULARY = "micro_vocabulary_M"
+FREE = (ADAPTERS, VOCABULARY)
+"""What may differ between grafts and those that they begin with."""
+
+
+def graft_state(model: nn.Module) -> dict[str, Tensor]:
+    """The weights that are not the base's."""
+    return {
+        name: tensor.detach().contiguous()
+        for name, tensor in model.state_dict().items()
+        if not name.startswith(BASE)
+    }
+
+
+def write_grafts(folder: Path, config: SmashConfig, state: Mapping[str, Tensor]) -> None:
+    """Write config and grafts; each file is complete or not there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=".writing-")
+        os.close(handle)
+        save_file(dict(state), temporary, metadata={"format": "pt"})
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, folder / WEIGHTS)
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be written: {error.strerror or error}") from error
+    stored = SmashConfig(**{**config.to_dict(), "base": stored_base(config.base, folder)})
+    stored.architectures = ["SmashModel"]
+    stored.save_pretrained(folder)
+
+
+def stored_base(base: str, folder: Path) -> str:
+    """What to write as the base's name: a path relative to the folder, or the name as it is."""
+    path = Path(base).expanduser()
+    return os.path.relpath(path.resolve(), folder.resolve()) if path.is_dir() else base
+
+
+def read_config(source: str) -> SmashConfig:
+    """The config of a smashed model; its base is named so that it can be opened from here."""
+    place = locate(source)
+    with reading(source, "config"):
+        config = SmashConfig.from_pretrained(place)
+    assert isinstance(config, SmashConfig)
+    beside = Path(place) / config.base
+    if config.base and beside.is_dir():
+        config.base = str(beside.resolve())
+    return config
+
+
+def read_grafts(source: str, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The grafts of a smashed model; ModelError unless they are what the config says."""
+    place = locate(source)
+    with reading(source, "weights"):
+        state = read_weights(place)
+    check_state(source, state, wanted)
+    return state
+
+
+def read_weights(place: str) -> dict[str, Tensor]:
+    """All that is stored in a folder or on the hub."""
+    path = Path(place) / WEIGHTS
+    if not Path(place).is_dir():
+        path = Path(hf_hub_download(place, WEIGHTS))
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def begin_with(model: nn.Module, source: str, base: str) -> None:
+    """Take weights over from grafts on the same base (its fingerprint) and of the same sizes.
+
+    The micro vocabulary stays the model's own, and so do adapters of another rank.
+    """
+    if read_config(source).base_fingerprint != base:
+        raise ModelError(f"the grafts in {source} belong to another base; start from its own")
+    own = graft_state(model)
+    with reading(source, "weights"):
+        state = read_weights(locate(source))
+    for name in [name for name in state if name.startswith(FREE)]:
+        if name == VOCABULARY or name not in own or own[name].shape != state[name].shape:
+            del state[name]
+    needed = {n for n in own if not n.startswith(FREE)} | set(state)
+    check_state(source, state, {name: own[name] for name in needed})
+    for name, tensor in state.items():
+        own[name].copy_(tensor)
+
+
+def check_state(source: str, state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Raise ModelError when grafts are missing, surplus, of other sizes, NaN or infinite."""
+    problems = {
+        "lack": sorted(set(wanted) - set(state)),
+        "have, though the config says nothing of it,": sorted(set(state) - set(wanted)),
+        "have in another size": sorted(
+            name for name in set(state) & set(wanted) if state[name].shape != wanted[name].shape
+        ),
+        "have with NaN or infinite values": sorted(
+            name for name, tensor in state.items() if not bool(torch.isfinite(tensor).all())
+        ),
+    }
+    for problem, names in problems.items():
+        if names:
+            raise ModelError(f"the grafts in {source} {problem} {names[0]} ({len(names)} in all)")

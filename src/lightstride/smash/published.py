@@ -1,0 +1,110 @@
+"""Opens the checkpoint that the authors of HAMburger published.
+
+It is a PyTorch Lightning file: a dictionary whose `state_dict` holds the whole fine-tuned base and
+the new modules under the names of its Python attributes.  Sizes are read from the tensors; what
+the published code fixes is fixed here too: 64 heads in the embedder, no norm after the micro
+decoder, features at quarters of the depth.  Files are read as tensors only, nothing is unpickled
+besides.
+"""
+
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lightstride.errors import ModelError
+from lightstride.models.families.registry import adapter_for
+from lightstride.smash.hub import SmashModel
+from lightstride.smash.model.config import SmashConfig
+from lightstride.smash.model.graft_files import check_state, graft_state
+
+BASE = "model."
+SHARED = ("comp_embedder.embedding.weight",)
+"""Second copies of base weights."""
+NAMES: Mapping[str, str] = {
+    "comp_embedder.merger.pos": "embedder.positions",
+    "comp_embedder.merger.q_proj": "embedder.query",
+    "comp_embedder.merger.k_proj": "embedder.key",
+    "comp_embedder.merger.v_proj": "embedder.value",
+    "comp_embedder.out_proj": "embedder.output",
+    "micro_step_decoder.stop_head": "stop",
+    "micro_step_decoder.decoders": "micro.layers",
+    "self_attn.q_proj": "attention.query",
+    "self_attn.k_proj": "attention.key",
+    "self_attn.v_proj": "attention.value",
+    "self_attn.o_proj": "attention.output",
+    "mlp.gate_proj": "gate",
+    "mlp.up_proj": "up",
+    "mlp.down_proj": "down",
+    "input_layernorm": "attention_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+"""Parts of the published names, and what they are called here."""
+
+
+def open_lightning(path: str | Path, base: PreTrainedModel) -> SmashModel:
+    """The published model; `base`, of the same sizes, takes over the weights in the file."""
+    state = read_state(Path(path))
+    base_state, grafts = split(state)
+    check_state(str(path), base_state, wanted_of(base, base_state))
+    base.load_state_dict(base_state, strict=False)
+    geometry = adapter_for(base.config).geometry(base.config)
+    positions = grafts.get("embedder.positions")
+    if positions is None:
+        raise ModelError(f"{path} has no comp_embedder.merger.pos: it is no HAMburger checkpoint")
+    config = SmashConfig.paper(base.config, geometry, max_segment=len(positions))
+    layers = [re.match(r"micro\.layers\.(\d+)\.", name) for name in grafts]
+    config.micro_layers = 1 + max((int(found[1]) for found in layers if found), default=0)
+    model = SmashModel.graft(base, config)
+    check_state(str(path), grafts, graft_state(model))
+    model.load_state_dict(grafts, strict=False)
+    return model
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a Lightning file by their published names."""
+    try:
+        file = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise ModelError(f"there is no file {path}") from error
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise ModelError(f"{path} cannot be read as a checkpoint: {first_line}") from error
+    state = file.get("state_dict") if isinstance(file, dict) else None
+    if not isinstance(state, dict):
+        raise ModelError(f"{path} is no Lightning checkpoint: it has no state_dict")
+    return state
+
+
+def split(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The base's weights by transformers' names, and the grafts by ours."""
+    base: dict[str, Tensor] = {}
+    grafts: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if name in SHARED or name.endswith("rotary_emb.inv_freq"):
+            continue
+        if name.startswith(BASE):
+            base[name.removeprefix(BASE)] = tensor
+        else:
+            grafts[renamed(name)] = tensor
+    return base, grafts
+
+
+def renamed(name: str) -> str:
+    """Our name for a published one."""
+    for theirs, ours in NAMES.items():
+        name = re.sub(rf"(^|\.){re.escape(theirs)}(?=\.|$)", rf"\g<1>{ours}", name)
+    return name
+
+
+def wanted_of(base: PreTrainedModel, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The base's weights; a tied head need not be in the file."""
+    return {
+        name: tensor
+        for name, tensor in base.state_dict().items()
+        if name in given or not (base.config.tie_word_embeddings and name == "lm_head.weight")
+    }

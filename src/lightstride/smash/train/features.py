@@ -1,0 +1,43 @@
+"""What speaks for and against the tokens of drafts, teacher-forced, in the order of `stops.py`.
+
+Shapes: N drafts, J places after the first, F features, D hidden size.
+"""
+
+import torch
+from torch import Tensor
+
+from lightstride.smash.data.packing import Batch
+from lightstride.smash.model.body import SmashBody
+from lightstride.smash.model.lookup import Lookup
+from lightstride.smash.train.teacher_forced import Drafts, Starts, say_later, stops
+
+
+@torch.no_grad()
+def evidence(model: SmashBody, batch: Batch, drafts: Drafts) -> tuple[Tensor, Tensor]:
+    """The tokens that micro steps would say, (N, J), and what tells of each, (N, J, F)."""
+    said_NJ, odds_NJ = say_later(model, drafts)
+    opinions_NJ = opinions(batch, drafts.starts, said_NJ)
+    return said_NJ, torch.stack([stops(model, drafts), odds_NJ, opinions_NJ], dim=-1)
+
+
+def opinions(batch: Batch, starts: Starts, said_NJ: Tensor) -> Tensor:
+    """What was said before in the place of each drafted token, given the true ones before it."""
+    num_places = said_NJ.shape[1]
+    found = {}
+    for row, documents in enumerate(batch.rows):
+        start = 0
+        for document in documents:
+            tokens = [*document.prompt_P.tolist(), *document.answer_A.tolist()]
+            first = len(document.prompt_P)
+            lookup = Lookup(tokens[:first])
+            for place in range(first, len(tokens)):
+                lookup.extend(tokens[place : place + 1])
+                following = tokens[place + 1 : place + 1 + num_places]
+                found[row, start + place - 1] = lookup.expect(num_places), following
+            start += len(tokens)
+    values = []
+    keys = zip(starts.rows_N.tolist(), starts.ends_N.tolist(), strict=True)
+    for key, said in zip(keys, said_NJ.tolist(), strict=True):
+        expected, following = found[key]
+        values.append([expected.opinion(following[:k], token) for k, token in enumerate(said)])
+    return torch.tensor(values, device=said_NJ.device).view(said_NJ.shape)

@@ -1,0 +1,284 @@
+"""The loss of one packed batch.
+
+One forward of the base over the text as it is gives both what is to be learned and the features
+of drafts at every token; it needs no gradient while the base is frozen.  Where merging is to be
+learned too, the answers are cut into segments, by rules or by the model's own drafts, and read
+once more: the base's own distributions must survive the merging.
+
+The teacher's vector for token x_l is the base's last hidden state of the unmerged text before it
+(`training/losses.py`).  The stop head after token k learns, given that the draft was right so far,
+by binary cross entropy to "token k + 1 of the draft is not the base's greedy choice".  We differ
+from HAMburger (arXiv 2505.20438): soft targets, and agreement in place of the segments' ends.
+
+Shapes: B rows, L tokens, S slots, N drafts, K tokens of a draft, T taps, D hidden size, J pairs of
+a draft and a later place.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from lightstride.smash.data.packing import Batch, draw_lengths
+from lightstride.smash.model.body import IGNORED, SmashBody
+from lightstride.smash.model.slots import Segmented
+from lightstride.smash.train.hidden_cache import Memory
+from lightstride.smash.train.own_cuts import feed_own, own_lengths
+from lightstride.smash.train.teacher_forced import (
+    Drafts,
+    Starts,
+    find_starts,
+    predict_drafts,
+    tokens_at,
+)
+from lightstride.training.losses import Loss, divergence
+from lightstride.training.schedule import lowered_weights
+
+Stats = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learning:
+    """What counts how much."""
+
+    loss: Loss = "kl"
+    """How the base's distribution is learned: all of it, or its likeliest token."""
+    place_decay: float = 0.85
+    """Each further place of a draft counts this much of the one before."""
+    stop_weight: float = 0.2
+    """Weight of the stop head's loss."""
+    first_weight: float = 1.0
+    """Weight of first tokens after merged histories."""
+    keep_weight: float = 1.0
+    """Weight of the base's own distributions on unmerged text, where the base learns too."""
+    split_share: float = 0.15
+    """Share of segments taken apart, as the tails that `verify` sees."""
+    on_policy_share: float = 0.5
+    """Share of merged batches that are cut by the model's own drafts, once warm."""
+    feed_own_share: float = 0.0
+    """Share of tokens inside a draft that are fed as the model itself would say them."""
+    short_share: float = 0.0
+    """Share of readings that only teach the first later places, one or two: most drafts come no
+    further, and a place costs as much as another."""
+
+
+class Learner(nn.Module):
+    """A smashed model that answers with its loss; weights of fp32 are computed with in bf16."""
+
+    def __init__(
+        self,
+        model: SmashBody,
+        learning: Learning,
+        dtype: torch.dtype,
+        teacher: SmashBody | None = None,
+        memory: Memory | None = None,
+    ) -> None:
+        super().__init__()
+        self.inner = Inner(model, learning, teacher, memory)
+        self.dtype = dtype
+
+    def forward(self, batch: Batch, merges: bool, own_cuts: bool, seed: str) -> Stats:
+        """Sums of losses ("loss" is to be minimized) and of what else is worth knowing."""
+        cast = lowered_weights(self.inner, self.dtype)
+        if self.inner.trains_base:  # the micro head is a copy of rows that have moved
+            for name, rows in self.inner.model.head_rows().items():
+                cast[f"model.{name}"] = rows.to(self.dtype)
+        found: Stats = functional_call(self.inner, cast, (batch, merges, own_cuts, seed))
+        return found
+
+    def base_weights(self) -> list[nn.Parameter]:
+        """Those of the weights that are the base's."""
+        return list(self.inner.model.base.parameters())
+
+
+class Inner(nn.Module):
+    """The loss itself, with weights as they are."""
+
+    def __init__(
+        self,
+        model: SmashBody,
+        learning: Learning,
+        teacher: SmashBody | None,
+        memory: Memory | None,
+    ) -> None:
+        super().__init__()
+        self.memory = memory
+        self.model = model
+        self.learning = learning
+        self.teacher = [teacher or model]  # in a list: its weights are not this module's
+
+    def forward(self, batch: Batch, merges: bool, own_cuts: bool, seed: str) -> Stats:
+        """See `Learner.forward`."""
+        rng = random.Random(seed)
+        apart = batch.apart()
+        taps, teacher_BLD = self.read_apart(batch, apart)
+        stats = self.learn_drafts(batch, apart, taps, teacher_BLD, rng)
+        loss = stats["later"] + self.learning.stop_weight * stats["stop"]
+        if self.trains_base:
+            starts = find_starts(apart, batch.documents_BL, 1)
+            stats["keep"] = self.learn_first(taps[-1], starts, teacher_BLD)
+            loss = loss + self.learning.keep_weight * stats["keep"]
+        if merges:
+            cut = batch.merged(self.cut(batch, apart, taps, rng, own=own_cuts))
+            merged = self.model.read_segments(cut)
+            found = self.learn_drafts(batch, cut, merged, teacher_BLD, rng)
+            starts = find_starts(cut, batch.documents_BL, 1)
+            stats["first"] = self.learn_first(merged[-1], starts, teacher_BLD)
+            loss = loss + found["later"] + self.learning.stop_weight * found["stop"]
+            loss = loss + self.learning.first_weight * stats["first"]
+        detached = {name: value.detach() for name, value in stats.items()}
+        return {**detached, "loss": loss}
+
+    @property
+    def trains_base(self) -> bool:
+        """Whether the base's own weights learn."""
+        return any(parameter.requires_grad for parameter in self.model.base.parameters())
+
+    def read_apart(self, batch: Batch, apart: Segmented) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Hidden states of the unmerged text, and the teacher's last, (B, L, D)."""
+        if self.trains_base:
+            with torch.no_grad():
+                teacher_BLD = self.teacher[0].read_segments(apart)[-1]
+            return self.model.read_segments(apart), teacher_BLD
+        if self.memory is not None:
+            taps = self.memory.taps(batch)
+            return taps, taps[-1]
+        with torch.no_grad():
+            taps = self.model.read_segments(apart)
+        return taps, taps[-1]
+
+    def cut(
+        self,
+        batch: Batch,
+        apart: Segmented,
+        taps: Sequence[Tensor],
+        rng: random.Random,
+        *,
+        own: bool,
+    ) -> list[list[int]]:
+        """Segment lengths of all answers: the model's own, or by rules."""
+        config = self.model.config
+        if own:
+            return own_lengths(
+                self.model, batch, apart, taps, rng, split_share=self.learning.split_share
+            )
+        return [
+            draw_lengths(
+                document,
+                rng,
+                max_segment=config.max_segment,
+                vocab_size=config.vocab_size,
+                split_share=self.learning.split_share,
+            )
+            for row in batch.rows
+            for document in row
+        ]
+
+    def learn_drafts(
+        self,
+        batch: Batch,
+        slots: Segmented,
+        taps: Sequence[Tensor],
+        teacher_BLD: Tensor,
+        rng: random.Random,
+    ) -> Stats:
+        """Losses of later tokens and of the stop head, for drafts from every slot."""
+        model, learning = self.model, self.learning
+        num_tokens = tokens_of_drafts(model.config.max_segment, learning.short_share, rng)
+        starts = find_starts(slots, batch.documents_BL, num_tokens)
+        fed_NK = tokens_at(batch.tokens_BL, starts)
+        if learning.feed_own_share:
+            fed_NK = feed_own(model, taps, starts, fed_NK, rng, learning.feed_own_share)
+        drafts = predict_drafts(model, taps, starts, fed_NK)
+        found = compare(model, drafts, batch, teacher_BLD, learning)
+        return {"later": found.loss, "stop": stop_loss(model, drafts, found.agrees_NJ)}
+
+    def learn_first(self, hidden_BSD: Tensor, starts: Starts, teacher_BLD: Tensor) -> Tensor:
+        """Loss of first tokens against the base's on unmerged text."""
+        student_ND = hidden_BSD[starts.rows_N, starts.slots_N]
+        head = self.model.get_output_embeddings()
+        total, _ = divergence(
+            self.model.base_logits,
+            student_ND,
+            teacher_BLD[starts.rows_N, starts.ends_N],
+            torch.ones(len(student_ND), device=student_ND.device),
+            kind=self.learning.loss,
+            parameters=tuple(head.parameters()),
+            teacher_head=self.teacher[0].base_logits,
+        )
+        return total
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Drafts beside what the base says."""
+
+    loss: Tensor
+    agrees_NJ: Tensor
+    """Whether each later token is the base's greedy choice; False where there is none."""
+
+
+def compare(
+    model: SmashBody, drafts: Drafts, batch: Batch, teacher_BLD: Tensor, learning: Learning
+) -> Compared:
+    """The loss of later tokens, weighted by place, and where the drafts are right.
+
+    A place counts for its loss only where the base's choice is one that micro steps can say.
+    """
+    starts = drafts.starts
+    draft_J, place_J = drafts.pairs()
+    greedy_NK = tokens_at(batch.greedy_BL, starts)
+    greedy_J = greedy_NK[draft_J, place_J]
+    num_later = starts.valid_NK.shape[1] - 1
+    agrees_NJ = torch.zeros_like(starts.valid_NK[:, 1:])
+    if not num_later:
+        return Compared(drafts.vectors_NKD.sum() * 0, agrees_NJ)
+    num_places = model.config.max_segment - 1
+    weights_K = place_weights(num_places, learning.place_decay).to(draft_J.device)
+    sayable_J = model.micro_targets(greedy_J) != IGNORED
+    total, said_J = divergence(
+        model.micro_logits,
+        drafts.vectors_NKD[draft_J, place_J],
+        teacher_BLD[starts.rows_N[draft_J], starts.ends_N[draft_J] + place_J],
+        weights_K[place_J - 1] * sayable_J,
+        kind=learning.loss,
+    )
+    agrees_NJ[draft_J, place_J - 1] = model.to_tokens(said_J) == greedy_J
+    return Compared(total, agrees_NJ)
+
+
+def stop_loss(model: SmashBody, drafts: Drafts, agrees_NJ: Tensor) -> Tensor:
+    """Cross entropy of "the next token of the draft is wrong", while it was right so far."""
+    counts_NJ = right_so_far(drafts.starts.valid_NK, agrees_NJ)
+    num_later = agrees_NJ.shape[1]
+    logits_M = model.stop_logits(drafts.vectors_NKD[:, :num_later][counts_NJ]).float()
+    wrong_M = (~agrees_NJ[counts_NJ]).float()
+    total = binary_cross_entropy_with_logits(logits_M, wrong_M, reduction="sum")
+    return total / max(1, model.config.max_segment - 1)
+
+
+def tokens_of_drafts(max_segment: int, short_share: float, rng: random.Random) -> int:
+    """Tokens of the drafts of one reading: now and then two or three, else all."""
+    is_short = rng.random() < short_share
+    return min(max_segment, rng.choice((2, 3))) if is_short else max_segment
+
+
+def right_so_far(valid_NK: Tensor, agrees_NJ: Tensor) -> Tensor:
+    """Later places that are there and that a draft reaches without a mistake, (N, K - 1)."""
+    before_NJ = torch.nn.functional.pad(agrees_NJ[:, :-1].long(), (1, 0), value=1)
+    return valid_NK[:, 1:] & before_NJ.cumprod(-1).bool()
+
+
+def normalized(stats: Mapping[str, Tensor], num_answer_tokens: int) -> Stats:
+    """Sums as means over answer tokens."""
+    return {name: value / num_answer_tokens for name, value in stats.items()}
+
+
+def place_weights(num_later: int, decay: float) -> Tensor:
+    """Weight of each place of a draft after the first, summing to 1, shape (K - 1,)."""
+    weights = decay ** torch.arange(num_later, dtype=torch.float32)
+    return weights / weights.sum()

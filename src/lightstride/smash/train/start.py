@@ -1,0 +1,88 @@
+"""Grafts on a base, ready to learn."""
+
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lightstride.config import SmashRunConfig
+from lightstride.generate.rows import end_tokens
+from lightstride.models.families.registry import adapter_for
+from lightstride.smash.data.examples import Example
+from lightstride.smash.hub import SmashModel
+from lightstride.smash.model.body import choose_vocabulary
+from lightstride.smash.model.config import SmashConfig
+from lightstride.smash.model.graft_files import begin_with
+from lightstride.smash.train.initialize import initialize_from_base
+from lightstride.smash.train.loop import Training
+from lightstride.smash.train.loss import Learning
+
+FIRST_SCALE = 0.3
+"""What the micro decoder's final norm starts at, of the base's: at first it only repeats the token
+it is fed, and should be less sure of that."""
+
+
+def build_model(
+    config: SmashRunConfig,
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+) -> SmashModel:
+    """Grafts of the configured sizes, seeded, begun from the base, with weights of fp32."""
+    assert config.max_segment is not None
+    assert config.micro_layers is not None
+    assert config.micro_vocab is not None
+    geometry = adapter_for(base.config).geometry(base.config)
+    make = SmashConfig.thin if config.grafts == "thin" else SmashConfig.paper
+    sizes = make(base.config, geometry, config.max_segment, config.adapter_rank)
+    sizes.micro_layers = config.micro_layers
+    sizes.micro_vocab_size = None
+    vocabulary = None
+    if config.micro_vocab < geometry.vocab_size:
+        counts_V = torch.zeros(geometry.vocab_size, dtype=torch.long)
+        for example in examples:
+            counts_V += torch.bincount(example.answer_A, minlength=geometry.vocab_size)
+        always = sorted(end_tokens(base, tokenizer))
+        vocabulary = choose_vocabulary(counts_V, config.micro_vocab, always)
+    torch.manual_seed(config.seed)
+    model = SmashModel.graft(base, sizes, name=config.model, micro_vocabulary=vocabulary)
+    initialize_from_base(model)
+    with torch.no_grad():
+        if isinstance(model.micro.norm, torch.nn.RMSNorm):
+            model.micro.norm.weight.mul_(FIRST_SCALE)
+    for graft in model.grafts():
+        graft.float()
+    if config.start_from:
+        begin_with(model, config.start_from, model.config.base_fingerprint)
+    return model
+
+
+def learning_of(config: SmashRunConfig) -> Learning:
+    """The flags that say what counts."""
+    assert config.short_share is not None
+    return Learning(
+        loss=config.loss,
+        feed_own_share=config.feed_own_share,
+        short_share=config.short_share,
+    )
+
+
+def training_of(config: SmashRunConfig) -> Training:
+    """The flags that say how long and how fast."""
+    assert config.steps is not None
+    assert config.row_tokens is not None
+    assert config.rows is not None
+    assert config.accumulate is not None
+    assert config.merged_share is not None
+    return Training(
+        steps=config.steps,
+        minutes=config.minutes,
+        learning_rate=config.learning_rate,
+        base_rate=config.base_rate,
+        row_tokens=config.row_tokens,
+        rows=config.rows,
+        accumulate=config.accumulate,
+        merged_share=config.merged_share,
+        own_cuts_share=config.own_cuts_share,
+        seed=config.seed,
+    )

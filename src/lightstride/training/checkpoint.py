@@ -1,0 +1,115 @@
+"""What a killed training goes on from: one file, whole or not there.
+
+`training.safetensors` holds the weights that learn, the optimizer's two moments and step of each,
+and, as text in its header, how far the training is.  Renamed into place, so that weights and
+step always belong together.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lightstride.distributed import rank
+from lightstride.errors import WorkError
+from lightstride.files import whole_file
+from lightstride.training.fsdp import like, whole
+
+NAME = "training.safetensors"
+VERSION = "1"
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+SMOOTHING = 0.95
+KEPT_LOSSES = 200
+"""Points of the learning curve that are kept."""
+
+
+@dataclass
+class Progress:
+    """How far a training is."""
+
+    step: int = 0
+    seconds: float = 0.0
+    smooth: dict[str, float] = field(default_factory=dict)
+    """Running means of the losses."""
+    losses: list[list[float]] = field(default_factory=list)
+    """Pairs of step and loss, thinned out."""
+    evaluations: list[dict[str, object]] = field(default_factory=list)
+
+    def note(self, stats: dict[str, float]) -> None:
+        """Take in the losses of one step."""
+        for name, value in stats.items():
+            before = self.smooth.get(name, value)
+            self.smooth[name] = SMOOTHING * before + (1 - SMOOTHING) * value
+        spacing = self.losses[1][0] - self.losses[0][0] if len(self.losses) > 1 else 1
+        if not self.losses or self.step >= self.losses[-1][0] + spacing:
+            self.losses.append([self.step, stats["loss"]])
+        if len(self.losses) > 2 * KEPT_LOSSES:
+            self.losses = self.losses[::2]
+
+    def shown(self) -> dict[str, str]:
+        """What the progress bar says."""
+        said = {name: f"{value:.3f}" for name, value in self.smooth.items()}
+        if self.evaluations and isinstance(found := self.evaluations[-1].get("lossless"), float):
+            said["tokens/step"] = f"{found:.2f}"
+        return said
+
+
+@dataclass(frozen=True)
+class TrainingFolder:
+    """Where the training's checkpoint is."""
+
+    folder: Path
+
+    @property
+    def path(self) -> Path:
+        return self.folder / NAME
+
+    def save(self, learner: nn.Module, optimizer: torch.optim.Optimizer, at: Progress) -> None:
+        """Write the checkpoint; the first process does."""
+        state = {f"weight.{name}": whole(tensor) for name, tensor in learned(learner).items()}
+        for name, parameter in learned(learner).items():
+            for moment in MOMENTS:
+                found = optimizer.state.get(parameter, {}).get(moment)
+                if found is not None:
+                    state[f"{moment}.{name}"] = whole(found)
+        if rank() > 0:
+            return
+        with whole_file(self.path) as partial:
+            save_file(state, partial, {"version": VERSION, "progress": json.dumps(asdict(at))})
+
+    def load(self, learner: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+        """Put back what the checkpoint holds; a new start where there is none."""
+        if not self.path.exists():
+            return Progress()
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                header = file.metadata() or {}
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            progress = Progress(**json.loads(header["progress"]))
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise WorkError(f"{self.path} is damaged; delete it to train anew") from error
+        parameters = learned(learner)
+        if header["version"] != VERSION or not fits(state, parameters):
+            raise WorkError(f"{self.path} is of another training; delete it to train anew")
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(like(state[f"weight.{name}"], parameter))
+                if f"step.{name}" in state:
+                    moments = {m: like(state[f"{m}.{name}"], parameter) for m in MOMENTS[:2]}
+                    optimizer.state[parameter] = {**moments, "step": state[f"step.{name}"]}
+        return progress
+
+
+def learned(learner: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that learn, by name."""
+    return {name: p for name, p in learner.named_parameters() if p.requires_grad}
+
+
+def fits(state: dict[str, Tensor], parameters: dict[str, nn.Parameter]) -> bool:
+    """Whether a checkpoint holds exactly these parameters."""
+    shapes = {n.removeprefix("weight."): t.shape for n, t in state.items() if n[:7] == "weight."}
+    return shapes == {name: parameter.shape for name, parameter in parameters.items()}

@@ -1,0 +1,174 @@
+"""The whole command on toys: from prompts to a folder that answers."""
+
+import json
+import multiprocessing
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from helpers.smash_toys import BASES, sharp
+from helpers.toys import byte_tokenizer
+from lightstride import cli
+from lightstride.checkpoint import open_decoder, save_checkpoint
+from lightstride.commands.smash import smash
+from lightstride.config import SmashRunConfig
+from lightstride.errors import LightstrideError
+from lightstride.generate import Settings, generate
+
+pytestmark = pytest.mark.timeout(400)  # processes of their own import torch, slowly if others work
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("smash")
+    for name in ("llama", "uneven"):
+        save_checkpoint(sharp(BASES[name]()), byte_tokenizer(), path / name)
+    lines = [json.dumps({"prompt": f"what is {n} and {n * 7 % 13}?"}) for n in range(24)]
+    (path / "prompts.jsonl").write_text("\n".join(lines), "utf-8")
+    return path
+
+
+def config_of(folder: Path, output: str, **changes: object) -> SmashRunConfig:
+    values: dict[str, object] = {
+        "model": str(folder / "llama"),
+        "output": str(folder / output),
+        "prompts": str(folder / "prompts.jsonl"),
+        "preset": "demo",
+        "answer_tokens": 16,
+        "held_out": 0.2,
+        "steps": 4,
+        "row_tokens": 80,
+        "max_segment": 3,
+        "device": "cpu",
+        "dtype": "float32",
+        **changes,
+    }
+    return SmashRunConfig(**values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("base", ["llama", "uneven"])
+def test_from_prompts_to_answers(folder: Path, base: str) -> None:
+    config = config_of(folder, f"{base}-smashed", model=str(folder / base))
+    result = smash(config)
+    numbers = result["numbers"]
+    assert numbers["training"]["steps"] == 4
+    assert numbers["tokens_per_step"]["lossless"] >= 1
+    assert json.loads((Path(config.output) / "result.json").read_text())["kind"] == "smash"
+    stored = json.loads((Path(config.output) / "config.json").read_text())
+    assert stored["base"] == f"../{base}"
+    assert len(stored["calibration"]) == 2
+    smashed, plain = open_decoder(config.output), open_decoder(str(folder / base))
+    prompt = [[72, 101, 108, 108, 111]]
+    (expected,) = generate(plain, prompt, Settings(max_new_tokens=12))
+    for mode in ("trust", "verify", "lossless", "ar"):
+        settings = Settings(max_new_tokens=12, mode=mode, confidence=0.1)
+        (found,) = generate(smashed, prompt, settings)
+        if mode in ("lossless", "ar"):
+            assert found.tokens == expected.tokens
+
+
+def test_a_base_that_learns_is_saved_beside_and_compared(folder: Path) -> None:
+    config = config_of(folder, "taught", train_base=True, base_rate=1e-3, adapter_rank=2, steps=3)
+    numbers = smash(config)["numbers"]
+    nats = numbers["control"]
+    assert set(nats) == {"nats_base", "nats_control", "nats_smashed"}
+    assert nats["nats_control"] < nats["nats_base"]
+    assert nats["nats_smashed"] != nats["nats_base"]
+    stored = json.loads((Path(config.output) / "config.json").read_text())
+    assert stored["base"] == "base"
+    before = load_file(folder / "llama" / "model.safetensors")
+    after = load_file(Path(config.output) / "base" / "model.safetensors")
+    assert not torch.equal(before["lm_head.weight"], after["lm_head.weight"])
+    moved = folder / "moved"
+    Path(config.output).rename(moved)
+    (found,) = generate(open_decoder(str(moved)), [[72, 101]], Settings(max_new_tokens=4))
+    assert len(found.tokens) == 4
+
+
+def work(config: SmashRunConfig) -> None:
+    torch.set_num_threads(1)
+    smash(config)
+
+
+def test_killed_and_resumed_it_ends_with_the_same_weights(folder: Path) -> None:
+    whole = config_of(folder, "whole", steps=6)
+    smash(whole)
+    killed = config_of(folder, "killed", steps=6)
+    context = multiprocessing.get_context("spawn")
+    for moment in ("answers.jsonl", "training.safetensors"):
+        process = context.Process(target=work, args=(killed,))
+        process.start()
+        while process.is_alive() and not (Path(killed.work_folder) / moment).exists():
+            time.sleep(0.01)
+        process.kill()
+        process.join()
+        killed = replace(killed, resume=True)
+    smash(killed)
+    one, two = (load_file(Path(each.output) / "model.safetensors") for each in (whole, killed))
+    assert set(one) == set(two)
+    for name in one:
+        assert torch.equal(one[name], two[name]), name
+
+
+def test_answers_can_be_shared_by_runs(folder: Path) -> None:
+    answers = str(folder / "shared-answers")
+    for name in ("first", "second"):
+        smash(config_of(folder, name, answers=answers, seed=0, steps=1))
+    assert (folder / "shared-answers" / "answers.jsonl").exists()
+    assert not (folder / "first.work" / "answers.jsonl").exists()
+
+
+def test_mistakes_are_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    taken = folder / "taken"
+    taken.mkdir()
+    (taken / "thesis.txt").write_text("years of work")
+    start = ["smash", str(folder / "llama"), "--prompts", str(folder / "prompts.jsonl")]
+    for arguments, message in (
+        ([*start, "-o", str(taken)], "is not empty"),
+        ([*start, "-o", str(folder / "x"), "--steps", "0"], "--steps 0 is not allowed"),
+        ([*start, "-o", str(folder / "x"), "--held-out", "1"], "--held-out 1 is not allowed"),
+        ([*start[:3], str(folder / "none.jsonl"), "-o", str(folder / "x")], "none.jsonl"),
+        ([*start, "-o", str(folder / "x"), "--num-prompts", "4"], "too few"),
+    ):
+        assert cli.main(arguments) == 2
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("lightstride: error: ")
+        assert message in error
+    assert (taken / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_smashed_model_is_not_smashed_again(folder: Path) -> None:
+    config = config_of(folder, "once", steps=1)
+    smash(config)
+    with pytest.raises(LightstrideError, match="is smashed already"):
+        smash(config_of(folder, "twice", model=config.output))
+    with pytest.raises(LightstrideError, match="go on with it by --resume"):
+        smash(config_of(folder, "new-name", work=config.work_folder, steps=1))
+
+
+def test_grafts_are_gone_on_with(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = config_of(folder, "begun")
+    smash(first)
+    second = config_of(folder, "gone-on", start_from=first.output, adapter_rank=2, steps=1,
+                       learning_rate=1e-9)  # fmt: skip
+    result = smash(second)
+    assert result["numbers"]["started_from"]["training"]["steps"] == 4
+    before = load_file(Path(first.output) / "model.safetensors")
+    after = load_file(Path(second.output) / "model.safetensors")
+    assert any(name.startswith("adapters.") for name in after)
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name], tensor, atol=1e-6, rtol=1e-5)
+    flags = ["smash", str(folder / "llama"), "-o", str(folder / "refused"), "--max-segment", "3"]
+    flags += ["--prompts", str(folder / "prompts.jsonl"), "--preset", "demo", "--start-from"]
+    assert cli.main([*flags, str(folder / "llama")]) == 2
+    assert "is not a smashed model" in capsys.readouterr().err
+    (folder / "other").mkdir()
+    other = config_of(folder, "other/smashed", model=str(folder / "uneven"))
+    smash(other)
+    capsys.readouterr()
+    assert cli.main([*flags, other.output]) == 2
+    assert "belong to another base" in capsys.readouterr().err.splitlines()[-1]

@@ -1,0 +1,193 @@
+"""lightstride evaluate: both models on the same items, differences with their errors, warnings."""
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean, stdev
+
+import pytest
+
+from helpers.toys import byte_tokenizer, tiny_llama
+from lightstride import cli
+from lightstride.checkpoint import save_checkpoint
+from lightstride.commands import evaluate as run
+from lightstride.commands.evaluate import evaluate
+from lightstride.config import EvaluateConfig
+from lightstride.data.documents import document_id, read_documents
+from lightstride.errors import ConfigError, DataError
+from lightstride.evaluate.outcome import Metric, TaskResult, read_items, retained
+from lightstride.results import read_result
+
+TEXT = "\n\n".join(f"A lighthouse stands on rock {n}, and its light is long." for n in range(40))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two models, a text and the data of two tasks."""
+    draw = random.Random(0)
+    tokenizer = byte_tokenizer()
+    save_checkpoint(tiny_llama(seed=0), tokenizer, tmp_path / "dense")
+    (tmp_path / "text.txt").write_text(TEXT)
+    for name in ("piqa", "boolq"):
+        lines = [
+            {
+                "query": " ".join(draw.choices(TEXT.split(), k=4)),
+                "choices": draw.choices(["yes", "no", "rock", "a light"], k=2),
+                "gold": draw.randrange(2),
+            }
+            for _ in range(10)
+        ]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    return tmp_path
+
+
+def save_small(folder: Path, calibration: Sequence[str] = ()) -> None:
+    documents = {"source": "text.txt", "documents": list(calibration)}
+    record = {"data": {"calibration": documents, "search": {"source": "s", "documents": []}}}
+    model = tiny_llama(seed=1, num_channels=32)
+    save_checkpoint(model, byte_tokenizer(), folder / "small", record=record)
+
+
+def config(folder: Path, **changes: object) -> EvaluateConfig:
+    base = EvaluateConfig(
+        model=str(folder / "small"),
+        against=str(folder / "dense"),
+        perplexity=str(folder / "text.txt"),
+        window=64,
+        tasks=("piqa,boolq",),
+        task_data=str(folder),
+        limit=6,
+        dtype="float32",
+        device="cpu",
+        output=str(folder / "out"),
+    )
+    return replace(base, **changes)
+
+
+def test_two_models_side_by_side(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_small(folder)
+    result = evaluate(config(folder))
+    assert read_result(folder / "out" / "result.json") == result
+    numbers = result["numbers"]
+    model, against, kept = numbers["model"], numbers["against"], numbers["retained"]
+    assert model["parameters"] < against["parameters"]
+    assert model["weight_bytes"] == 4 * model["parameters"]
+    assert model["perplexity"]["num_tokens"] == against["perplexity"]["num_tokens"] > 0
+    assert list(kept) == ["piqa", "boolq", "mean"]
+    for task in ("piqa", "boolq"):
+        assert model["tasks"][task]["num_items"] == 6
+        ours, theirs = (read_items(one["tasks"][task]["items"]) for one in (model, against))
+        assert len(ours) == 6
+        assert kept[task]["difference"] == pytest.approx(fmean(ours) - fmean(theirs))
+    assert kept["mean"]["score"] == pytest.approx(
+        (kept["piqa"]["score"] + kept["boolq"]["score"]) / 2
+    )
+    assert set(result["data"]) == {"piqa", "boolq", str(folder / "text.txt")}
+    lines = capsys.readouterr().out.splitlines()
+    means = [place for place, line in enumerate(lines) if line.startswith("| mean of 2")]
+    assert len(means) == 3
+    assert all(lines[place - 1].startswith("| boolq") for place in means)
+
+
+def test_one_model_and_one_document_on_stdout(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["evaluate", str(folder / "dense"), "--perplexity", str(folder / "text.txt")]
+    arguments += ["--window", "32", "--every", "9", "--json", "-o", str(folder / "out")]
+    assert cli.main(arguments) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["kind"] == "evaluate"
+    assert document["numbers"]["model"]["perplexity"]["value"] > 1
+    assert "retained" not in document["numbers"]
+
+
+def test_warns_of_text_that_the_model_was_made_from(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (document,) = read_documents(str(folder / "text.txt"))
+    save_small(folder, calibration=[document_id(document)])
+    result = evaluate(config(folder, tasks=()))
+    (warning,) = result["numbers"]["model"]["warnings"]
+    assert "1 of the 1 documents" in warning
+    assert "used for its calibration" in warning
+    assert result["numbers"]["against"]["warnings"] == []
+    assert f"warning: {folder / 'small'}: {warning}" in capsys.readouterr().err
+
+
+def test_no_warning_for_other_text(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_small(folder, calibration=[document_id("another text")])
+    result = evaluate(config(folder, tasks=(), against=None))
+    assert result["numbers"]["model"]["warnings"] == []
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_tasks_without_the_harness_are_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_small(folder)
+    monkeypatch.setattr(run, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"--tasks needs lm-eval: pip install"):
+        evaluate(config(folder, perplexity=None))
+
+
+def coins(seed: int, count: int, share: float) -> list[float]:
+    draw = random.Random(seed)
+    return [float(draw.random() < share) for _ in range(count)]
+
+
+def test_retained_is_paired() -> None:
+    theirs = coins(0, 400, 0.6)
+    flip = coins(1, 400, 0.1)
+    ours = [b * (1 - f) for b, f in zip(theirs, flip, strict=True)]
+    found = retained({"t": (ours, theirs)}, {"t": 0.25})
+    differences = [a - b for a, b in zip(ours, theirs, strict=True)]
+    assert found.difference == pytest.approx(fmean(differences))
+    assert found.difference_stderr == pytest.approx(stdev(differences) / 20)
+    assert found.ratio == pytest.approx(fmean(ours) / fmean(theirs))
+    unpaired = (stdev(ours) ** 2 / 400 + stdev(theirs) ** 2 / 400) ** 0.5
+    assert found.difference_stderr < 0.6 * unpaired
+    assert found.above_chance == pytest.approx((fmean(ours) - 0.25) / (fmean(theirs) - 0.25))
+
+
+def test_the_error_of_a_ratio_is_that_of_resampling() -> None:
+    tasks = {"a": (coins(2, 300, 0.4), coins(3, 300, 0.6)), "b": (coins(4, 200, 0.5),) * 2}
+    found = retained(tasks, {"a": None, "b": 0.5})
+    draw = random.Random(0)
+    ratios = []
+    for _ in range(2000):
+        tops, bottoms = [], []
+        for ours, theirs in tasks.values():
+            places = draw.choices(range(len(ours)), k=len(ours))
+            tops.append(fmean(ours[i] for i in places))
+            bottoms.append(fmean(theirs[i] for i in places))
+        ratios.append(sum(tops) / sum(bottoms))
+    assert found.ratio_stderr == pytest.approx(stdev(ratios), rel=0.1)
+    assert found.above_chance is None
+
+
+def test_guessing_is_nothing_to_retain() -> None:
+    guesses = [0.0, 1.0]
+    assert retained({"t": (guesses, guesses)}, {"t": 0.5}).above_chance is None
+
+
+def test_different_items_are_not_compared() -> None:
+    with pytest.raises(DataError, match="piqa cannot be compared: 2 items against 3"):
+        retained({"piqa": ([1, 0], [1, 0, 1])}, {"piqa": 0.5})
+
+
+@pytest.mark.parametrize("items", [(1.0, 0.0, 1.0), (0.25, 1.0)])
+def test_items_survive_json(items: tuple[float, ...]) -> None:
+    result = TaskResult(
+        task="t",
+        metric="acc,none",
+        metrics={"acc,none": Metric(0.5, None)},
+        items=items,
+        num_items=len(items),
+        chance=None,
+        higher_is_better=True,
+        data_hash="ab",
+    )
+    assert read_items(json.loads(json.dumps(result.as_dict()))["items"]) == items

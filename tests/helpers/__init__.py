@@ -1,0 +1,1 @@
+"""Toys and slow twins that several tests share."""

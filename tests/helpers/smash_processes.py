@@ -1,0 +1,100 @@
+"""A small training in one process or in several."""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+
+from helpers.answered_toys import answered, sharp_llama
+from helpers.smash_toys import toy
+from lightstride import distributed
+from lightstride.smash.data.examples import Example
+from lightstride.smash.train import loop as training
+from lightstride.smash.train.loop import Training, train
+from lightstride.smash.train.loss import Learner, Learning
+from lightstride.training.checkpoint import TrainingFolder
+
+
+def fresh_learner(adapter_rank: int = 0) -> Learner:
+    """The same untrained toy every time."""
+    model = toy(sharp_llama(), adapter_rank=adapter_rank, num_layers=1)
+    return Learner(model, Learning(), torch.float32)
+
+
+def train_here(
+    folder: Path, examples: Sequence[Example], store: TrainingFolder | None = None
+) -> Path:
+    """Train in this process; the folder, with the losses in a file."""
+    folder.mkdir(exist_ok=True)
+    settings = Training(
+        steps=4, row_tokens=40, rows=1, accumulate=4, own_cuts_from=0.5, save_minutes=0.0
+    )
+    learner = fresh_learner()
+    progress = train(learner, examples, settings, store or TrainingFolder(folder), dict)
+    if distributed.rank() == 0:
+        losses = [loss for _, loss in progress.losses]
+        (folder / "losses.json").write_text(json.dumps(losses))
+    return folder
+
+
+def sharing(learner: Learner) -> Accelerator:
+    """An accelerator that shares out weights; `accelerate launch` does so on GPUs only."""
+    accelerator = Accelerator(cpu=True)
+    accelerator.state.distributed_type = DistributedType.FSDP
+    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+    training.share_out_whole(accelerator)
+    return accelerator
+
+
+class Stopped(TrainingFolder):
+    """A folder whose training ends after two steps."""
+
+    def save(self, learner, optimizer, at) -> None:
+        super().save(learner, optimizer, at)
+        if at.step == 2:
+            raise InterruptedError
+
+
+def work(folder: Path, rank: int, num_ranks: int, port: int, shares_out: bool) -> None:
+    """What one of several processes does."""
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(num_ranks),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
+    torch.set_num_threads(1)
+    distributed.init()
+    examples = answered(sharp_llama(), 12)
+    if shares_out:
+        training.make_accelerator = sharing
+        with contextlib.suppress(InterruptedError):
+            train_here(folder, examples, Stopped(folder))
+    train_here(folder, examples)
+    distributed.close()
+
+
+def train_in_processes(folder: Path, num_ranks: int, *, shares_out: bool = False) -> Path:
+    """Train in processes of their own; those that share out weights are stopped once between."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    processes = [
+        context.Process(target=work, args=(folder, rank, num_ranks, port, shares_out))
+        for rank in range(num_ranks)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(300)
+    assert [process.exitcode for process in processes] == [0] * num_ranks
+    return folder

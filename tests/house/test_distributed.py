@@ -1,0 +1,156 @@
+"""Two and three processes give the bits that one gives."""
+
+import multiprocessing
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from helpers.toys import tiny_llama
+from lightstride import distributed
+from lightstride.distributed import (
+    TreeSum,
+    broadcast_object,
+    broadcast_tensor,
+    gather_objects,
+    owned_shards,
+    pieces,
+    sum_in_order,
+    tree_nodes,
+)
+from lightstride.errors import ConfigError
+from lightstride.models.families.registry import adapter_for
+from lightstride.models.shapes import AttentionShape, FFNShape, Shape, Site
+from lightstride.prune.cut.statistics import SiteStatistics, stream_blocks
+from lightstride.prune.cut.supernet import build_supernet
+
+
+def worker(rank: int, num_ranks: int, port: int, folder: Path) -> None:
+    """What every rank does: statistics, a supernet; rank 0 writes down what it saw."""
+    if num_ranks > 1:
+        ranks = {"RANK": str(rank), "WORLD_SIZE": str(num_ranks)}
+        os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} | ranks)
+    torch.set_num_threads(1)
+    distributed.init()
+    model = tiny_llama(bias=True)
+    adapter = adapter_for(model.config)
+    tokens = torch.randint(256, (11, 16), generator=torch.Generator().manual_seed(0))
+    cut = {"attention": AttentionShape(1, 2), "ffn": FFNShape(20)}
+    geometry = adapter.geometry(model.config)
+    centre: dict[Site, Shape] = {site: cut[site.kind] for site in geometry.sites}
+    shapes = {site: [centre[site], geometry.shape(site)] for site in geometry.sites}
+    seen: dict[Site, SiteStatistics] = {}
+    stream_blocks(model, adapter, tokens, seen.__setitem__, batch_size=2)
+    net = build_supernet(model, adapter, tokens, shapes, centre, folder / "net", batch_size=2)
+    everyone = gather_objects([distributed.rank(), len(net.entries), len(seen)])
+    assert everyone == [[i, 4, 0 if i else 4] for i in range(num_ranks)], everyone
+    if rank == 0:
+        grams = {str(site): statistics.gram_II for site, statistics in seen.items()}
+        save_file(grams, folder / "grams.safetensors")
+    distributed.close()
+
+
+def run_ranks(num_ranks: int, folder: Path) -> dict[str, bytes]:
+    """The files that so many processes write."""
+    folder.mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["accelerate.utils", "transformers.modeling_utils"])
+    arguments = [(rank, num_ranks, port, folder) for rank in range(num_ranks)]
+    processes = [context.Process(target=worker, args=some) for some in arguments]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(300)
+    assert [process.exitcode for process in processes] == [0] * num_ranks
+    return {p.name: p.read_bytes() for p in sorted(folder.glob("**/*")) if p.is_file()}
+
+
+@pytest.mark.timeout(900)
+def test_statistics_and_supernet_do_not_depend_on_ranks(tmp_path: Path) -> None:
+    alone, *others = [run_ranks(num_ranks, tmp_path / str(num_ranks)) for num_ranks in (1, 2, 3)]
+    assert len(alone) == 4 + 2
+    assert others == [alone, alone]
+
+
+def values(num_shards: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(num_shards)
+    return [torch.randn(50, generator=generator) * 10**shard for shard in range(num_shards)]
+
+
+def as_ranks(num_ranks: int, num_shards: int, monkeypatch: pytest.MonkeyPatch) -> Tensor:
+    """The total when so many ranks share the shards, played in one process."""
+    ranks = pieces(range(num_shards), num_ranks)
+    messages: list[Tensor] = []
+    for rank in range(1, num_ranks):
+        tree = TreeSum(num_shards)
+        for shard in ranks[rank]:
+            tree.add(shard, values(num_shards)[shard])
+        assert [(level, index) for level, index, _ in tree.nodes] == tree_nodes(ranks[rank])
+        messages += [tensor for _, _, tensor in tree.nodes]
+    main = TreeSum(num_shards)
+    for shard in ranks[0]:
+        main.add(shard, values(num_shards)[shard])
+    monkeypatch.setattr(distributed, "world_size", lambda: num_ranks)
+    monkeypatch.setattr(distributed.dist, "recv", lambda into, _: into.copy_(messages.pop(0)))
+    total = main.total()
+    monkeypatch.undo()
+    assert total is not None
+    assert messages == []
+    return total
+
+
+@pytest.mark.parametrize("num_shards", [1, 2, 3, 5, 8, 13])
+def test_sum_has_the_same_bits_for_any_number_of_ranks(
+    num_shards: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = sum_in_order(values(num_shards), num_shards)
+    assert alone is not None
+    exact = sum(value.double() for value in values(num_shards))
+    torch.testing.assert_close(alone.double(), exact, rtol=1e-5, atol=1e-5)
+    for num_ranks in range(1, num_shards + 1):
+        assert torch.equal(as_ranks(num_ranks, num_shards, monkeypatch), alone)
+
+
+def test_few_parts_wait_at_once() -> None:
+    tree = TreeSum(64)
+    for shard in range(64):
+        tree.add(shard, torch.ones(1))
+        assert len(tree.nodes) <= 6
+    total = tree.total()
+    assert total is not None
+    assert total == 64
+
+
+def test_sum_in_order_leaves_what_it_is_given() -> None:
+    parts = values(4)
+    sum_in_order(parts, 4)
+    assert all(torch.equal(one, other) for one, other in zip(parts, values(4), strict=True))
+
+
+def test_pieces_cover_the_range_evenly() -> None:
+    assert pieces(range(3, 13), 4) == [range(3, 6), range(6, 9), range(9, 11), range(11, 13)]
+    assert pieces(range(2), 3) == [range(1), range(1, 2), range(2, 2)]
+
+
+def test_one_process_needs_no_group() -> None:
+    distributed.init()
+    distributed.barrier()
+    assert (distributed.rank(), distributed.world_size()) == (0, 1)
+    assert broadcast_object((1, "a", None)) == [1, "a", None]
+    assert gather_objects({"a": 0.1}) == [{"a": 0.1}]
+    assert broadcast_tensor(torch.ones(2)).tolist() == [1, 1]
+    assert owned_shards(8) == range(8)
+    distributed.close()
+
+
+def test_more_ranks_than_shards_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: 9)
+    with pytest.raises(ConfigError, match="9 processes for 8 shards"):
+        owned_shards(8)

@@ -1,0 +1,131 @@
+"""The house rules that a machine can check: imports, docstrings, lengths, public names."""
+
+import ast
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import lightstride
+
+ROOT = Path(lightstride.__file__).parent
+FILES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+    for path in sorted(ROOT.rglob("*.py"))
+}
+
+# A room may import itself and these; commands join them all.
+ALLOWED = {
+    "__init__": set(),
+    "announce": set(),
+    "errors": set(),
+    "files": {"errors"},
+    "config": {"errors"},
+    "results": {"errors", "files"},
+    "distributed": {"errors"},
+    "work": {"errors", "files", "distributed", "results"},
+    "models": {"errors", "files"},
+    "data": {"errors"},
+    "generate": {"errors"},
+    "training": {"errors", "files", "distributed", "models"},
+    "prune": {"errors", "files", "distributed", "models", "results", "training", "work"},
+    "smash": {"errors", "config", "files", "distributed", "models", "data", "generate", "training"},
+    "checkpoint": {"errors", "files", "models", "generate", "smash"},
+    "export": {"errors", "files", "models", "prune", "checkpoint"},
+    "evaluate": {"errors", "models", "data", "generate", "results"},
+    "bench": {"errors", "models", "generate", "results", "checkpoint"},
+    "report": {"errors", "files", "results"},
+}
+ALLOWED["commands"] = {*ALLOWED}
+WITHOUT_TORCH = ("__init__", "errors", "config", "results", "report", "cli", "__main__")
+
+
+def allowed_rooms(module: str) -> set[str]:
+    room = module.split(".")[0]
+    if room in ("cli", "__main__"):
+        return {*ALLOWED, "cli"}
+    return ALLOWED[room] | {room}
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Every imported module, dotted."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield "." * node.level + (node.module or "")
+
+
+def rooms(tree: ast.AST) -> set[str]:
+    """The rooms of this package that a module imports."""
+    found = set()
+    for name in imports(tree):
+        first, _, rest = name.partition(".")
+        if first == "lightstride":
+            found.add(rest.split(".")[0] or "__init__")
+    return found
+
+
+@pytest.fixture(params=FILES)
+def module(request: pytest.FixtureRequest) -> tuple[str, Path, ast.Module]:
+    path = FILES[request.param]
+    return request.param, path, ast.parse(path.read_text("utf-8"))
+
+
+def test_imports_follow_the_table(module: tuple[str, Path, ast.Module]) -> None:
+    name, _, tree = module
+    assert rooms(tree) - {"__init__"} <= allowed_rooms(name)
+
+
+def test_imports_are_absolute_and_on_top(module: tuple[str, Path, ast.Module]) -> None:
+    name, _, tree = module
+    assert not [imported for imported in imports(tree) if imported.startswith(".")]
+    if name == "cli":
+        return
+    for function in ast.walk(tree):
+        if isinstance(function, ast.FunctionDef):
+            assert not list(imports(function)), f"import inside {function.name}"
+
+
+def test_torch_stays_out_of_the_light_rooms(module: tuple[str, Path, ast.Module]) -> None:
+    name, _, tree = module
+    if name.split(".")[0] in WITHOUT_TORCH:
+        assert not {i.split(".")[0] for i in imports(tree)} & {"torch", "transformers"}
+
+
+def test_everything_public_says_what_it_is(module: tuple[str, Path, ast.Module]) -> None:
+    name, _, tree = module
+    if name != "__main__":
+        assert ast.get_docstring(tree), "the module"
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), node.name
+
+
+def test_files_and_functions_stay_short(module: tuple[str, Path, ast.Module]) -> None:
+    _, path, tree = module
+    assert len(path.read_text("utf-8").splitlines()) <= 400
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            assert (node.end_lineno or 0) - node.lineno < 60, node.name
+
+
+@pytest.mark.parametrize("name", [n for n in FILES if n.endswith("__init__")])
+def test_public_names_exist(name: str) -> None:
+    package = importlib.import_module(f"lightstride.{name}".removesuffix(".__init__"))
+    public = getattr(package, "__all__", [])
+    assert len(public) == len(set(public))
+    assert all(hasattr(package, each) for each in public)
+
+
+def test_every_room_is_in_the_table() -> None:
+    assert {name.split(".")[0] for name in FILES} <= {*ALLOWED, "cli", "__main__"}
+
+
+def test_the_table_has_no_cycle() -> None:
+    done: set[str] = set()
+    while len(done) < len(ALLOWED):
+        ready = {room for room, below in ALLOWED.items() if below <= done} - done
+        assert ready, f"a cycle among {set(ALLOWED) - done}"
+        done |= ready

@@ -1,0 +1,142 @@
+"""Budgets: what a site costs in parameters, bytes or time."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from helpers.toys import tiny_llama
+from lightstride.errors import ConfigError
+from lightstride.models.families.registry import adapter_for
+from lightstride.models.shapes import AttentionShape, FFNShape, Geometry, Site
+from lightstride.prune.cut.materialize import DenseSites
+from lightstride.prune.search.moves import Moves
+from lightstride.prune.space.budget import (
+    Memory,
+    build_space,
+    dense_cost,
+    memory_cost,
+    parameter_cost,
+    table_cost,
+)
+from lightstride.prune.space.latency import Serving, interpolate, latency_table, spread
+from lightstride.prune.space.narrow import limit_for, uniform_plan
+from lightstride.prune.space.plan import sparsity
+from lightstride.prune.space.targets import TARGETS, Target
+
+MODEL = tiny_llama(num_kv_heads=4, num_channels=96, num_layers=3)
+GEOMETRY = adapter_for(MODEL.config).geometry(MODEL.config)
+TARGET = Target(name="toy", channel_multiple=8)
+
+
+def test_parameters_are_the_models_own() -> None:
+    sites = DenseSites.of(MODEL, adapter_for(MODEL.config))
+    counted = sum(t.numel() for weights in sites.weights.values() for t in weights.values())
+    assert dense_cost(GEOMETRY, parameter_cost(GEOMETRY)) == counted
+
+
+def test_memory_counts_weights_and_cache() -> None:
+    memory = Memory(context=100, batch=3, bytes_per_weight=2, bytes_per_entry=1)
+    cost = memory_cost(GEOMETRY, memory)
+    shape = AttentionShape(3, 1)
+    weights = 2 * GEOMETRY.parameters(shape)
+    assert cost(Site(0, "attention"), shape) == weights + 2 * 3 * GEOMETRY.head_dim * 100 * 3
+    assert cost(Site(0, "ffn"), FFNShape(8)) == 2 * GEOMETRY.parameters(FFNShape(8))
+
+
+def test_a_long_context_prefers_fewer_kv_groups() -> None:
+    short = build_space(GEOMETRY, TARGET, memory_cost(GEOMETRY, Memory(context=1)))
+    long = build_space(GEOMETRY, TARGET, memory_cost(GEOMETRY, Memory(context=100_000)))
+    site = Site(0, "attention")
+    groups, queries = AttentionShape(2, 2), AttentionShape(4, 1)
+    assert short.cost(site, groups) < short.cost(site, queries) * 1.1
+    assert long.cost(site, groups) < 0.6 * long.cost(site, queries)
+
+
+def test_memory_budgets_meet_their_limit() -> None:
+    cost = memory_cost(GEOMETRY, Memory(context=64))
+    space = build_space(GEOMETRY, TARGET, cost)
+    dense = dense_cost(GEOMETRY, cost)
+    plan = uniform_plan(space, 0.4, limit_for(0.4, dense, space))
+    assert 0.55 * dense < space.total(plan) <= 0.6 * dense
+    assert 0.2 < sparsity(plan, GEOMETRY) < 0.6
+
+
+def test_latency_rises_with_width_whatever_the_clock_says() -> None:
+    ticks = iter([5.0, 1.0, 4.0, 9.0, 2.0, 9.0] * 100)
+
+    def clock(call: Callable[[], object]) -> float:
+        call()
+        return next(ticks)
+
+    shapes = [shape for site in GEOMETRY.sites for shape in TARGET.shapes(GEOMETRY.shape(site))]
+    table = latency_table(
+        GEOMETRY,
+        shapes,
+        Serving(context=8, grid=4),
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        timer=clock,
+    )
+    assert set(table) == set(shapes)
+    times = [table[FFNShape(width)] for width in range(8, 97, 8)]
+    assert times == sorted(times)
+    space = build_space(GEOMETRY, TARGET, table_cost(table))
+    moves = Moves(space, space.largest * 3 // 4)
+    assert (
+        moves.cost(moves.fit(tuple(len(c) - 1 for c in moves.costs), lambda s: s[0])) <= moves.limit
+    )
+
+
+def test_latency_is_measured_on_the_device() -> None:
+    table = latency_table(
+        GEOMETRY,
+        [FFNShape(8), FFNShape(96), AttentionShape(1, 1), AttentionShape(4, 2)],
+        Serving(context=16, repeats=1, prefill_weight=1, decode_weight=2),
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+    )
+    assert all(100 < value < 10**9 for value in table.values())
+
+
+def test_widths_between_are_interpolated() -> None:
+    assert spread([8, 16, 24, 32, 40], 3) == [8, 24, 40]
+    assert spread([8], 9) == [8]
+    assert interpolate([8, 24], [100, 200], 16) == 150
+    assert interpolate([8, 24], [100, 200], 24) == 200
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Memory(context=0),
+        lambda: Memory(bytes_per_weight=0),
+        lambda: Serving(grid=1),
+        lambda: Serving(decode_weight=-1.0),
+        lambda: Serving(prefill_weight=0, decode_weight=0),
+    ],
+)
+def test_bad_settings(make: Callable[[], object]) -> None:
+    with pytest.raises(ConfigError):
+        make()
+
+
+def test_every_named_target_has_a_space_for_a_usual_model() -> None:
+    usual = Geometry(
+        family="llama",
+        hidden_size=4096,
+        head_dim=128,
+        vocab_size=128_256,
+        tied_head=False,
+        attention=(AttentionShape(8, 4),) * 32,
+        ffn=(FFNShape(14_336),) * 32,
+        query_head_parameters=2 * 128 * 4096,
+        kv_head_parameters=2 * 128 * 4096,
+        channel_parameters=3 * 4096,
+    )
+    for target in TARGETS.values():
+        space = build_space(usual, target, parameter_cost(usual))
+        plan = uniform_plan(space, 0.25, limit_for(0.25, usual.prunable_parameters, space))
+        assert math.isclose(sparsity(plan, usual), 0.25, abs_tol=0.02)
+        assert all(target.allows(shape, usual.shape(site)) for site, shape in plan.shapes.items())

@@ -1,0 +1,227 @@
+"""Rounds: what is shared, what is measured last, what it will cost."""
+
+import json
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+
+from helpers.toys import tiny_llama
+from lightstride.errors import BudgetError
+from lightstride.models.families.registry import adapter_for
+from lightstride.models.shapes import AttentionShape, FFNShape, Site
+from lightstride.prune import rounds as rounds_module
+from lightstride.prune.cut.materialize import materialize
+from lightstride.prune.cut.refit import prune_site
+from lightstride.prune.cut.statistics import stream_blocks
+from lightstride.prune.cut.supernet import Supernet
+from lightstride.prune.estimate import Rates, search_work, supernet_work
+from lightstride.prune.forecast import forecast, sentence
+from lightstride.prune.rates import measure_rates
+from lightstride.prune.rounds import Outcome, Pruner, Rounds
+from lightstride.prune.search.evaluation_log import read_ledger
+from lightstride.prune.search.evolution import Evolution
+from lightstride.prune.search.guided import Guided
+from lightstride.prune.space.budget import build_space, dense_cost, parameter_cost
+from lightstride.prune.space.plan import Plan, sparsity
+from lightstride.prune.space.targets import Target
+
+MODEL = tiny_llama(num_layers=3)
+ADAPTER = adapter_for(MODEL.config)
+TOKENS_NL = torch.randint(0, 256, (24, 16), generator=torch.Generator().manual_seed(0))
+QUICK = Guided(generations=2, offspring=4, probe_tokens=32, tokens=(32, 64), survivors=(2, 1))
+
+
+def pruner(work: Path, target: Target | None = None, **changes: object) -> Pruner:
+    geometry = ADAPTER.geometry(MODEL.config)
+    cost = parameter_cost(geometry)
+    settings = replace(Rounds(search=QUICK, num_rounds=2), **changes)  # type: ignore[arg-type]
+    work.mkdir(parents=True, exist_ok=True)
+    return Pruner(
+        model=MODEL,
+        adapter=ADAPTER,
+        space=build_space(geometry, target or Target(name="toy", channel_multiple=4), cost),
+        dense_cost=dense_cost(geometry, cost),
+        calibration_NL=TOKENS_NL[:16],
+        search_NL=TOKENS_NL[16:],
+        work=work,
+        settings=settings,
+    )
+
+
+def test_plans_of_several_sizes(tmp_path: Path) -> None:
+    job = pruner(tmp_path)
+    found = job.plans((0.25, 0.5))
+    for share, outcomes in found.items():
+        assert [outcome.round for outcome in outcomes] == [1, 2]
+        for outcome in outcomes:
+            true = sparsity(outcome.plan, job.space.geometry)
+            assert share <= true < share + job.space.ffn_step / job.dense_cost
+    assert not list(tmp_path.glob("round-*/"))
+    scopes = {record["scope"] for record in read_ledger(tmp_path / "search.jsonl")}
+    assert scopes == {"round-1-25", "round-1-50", "round-2-25", "round-2-50"}
+
+
+def test_the_first_supernet_is_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[str] = []
+    original = Pruner.build
+
+    def build(self: Pruner, folder: Path, *rest: object) -> Supernet:
+        built.append(folder.name)
+        return original(self, folder, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Pruner, "build", build)
+    pruner(tmp_path).plans((0.25, 0.5))
+    assert built == ["round-1", "round-2-25", "round-2-50"]
+
+
+def test_finished_rounds_are_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = pruner(tmp_path).plans((0.5,))
+
+    def fail(*_: object) -> None:
+        raise AssertionError("searched again")
+
+    monkeypatch.setattr(Pruner, "build", fail)
+    assert pruner(tmp_path).plans((0.5,)) == first
+
+
+def test_one_size_alone_and_among_others_start_alike(tmp_path: Path) -> None:
+    together = pruner(tmp_path / "a", num_rounds=1).plans((0.4, 0.5))
+    alone = pruner(tmp_path / "b", num_rounds=1).plans((0.5,))
+    assert alone[0.5][0].plan.shapes.keys() == together[0.5][0].plan.shapes.keys()
+    assert alone[0.5][0].fitness == pytest.approx(together[0.5][0].fitness, rel=0.5)
+
+
+def test_rounds_halve_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[Fraction] = []
+    original = rounds_module.narrow
+
+    def narrow(*arguments: object) -> object:
+        step = arguments[2]
+        assert isinstance(step, Fraction)
+        steps.append(step)
+        return original(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(rounds_module, "narrow", narrow)
+    pruner(tmp_path, num_rounds=4).plans((0.5,))
+    assert steps == [Fraction(1, 8), Fraction(1, 16), Fraction(1, 32), Fraction(1, 64)]
+
+
+def test_closing_refits_on_the_pruned_stream(tmp_path: Path) -> None:
+    job = pruner(tmp_path, relative=False, correction=0.0)
+    plan = job.centre(0.5)
+    levels = job.close(0.5, plan)
+    assert {site: level.kept.shape for site, level in levels.items()} == dict(plan.shapes)
+
+    expected = {}
+
+    def visit(site: Site, statistics: object) -> object:
+        name = {"attention": "output", "ffn": "down"}[site.kind]
+        weight = statistics.weights[name]  # type: ignore[attr-defined]
+        dense = job.space.geometry.shape(site)
+        [level] = prune_site(weight, statistics.gram_II, [plan.shapes[site]], dense)  # type: ignore[attr-defined]
+        expected[site] = level
+        return level
+
+    stream_blocks(MODEL, ADAPTER, job.calibration_NL, visit)  # type: ignore[arg-type]
+    for site, level in levels.items():
+        assert level.kept == expected[site].kept
+        torch.testing.assert_close(level.output_OK, expected[site].output_OK, rtol=0.02, atol=0.02)
+
+
+def test_later_rounds_start_from_what_was_learned(tmp_path: Path) -> None:
+    job = pruner(tmp_path)
+    first, second = job.plans((0.5,))[0.5]
+    assert set(first.slopes) == set(job.space.sites)
+    assert min(first.slopes.values()) >= 0
+    assert len({round(slope, 3) for slope in first.slopes.values()}) > 2
+    records = read_ledger(tmp_path / "search.jsonl")
+    probed = {record["scope"] for record in records if record.get("role") == "probe"}
+    assert probed == {"round-1-50"}
+    assert first.tokens > second.tokens
+    assert Outcome.from_json(json.loads(json.dumps(second.to_json()))) == second
+
+
+@pytest.mark.parametrize(
+    "search",
+    [Evolution(generations=2, offspring=4, tokens=(32, 64), survivors=(2, 1)), QUICK],
+)
+@pytest.mark.parametrize("split", ["free", "fixed"])
+def test_both_searches_and_splits(tmp_path: Path, search: object, split: str) -> None:
+    job = pruner(tmp_path, search=search, split=split, num_rounds=1)
+    [outcome] = job.plans((0.5,))[0.5]
+    assert job.space.total(outcome.plan) <= job.limit(0.5)
+
+
+def test_without_a_search_nothing_is_built(tmp_path: Path) -> None:
+    job = pruner(tmp_path, search=None)
+    assert job.plans((0.5,)) == {0.5: []}
+    assert not list(tmp_path.iterdir())
+
+
+def test_even_targets_race_even_plans(tmp_path: Path) -> None:
+    job = pruner(tmp_path, Target(name="even", channel_multiple=4, uniform=True), num_rounds=1)
+    [outcome] = job.plans((0.5,))[0.5]
+    blocks = outcome.plan.key.split("|")
+    assert len(set(blocks)) == 1
+
+
+def test_the_winner_is_what_is_measured_last(tmp_path: Path) -> None:
+    job = pruner(tmp_path, num_rounds=1)
+    [outcome] = job.plans((0.5,))[0.5]
+    levels = job.close(0.5, outcome.plan)
+    smaller = materialize(MODEL, ADAPTER, levels)
+    geometry = ADAPTER.geometry(smaller.config)
+    assert {site: geometry.shape(site) for site in geometry.sites} == dict(outcome.plan.shapes)
+    records = read_ledger(tmp_path / "search.jsonl")
+    assert outcome.plan.key in {record["plan"] for record in records}
+    assert json.loads((tmp_path / "round-1-50.json").read_text())["fitness"] == outcome.fitness
+
+
+def test_impossible_sizes_are_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(BudgetError, match="is possible"):
+        pruner(tmp_path).plans((0.5, 0.99))
+    assert not list(tmp_path.iterdir())
+
+
+def test_forecast_counts_what_happens(tmp_path: Path) -> None:
+    job = pruner(tmp_path)
+    works = forecast(job, (0.25, 0.5))
+    more = forecast(pruner(tmp_path, num_rounds=4), (0.25, 0.5))
+    one = forecast(pruner(tmp_path, num_rounds=1), (0.25, 0.5))["searches"].forward
+    later = works["searches"].forward - one
+    assert 0 < later < one
+    assert more["searches"].forward == pytest.approx(one + 3 * later)
+    assert works["supernets"].gram < more["supernets"].gram
+    assert works["closing rounds"] == more["closing rounds"]
+    rates = measure_rates(MODEL, ADAPTER, TOKENS_NL[:4])
+    assert min(rates.forward, rates.gram, rates.solve) > 0
+    assert "minutes on this machine (supernets" in sentence(works, rates)
+
+
+def test_bytes_of_a_supernet_are_what_it_takes(tmp_path: Path) -> None:
+    job = pruner(tmp_path)
+    space = job.narrowed(1, job.centre(0.5))
+    job.build(tmp_path / "net", TOKENS_NL[:4], job.levels([space]), job.centre(0.5))
+    taken = sum(path.stat().st_size for path in (tmp_path / "net").glob("*.safetensors"))
+    expected = job.supernet_bytes([0.5])
+    assert expected < taken < expected + 20_000
+
+
+def test_work_grows_as_it_should() -> None:
+    geometry = ADAPTER.geometry(MODEL.config)
+    site, attention = Site(0, "ffn"), Site(0, "attention")
+    few = supernet_work(geometry, [(site, [FFNShape(24)])], 100)
+    many = supernet_work(geometry, [(site, [FFNShape(24), FFNShape(12)])], 200)
+    assert many.gram == 2 * few.gram
+    assert many.solve > few.solve
+    heads = supernet_work(geometry, [(attention, [AttentionShape(1, 1)])], 100)
+    rates = Rates(forward=1e9, gram=1e9, solve=1e9)
+    assert (few + heads).seconds(rates) == pytest.approx(few.seconds(rates) + heads.seconds(rates))
+    space = build_space(geometry, Target(name="toy", channel_multiple=8), parameter_cost(geometry))
+    plan = Plan({site: space.shapes[site][-1] for site in space.sites})
+    paper = Evolution(generations=15, offspring=32, tokens=(1024, 4096), survivors=(8, 3))
+    slow, quick = search_work(space, plan, paper), search_work(space, plan, QUICK)
+    assert slow.forward > 5 * quick.forward
