@@ -114,7 +114,7 @@ def test_the_seed_decides_and_nothing_else(jsonl: str) -> None:
         [sys.executable, "-c", script, jsonl],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONHASHSEED": "1"},
+        env={**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     here = pack(jsonl, byte_tokenizer(), num_tokens=900, window=90, seed=3)
     assert done.stdout.strip() == here.sha256, done.stderr
