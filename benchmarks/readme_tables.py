@@ -5,7 +5,8 @@
 
 A table stands between `<!-- results: NAME -->` and `<!-- end -->`.  `results/tables.json` says of
 each NAME its columns (a title, a dotted path into `numbers`, a format, and a factor if needed) and
-its rows (a label, a file of results/, and where in its numbers the row starts).
+its rows (a label, a file of results/, and where in its numbers the row starts).  A row's `cells`
+say by column title where a cell comes from another file, place or key.
 """
 
 import json
@@ -27,9 +28,11 @@ def render(name: str, results: Path = ROOT / "results") -> str:
     columns = table["columns"]
     rows = []
     for row in table["rows"]:
-        numbers = look_up(read_result(results / row["file"])["numbers"], row.get("at", ""))
-        cells = [cell(look_up(numbers, column["key"]), column) for column in columns]
-        rows.append([row["label"], *cells])
+        rows.append([row["label"]])
+        for column in columns:
+            origin = {"key": column["key"], **row, **row.get("cells", {}).get(column["title"], {})}
+            numbers = look_up(read_result(results / origin["file"])["numbers"], origin.get("at", ""))
+            rows[-1].append(cell(look_up(numbers, origin["key"]), column))
     return markdown_table([table["title"], *(column["title"] for column in columns)], rows)
 
 
