@@ -31,7 +31,8 @@ def render(name: str, results: Path = ROOT / "results") -> str:
         rows.append([row["label"]])
         for column in columns:
             origin = {"key": column["key"], **row, **row.get("cells", {}).get(column["title"], {})}
-            numbers = look_up(read_result(results / origin["file"])["numbers"], origin.get("at", ""))
+            document = read_result(results / origin["file"])["numbers"]
+            numbers = look_up(document, origin.get("at", ""))
             rows[-1].append(cell(look_up(numbers, origin["key"]), column))
     return markdown_table([table["title"], *(column["title"] for column in columns)], rows)
 
