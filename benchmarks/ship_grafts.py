@@ -18,10 +18,10 @@ import torch
 
 from lightstride.checkpoint import read_record, write_record
 from lightstride.errors import LightstrideError, ModelError
-from lightstride.files import whole_folder
+from lightstride.files import whole_folder, write_json
 from lightstride.models.opening.builtin import ASSETS, GRAFTS
 from lightstride.models.opening.load import load_model
-from lightstride.results import read_result, write_json
+from lightstride.results import read_result
 from lightstride.smash.hub import SmashModel
 from lightstride.smash.model.graft_files import WEIGHTS, graft_state, write_grafts
 from record import short

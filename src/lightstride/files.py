@@ -1,10 +1,19 @@
-"""Where converted models are kept, and files and folders that appear whole or not at all."""
+"""The one way to write: files and folders that appear whole or not at all.
+
+whole_file, whole_folder   a temporary name to write under, renamed when the block ends well
+write_json                 a JSON document, by `whole_file`
+append_lines, read_lines   a file that grows by whole lines; a last line that was cut is no line
+cache_folder               where things are kept that are made once and used again
+
+Everything written has the permissions of a usual new file (safetensors' own would be 0600).
+"""
 
 import errno
+import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -18,7 +27,7 @@ def cache_folder() -> Path:
     return Path(given) if given else Path.home() / ".cache" / "lightstride"
 
 
-def check_absent(folder: Path) -> None:
+def check_new_folder(folder: Path) -> None:
     """Raise OutputError unless this is an empty folder, or nothing yet."""
     if folder.is_dir() and not any(folder.iterdir()):
         return
@@ -33,33 +42,90 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     Raises OutputError, leaving nothing behind, when the folder exists and is not empty, when it
     cannot be written, or when the disk is full.
     """
-    check_absent(folder)
-    partial = folder.parent / f".{folder.name}.{os.getpid()}.partial"
+    check_new_folder(folder)
+    partial = temporary(folder)
     try:
         partial.mkdir(parents=True)
         yield partial
-        partial.replace(folder)
+        rename_folder(partial, folder)
     except (OSError, SafetensorError) as error:
         raise OutputError(f"cannot write {folder}: {reason(error)}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def rename_folder(partial: Path, folder: Path) -> None:
+    """Give a folder that is finished its name; OutputError where that fails."""
+    try:
+        for path in partial.rglob("*"):
+            if path.is_file():
+                path.chmod(usual_mode())
+        partial.replace(folder)
+    except OSError as error:
+        raise OutputError(f"cannot write {folder}: {reason(error)}") from error
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A temporary name to write under; the file takes its own name when the block ends well.
 
-    Raises OutputError, leaving nothing behind, when it cannot be written or the disk is full.
+    Folders on the way are made.  Raises OutputError, leaving nothing behind, when the file cannot
+    be written or the disk is full.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
+        partial.chmod(usual_mode())
         partial.replace(path)
     except (OSError, SafetensorError) as error:
         raise OutputError(f"cannot write {path}: {reason(error)}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # renamed, or never there
+            partial.unlink()
+
+
+def write_json(path: str | Path, document: object, *, indent: int | None = 2) -> None:
+    """Write a JSON document by `whole_file`; ValueError where a number is not finite."""
+    text = json.dumps(document, indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
+    with whole_file(Path(path)) as partial:
+        partial.write_text(text, "utf-8")
+
+
+def append_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write lines at the end of a file, at once; OutputError where that fails."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as file:
+            file.write("".join(f"{line}\n" for line in lines).encode())
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {reason(error)}") from error
+
+
+def read_lines(path: Path, *, mend: bool = False) -> list[bytes]:
+    """The whole lines of a file, none if it is not there; a cut last one is left out.
+
+    With `mend` a cut line is also taken off the file, so that more lines can be appended.
+    """
+    if not path.exists():
+        return []
+    *lines, cut = path.read_bytes().split(b"\n")
+    if cut and mend:
+        with path.open("r+b") as file:
+            file.truncate(file.seek(0, os.SEEK_END) - len(cut))
+    return lines
+
+
+def temporary(path: Path) -> Path:
+    """The hidden sibling that stands for a file or folder while this process writes it."""
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
+def usual_mode() -> int:
+    """Permissions of a new file under the process's umask: 0644 nearly everywhere."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return 0o666 & ~mask
 
 
 def reason(error: OSError | SafetensorError) -> str:

@@ -5,7 +5,6 @@ command, its configuration, the commit, the versions, the hardware, the seed and
 Reports and the README are made of these files and of nothing else.
 """
 
-import contextlib
 import json
 import math
 import os
@@ -19,7 +18,8 @@ from pathlib import Path
 from typing import TypedDict, get_type_hints
 
 from lightstride import __version__
-from lightstride.errors import DataError, OutputError
+from lightstride.errors import DataError
+from lightstride.files import write_json
 
 SCHEMA = 1
 PACKAGES = (
@@ -90,22 +90,6 @@ def write_result(
     )
     write_json(path, result)
     return result
-
-
-def write_json(path: str | Path, document: object) -> None:
-    """Write a JSON file under a temporary name and rename it; OutputError where that fails."""
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, "utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        with contextlib.suppress(OSError):  # it was renamed, or never there
-            partial.unlink()
 
 
 def read_result(path: str | Path) -> Result:

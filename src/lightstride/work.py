@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lightstride.distributed import barrier, broadcast_object, rank
 from lightstride.errors import OutputError, WorkError
-from lightstride.results import write_json
+from lightstride.files import write_json
 
 VERSION = 1
 NAME = "work.json"

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from lightstride.errors import DataError, OutputError
-from lightstride.results import Result, markdown_table, read_result, write_json, write_result
+from lightstride.files import write_json
+from lightstride.results import Result, markdown_table, read_result, write_result
 
 
 def write(path: Path, **numbers: object) -> Result:

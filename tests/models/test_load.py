@@ -23,10 +23,9 @@ from helpers.toys import (
     tiny_qwen2,
     tiny_qwen3,
 )
-from lightstride.errors import ModelError, NetworkError, OutputError, UnknownFamilyError
+from lightstride.errors import ModelError, NetworkError, UnknownFamilyError
 from lightstride.export.gguf.weights import ModelWeights
 from lightstride.export.gguf.write import write_gguf
-from lightstride.files import cache_folder, whole_folder
 from lightstride.models.families.registry import adapter_for
 from lightstride.models.opening import builtin, gguf, load
 from lightstride.models.opening.builtin import BUILT_IN, BuiltIn, gguf_file
@@ -362,25 +361,6 @@ def test_built_in_model_in_pieces_is_put_together(sound, tmp_path, monkeypatch):
         with pytest.raises(ModelError, match="damaged; install them again"):
             gguf_file("toy")
         assert not list(tmp_path.glob("cache/*/*"))
-
-
-def test_cache_folder_is_where_the_user_says(monkeypatch, tmp_path):
-    monkeypatch.setenv("LIGHTSTRIDE_CACHE", str(tmp_path))
-    assert cache_folder() == tmp_path
-    monkeypatch.delenv("LIGHTSTRIDE_CACHE")
-    assert cache_folder() == Path.home() / ".cache" / "lightstride"
-
-
-def test_a_folder_appears_whole_or_not_at_all(tmp_path):
-    with pytest.raises(KeyError), whole_folder(tmp_path / "a") as partial:
-        partial.joinpath("file").write_text({}["no text"])
-    assert list(tmp_path.iterdir()) == []
-    with whole_folder(tmp_path / "a") as partial:
-        (partial / "file").write_text("whole")
-        assert not (tmp_path / "a").exists()
-    assert [path.name for path in tmp_path.rglob("*")] == ["a", "file"]
-    with pytest.raises(OutputError, match="exists already"), whole_folder(tmp_path / "a"):
-        pytest.fail("written into")
 
 
 @pytest.mark.slow

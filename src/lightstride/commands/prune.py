@@ -23,6 +23,7 @@ from lightstride.config import PruneConfig
 from lightstride.distributed import barrier, rank
 from lightstride.errors import OutputError
 from lightstride.evaluate.perplexity import perplexity
+from lightstride.files import write_json
 from lightstride.prune.cut.materialize import materialize
 from lightstride.prune.forecast import forecast, sentence
 from lightstride.prune.heal import Healing, heal
@@ -30,7 +31,7 @@ from lightstride.prune.rates import measure_rates
 from lightstride.prune.rounds import Outcome, name_of
 from lightstride.prune.search.evolution import News, Report
 from lightstride.prune.space.plan import Plan, dense_plan, num_parameters, sparsity
-from lightstride.results import markdown_table, write_json, write_result
+from lightstride.results import markdown_table, write_result
 
 Numbers = dict[str, object]
 

@@ -13,6 +13,7 @@ from lightstride.config import PruneConfig
 from lightstride.data.sampled import sample_documents
 from lightstride.distributed import broadcast_object, rank
 from lightstride.errors import ConfigError, OutputError, WorkError
+from lightstride.files import write_json
 from lightstride.models.device import pick_device, pick_dtype, suitable_dtype
 from lightstride.models.families.adapter import Adapter
 from lightstride.models.families.registry import adapter_for
@@ -28,7 +29,6 @@ from lightstride.prune.space.latency import latency_table
 from lightstride.prune.space.narrow import limit_for
 from lightstride.prune.space.plan import Space
 from lightstride.prune.space.targets import Target
-from lightstride.results import write_json
 from lightstride.work import open_work
 
 PLACES = ("output", "work", "resume", "json")

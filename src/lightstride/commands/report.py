@@ -7,7 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from lightstride.config import ReportConfig
-from lightstride.errors import ConfigError, OutputError
+from lightstride.errors import ConfigError
+from lightstride.files import whole_file
 from lightstride.report.facts import gather
 
 
@@ -22,17 +23,7 @@ def report(config: ReportConfig) -> Mapping[str, object]:
     output = Path(config.output)
     files = {output.with_name(f"{output.stem}-{one.name}.png"): one.png for one in pictures}
     for path, content in (*files.items(), (output, page.render(facts, pictures).encode())):
-        write_whole(path, content)
+        with whole_file(path) as partial:
+            partial.write_bytes(content)
     sys.stdout.write(f"{page.answer(facts)}\n{output}\n")
     return {"page": str(output), "pictures": [str(path) for path in files]}
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name and rename it."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content)
-        partial.replace(path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}") from error

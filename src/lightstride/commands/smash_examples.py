@@ -12,7 +12,7 @@ from lightstride.config import SmashRunConfig
 from lightstride.data.prompts import Prompt, read_prompts
 from lightstride.distributed import barrier, rank
 from lightstride.errors import DataError, ModelError
-from lightstride.files import whole_file
+from lightstride.files import write_json
 from lightstride.generate import PlainDecoder
 from lightstride.smash.data.answers import read_answers, regenerate
 from lightstride.smash.data.examples import SCORES, Example, load_examples
@@ -65,9 +65,8 @@ def prepare_examples(
             progress=True,
         )
         score(decoder.model, read_answers(folder), folder / SCORES, progress=True)
-        names = json.dumps(sorted(prompt.id for prompt in prompts))
-        with whole_file(Path(config.work_folder) / "chosen.json") as partial:
-            partial.write_text(names, "utf-8")
+        names = sorted(prompt.id for prompt in prompts)
+        write_json(Path(config.work_folder) / "chosen.json", names, indent=None)
     barrier()
     chosen = set(json.loads((Path(config.work_folder) / "chosen.json").read_text("utf-8")))
     examples = [e for e in load_examples(folder) if e.id in chosen and len(e.answer_A)]

@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 
 from lightstride.distributed import barrier, broadcast_object, rank
 from lightstride.errors import WorkError
+from lightstride.files import write_json
 from lightstride.models.families.adapter import Adapter
 from lightstride.models.shapes import Shape, Site
 from lightstride.prune.cut.refit import Level
@@ -47,7 +48,6 @@ from lightstride.prune.search.guided import Guided, GuidedSearch
 from lightstride.prune.search.moves import Moves
 from lightstride.prune.space.narrow import limit_for, narrow, uniform_plan
 from lightstride.prune.space.plan import Plan, Space, kind_cost
-from lightstride.results import write_json
 
 FIRST_STEP = Fraction(1, 8)
 
@@ -264,7 +264,7 @@ class Pruner:
                 self.lessons,
             )
             record = self.work / "search.jsonl"
-            ledger = stack.enter_context(Ledger(fitness, record, quest.name))
+            ledger = Ledger(fitness, record, quest.name)
             found = self.find(quest, supernet, ledger, report)
         outcome = Outcome(
             quest.share,

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lightstride.errors import DataError
+from lightstride.files import read_lines
 from lightstride.results import Result, read_result
 
 Numbers = Mapping[str, object]
@@ -175,9 +176,7 @@ def find(folder: str, name: str) -> Iterator[Path]:
 
 def read_search(path: Path) -> Iterator[Evaluation]:
     """Every whole line of a search's record."""
-    for number, line in enumerate(path.read_text("utf-8").splitlines(keepends=True), start=1):
-        if not line.endswith("\n"):
-            return
+    for number, line in enumerate(read_lines(path), start=1):
         try:
             record = json.loads(line)
             yield Evaluation(
@@ -187,7 +186,9 @@ def read_search(path: Path) -> Iterator[Evaluation]:
                 fitness=float(record["fitness"]),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{path} line {number} is no evaluation: {line[:60]!r}") from error
+            raise DataError(
+                f"{path} line {number} is no evaluation: {line[:60].decode(errors='replace')!r}"
+            ) from error
 
 
 Retained = list[tuple[str, str, Numbers]]

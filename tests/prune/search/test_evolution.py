@@ -91,8 +91,8 @@ def test_the_ledger_replays_and_evaluates_nothing_twice(tmp_path: Path) -> None:
     setting = Evolution(generations=3, offspring=8, tokens=(1, 2), survivors=(4, 1))
     path = tmp_path / "search.jsonl"
     fitness = Weighted(space)
-    with Ledger(fitness, path, "r1") as first:
-        found = evolve(moves, centre, setting, first, seed=0, num_windows=4)
+    first = Ledger(fitness, path, "r1")
+    found = evolve(moves, centre, setting, first, seed=0, num_windows=4)
     lines = path.read_text().splitlines()
     assert len(lines) == fitness.calls
     assert {"scope", "generation", "stage", "tokens", "first", "fitness", "seconds", "plan"} == set(
@@ -102,8 +102,8 @@ def test_the_ledger_replays_and_evaluates_nothing_twice(tmp_path: Path) -> None:
     cut = "\n".join(lines[: len(lines) // 2]) + "\n" + lines[-1][:20]
     path.write_text(cut)
     again = Weighted(space)
-    with Ledger(again, path, "r1") as second:
-        assert evolve(moves, centre, setting, second, seed=0, num_windows=4) == found
+    second = Ledger(again, path, "r1")
+    assert evolve(moves, centre, setting, second, seed=0, num_windows=4) == found
     assert again.calls == len(lines) - len(lines) // 2
     assert len(read_ledger(path)) == len(lines)
     assert second.tokens == first.tokens
@@ -116,8 +116,7 @@ def test_answers_of_another_scope_are_not_used(tmp_path: Path) -> None:
     plan = moves.plan(moves.levels(centre))
     for scope in ("a", "b"):
         fitness = Weighted(space)
-        with Ledger(fitness, path, scope) as ledger:
-            ledger([plan, plan], Sample(4), {})
+        Ledger(fitness, path, scope)([plan, plan], Sample(4), {})
         assert fitness.calls == 1
 
 

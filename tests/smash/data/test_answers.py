@@ -12,11 +12,11 @@ from helpers.smash_toys import sharp
 from helpers.toys import byte_tokenizer, tiny_llama
 from lightstride.data.prompts import Message, Prompt, prompt_of
 from lightstride.errors import ConfigError, DataError, ModelError, OutputError, WorkError
+from lightstride.files import append_lines
 from lightstride.generate import PlainDecoder, Settings, Step, generate
 from lightstride.generate.rows import Rows
 from lightstride.generate.sampler import Sampler
 from lightstride.smash.data.answers import Answer, read_answers, read_log, regenerate
-from lightstride.smash.data.lines import append_lines
 
 PROMPTS = [prompt_of([Message("user", "x" * (1 + 3 * n % 11) + str(n))], "chat") for n in range(23)]
 

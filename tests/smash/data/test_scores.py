@@ -11,12 +11,12 @@ from transformers import PreTrainedModel
 from helpers.toys import TINY, byte_tokenizer, tiny_llama
 from lightstride.data.prompts import Message, prompt_of
 from lightstride.errors import ConfigError, OutputError, WorkError
+from lightstride.files import append_lines
 from lightstride.generate import PlainDecoder
 from lightstride.models import sliced_logits as logits
 from lightstride.smash.data import scores as module
 from lightstride.smash.data.answers import Answer, read_answers, regenerate
 from lightstride.smash.data.examples import SCORES, load_examples, split
-from lightstride.smash.data.lines import append_lines
 from lightstride.smash.data.scores import Scores, batches_of, read_scores, score, token_scores
 
 

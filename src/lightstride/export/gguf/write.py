@@ -5,8 +5,8 @@ written one at a time, so memory is bounded by the largest one.  The file is wri
 temporary name and renamed.
 """
 
-import os
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from lightstride.export.gguf.rope import Metadata
 from lightstride.export.gguf.tensors import GGUFTensor, load_tensor, plan_tensors
 from lightstride.export.gguf.vocabulary import read_vocabulary
 from lightstride.export.gguf.weights import Weights
+from lightstride.files import whole_file
 from lightstride.models.shapes import Geometry
 
 QUANTIZATION_VERSION = 2
@@ -69,15 +70,10 @@ def write_gguf(
             **vocabulary.metadata(),
         },
     )
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with whole_file(path) as partial, closing(writer):
         write_tensors(
-            writer, weights, tensors, description.tables, temporary, geometry.head_dim, progress
+            writer, weights, tensors, description.tables, partial, geometry.head_dim, progress
         )
-        os.replace(temporary, path)
-    finally:
-        writer.close()
-        temporary.unlink(missing_ok=True)
     return GGUFFile(
         path=path,
         architecture=architecture.name,
@@ -131,4 +127,3 @@ def write_tensors(
         if not torch.isfinite(loaded).all():
             raise ExportError(f"{', '.join(tensor.sources)}: not all numbers are finite")
         writer.write_tensor_data(pack(loaded, tensor.kind))
-    writer.close()

@@ -32,6 +32,7 @@ from transformers import PreTrainedModel
 
 from lightstride.distributed import NUM_SHARDS, barrier, rank
 from lightstride.errors import OutputError, WorkError
+from lightstride.files import rename_folder, write_json
 from lightstride.models.families.adapter import OUTPUT_NAME, Adapter
 from lightstride.models.fingerprint import identity
 from lightstride.models.shapes import Geometry, Kept, Shape, Site, keep_all, shape_text
@@ -46,7 +47,6 @@ from lightstride.prune.cut.supernet_files import (
     rounded,
     write_site,
 )
-from lightstride.results import write_json
 
 VERSION = 2
 INDEX = "index.json"
@@ -270,10 +270,7 @@ def finish(folder: Path, partial: Path, description: Json, sites: Iterable[Site]
     document: Json = {**description, "sites": entries}
     write_json(partial / INDEX, document | {"sha256": seal(document)})
     (partial / STARTED).unlink()
-    try:
-        partial.replace(folder)
-    except OSError as error:
-        raise OutputError(f"cannot rename {partial} to {folder}: {error}") from error
+    rename_folder(partial, folder)
 
 
 def build_supernet(

@@ -9,7 +9,6 @@ each tensor; a tensor is checked against its hash when it is read.
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lightstride.errors import OutputError, WorkError
+from lightstride.errors import WorkError
+from lightstride.files import whole_file
 from lightstride.models.shapes import (
     Kept,
     Shape,
@@ -118,19 +118,9 @@ def write_site(folder: Path, site: Site, levels: Sequence[Level], dense_OI: Tens
         tensors |= {tensor_name(shape, part): tensor for part, tensor in parts.items()}
     entry = SiteEntry(site, entries)
     path = folder / entry.file
-    save_whole(path, tensors, {"levels": json.dumps(entry.to_json())})
+    with whole_file(path) as partial:
+        save_file(tensors, partial, {"levels": json.dumps(entry.to_json())})
     return replace(entry, header=header_digest(path))
-
-
-def save_whole(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
-    """Write a safetensors file that has its name only once it is whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_file(tensors, temporary, header)
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
-        raise OutputError(f"cannot write {path}: {error}") from error
 
 
 def read_entry(folder: Path, site: Site) -> SiteEntry | None:

@@ -7,15 +7,14 @@ With several processes every one remembers everything, and rank 0 writes.
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Self
 
 from lightstride.distributed import broadcast_object, rank
 from lightstride.errors import WorkError
+from lightstride.files import append_lines, read_lines
 from lightstride.prune.space.plan import Plan
 
 
@@ -46,7 +45,6 @@ class Ledger:
     seconds: float = 0.0
     """Time spent in them."""
     known: dict[tuple[str, Sample], float] = field(default_factory=dict)
-    stream: IO[str] | None = None
 
     def __post_init__(self) -> None:
         if self.path is None:
@@ -54,8 +52,6 @@ class Ledger:
         for record in broadcast_object(read_ledger(self.path) if rank() == 0 else []):
             if record["scope"] == self.scope:
                 self._remember(record)
-        if rank() == 0:
-            self.stream = self.path.open("a", encoding="utf-8")
 
     def __call__(self, plans: Sequence[Plan], sample: Sample, note: Note) -> list[float]:
         """Fitness of each plan; plans already asked about on this sample cost nothing."""
@@ -72,14 +68,6 @@ class Ledger:
         """All fitnesses known on one sample, by the plans' keys, in the order of asking."""
         return {key: fitness for (key, at), fitness in self.known.items() if at == sample}
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close the file; asking again is then an error."""
-        if self.stream is not None:
-            self.stream.close()
-
     def _write(self, key: str, sample: Sample, fitness: float, seconds: float, note: Note) -> None:
         record = {
             "scope": self.scope,
@@ -91,9 +79,8 @@ class Ledger:
             "plan": key,
         }
         self._remember(record)
-        if self.stream is not None:
-            self.stream.write(json.dumps(record) + "\n")
-            self.stream.flush()
+        if self.path is not None and rank() == 0:
+            append_lines(self.path, [json.dumps(record)])
 
     def _remember(self, record: Mapping[str, object]) -> None:
         tokens, first, seconds = record["tokens"], record["first"], record["seconds"]
@@ -110,15 +97,7 @@ class Ledger:
 
 def read_ledger(path: Path) -> list[dict[str, object]]:
     """All whole records of a file; a last line that was cut off is also removed from the file."""
-    if not path.exists():
-        return []
-    text = path.read_text(encoding="utf-8")
-    whole, newline, _ = text.rpartition("\n")
-    if len(whole) + len(newline) < len(text):
-        with path.open("r+", encoding="utf-8") as stream:
-            stream.truncate(len((whole + newline).encode()))
-            os.fsync(stream.fileno())
     try:
-        return [json.loads(line) for line in whole.splitlines()]
+        return [json.loads(line) for line in read_lines(path, mend=True)]
     except json.JSONDecodeError as error:
         raise WorkError(f"{path} is damaged: {error}") from error

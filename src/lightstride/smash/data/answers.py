@@ -19,13 +19,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightstride.data.prompts import Prompt
 from lightstride.errors import ConfigError, DataError, ModelError, WorkError
-from lightstride.files import whole_file
+from lightstride.files import append_lines, read_lines, write_json
 from lightstride.generate import PlainDecoder, Settings
 from lightstride.generate.chat_template import chat_tokens
 from lightstride.generate.rows import Rows, context_length, end_tokens
 from lightstride.generate.sampler import Sampler
 from lightstride.models.fingerprint import fingerprint
-from lightstride.smash.data.lines import append_lines, drop_cut_line, read_lines
 
 VERSION = 1
 HEADER, LINES = "answers.json", "answers.jsonl"
@@ -111,7 +110,7 @@ def regenerate(
     if len(fitting) < len(started):
         count = len(started) - len(fitting)
         tqdm.write(f"prompts left out, as they fill the context: {count}", file=sys.stderr)
-    drop_cut_line(folder / LINES)
+    read_lines(folder / LINES, mend=True)
     log = read_log(folder)
     bar = tqdm(total=len(fitting), desc="answers", unit="", disable=not progress)
     bar.update(sum(1 for each in fitting if is_done(log, each)))
@@ -212,8 +211,7 @@ def open_folder(
     if not path.exists():
         if (folder / LINES).exists():
             raise WorkError(f"{folder} has answers but no {HEADER}: delete {folder / LINES}")
-        with whole_file(path) as partial:
-            partial.write_text(json.dumps(header, indent=2) + "\n", "utf-8")
+        write_json(path, header)
         return
     try:
         there = json.loads(path.read_text("utf-8"))

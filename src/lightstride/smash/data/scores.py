@@ -27,7 +27,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from lightstride.errors import ConfigError, WorkError
-from lightstride.files import whole_file
+from lightstride.files import whole_file, write_json
 from lightstride.models.fingerprint import fingerprint
 from lightstride.models.sliced_logits import picked_logits
 from lightstride.smash.data.answers import Answer
@@ -209,8 +209,7 @@ def add_shard(
         "top_k": index.top_k,
         "shards": [vars(each) for each in index.shards],
     }
-    with whole_file(folder / INDEX) as partial:
-        partial.write_text(json.dumps(document) + "\n", "utf-8")
+    write_json(folder / INDEX, document, indent=None)
     return index
 
 

@@ -13,9 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lightstride.data.prompts import Message, Prompt, prompt_of
 from lightstride.data.sampled import PLACEHOLDER, Opening, openings
 from lightstride.errors import DataError, ModelError, WorkError
+from lightstride.files import append_lines, read_lines
 from lightstride.generate import PlainDecoder, Settings, generate
 from lightstride.models.fingerprint import fingerprint
-from lightstride.smash.data.lines import append_lines, drop_cut_line, read_lines
 
 FILE = "self.jsonl"
 LONGEST = 256
@@ -109,8 +109,7 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str:
 def open_file(path: Path, model: PreTrainedModel, seed: int, batch_size: int) -> list[list[str]]:
     """The batches of turns written so far by this model with this seed."""
     header = {"base": fingerprint(model), "seed": seed, "batch_size": batch_size}
-    drop_cut_line(path)
-    lines = read_lines(path)
+    lines = read_lines(path, mend=True)
     if not lines:
         append_lines(path, [json.dumps(header)])
         return []

@@ -6,7 +6,6 @@ one, so that both can be moved together.
 """
 
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,7 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lightstride.errors import ModelError, OutputError
+from lightstride.errors import ModelError
+from lightstride.files import whole_file
 from lightstride.models.opening.explain import reading
 from lightstride.models.opening.load import locate
 from lightstride.smash.model.config import SmashConfig
@@ -40,15 +40,8 @@ def graft_state(model: nn.Module) -> dict[str, Tensor]:
 
 def write_grafts(folder: Path, config: SmashConfig, state: Mapping[str, Tensor]) -> None:
     """Write config and grafts; each file is complete or not there."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=".writing-")
-        os.close(handle)
-        save_file(dict(state), temporary, metadata={"format": "pt"})
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, folder / WEIGHTS)
-    except OSError as error:
-        raise OutputError(f"{folder} cannot be written: {error.strerror or error}") from error
+    with whole_file(folder / WEIGHTS) as partial:
+        save_file(dict(state), partial, metadata={"format": "pt"})
     stored = SmashConfig(**{**config.to_dict(), "base": stored_base(config.base, folder)})
     stored.architectures = ["SmashModel"]
     stored.save_pretrained(folder)
