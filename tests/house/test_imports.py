@@ -27,7 +27,7 @@ ALLOWED = {
     "work": {"errors", "files", "distributed", "results"},
     "models": {"errors", "files"},
     "data": {"errors"},
-    "generate": {"errors"},
+    "generate": {"errors", "config"},
     "training": {"errors", "files", "distributed", "models"},
     "prune": {"errors", "files", "distributed", "models", "results", "training", "work"},
     "smash": {"errors", "config", "files", "distributed", "models", "data", "generate", "training"},

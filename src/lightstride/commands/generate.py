@@ -9,12 +9,12 @@ from transformers import PreTrainedTokenizerBase
 
 from lightstride.checkpoint import open_decoder
 from lightstride.config import GenerateConfig
+from lightstride.config.decoding import Settings
 from lightstride.errors import ConfigError
 from lightstride.generate.answer import Generation
 from lightstride.generate.answer import generate as answer
 from lightstride.generate.chat_template import chat_tokens, token_ids
 from lightstride.generate.decoder import Step
-from lightstride.generate.settings import Settings
 from lightstride.models.device import pick_device, pick_dtype, suitable_dtype
 
 COLORS = (36, 33, 35, 32)
@@ -25,7 +25,7 @@ def generate(config: GenerateConfig) -> Mapping[str, object]:
     """Print the answer as it comes; the answer and its cost, as printed by `--json`."""
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, suitable_dtype(device))
-    settings = settings_of(config)
+    settings = Settings.of(config)
     prompt = sys.stdin.read() if config.prompt == "-" else config.prompt
     if not prompt:
         raise ConfigError("the prompt on standard input is empty; it needs at least one character")
@@ -39,24 +39,6 @@ def generate(config: GenerateConfig) -> Mapping[str, object]:
         sys.stdout.write("\n")
         sys.stderr.write(summary(result) + "\n")
     return document(result)
-
-
-def settings_of(config: GenerateConfig) -> Settings:
-    """The flags that are settings of the answer."""
-    return Settings(
-        max_new_tokens=config.max_new_tokens,
-        temperature=config.temperature,
-        top_k=config.top_k,
-        top_p=config.top_p,
-        min_p=config.min_p,
-        repetition_penalty=config.repetition_penalty,
-        seed=config.seed,
-        stop=config.stop,
-        mode=config.mode,
-        confidence=config.confidence,
-        lookup=config.lookup,
-        tree=config.tree,
-    )
 
 
 def encode(

@@ -2,7 +2,7 @@
 
 from lightstride.config.base import Command, ModelCommand
 from lightstride.config.export import ExportConfig
-from lightstride.config.generate import GenerateConfig, SamplingCommand, ServeConfig
+from lightstride.config.generate import GenerateConfig
 from lightstride.config.judge import BenchConfig, EvaluateConfig, ReportConfig
 from lightstride.config.prune import PruneConfig
 from lightstride.config.smash import SmashRunConfig
@@ -16,7 +16,5 @@ __all__ = [
     "ModelCommand",
     "PruneConfig",
     "ReportConfig",
-    "SamplingCommand",
-    "ServeConfig",
     "SmashRunConfig",
 ]

@@ -6,9 +6,9 @@ rows    what ends an answer    sampler, sampling   logits to tokens
 masks, positions   who sees whom    detokenize, chat_template   text
 """
 
+from lightstride.config.decoding import Mode, Settings
 from lightstride.generate.answer import Generation, generate
 from lightstride.generate.decoder import Decoder, Hooks, PlainDecoder, Step
-from lightstride.generate.settings import Mode, Settings
 
 __all__ = [
     "Decoder",

@@ -4,9 +4,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from lightstride.config.decoding import Settings
 from lightstride.generate.decoder import Decoder, Step
 from lightstride.generate.rows import FinishReason
-from lightstride.generate.settings import Settings
 
 
 @dataclass(frozen=True)

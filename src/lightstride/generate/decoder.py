@@ -7,12 +7,12 @@ from typing import Protocol
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lightstride.config.decoding import Settings
 from lightstride.errors import ConfigError
 from lightstride.generate.cache import Storage
 from lightstride.generate.forward import Sequences
 from lightstride.generate.rows import FinishReason, Row, Rows, Stopper
 from lightstride.generate.sampler import Processor, Sampler
-from lightstride.generate.settings import Settings
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from typing import Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lightstride.config.decoding import Settings
 from lightstride.errors import ConfigError
 from lightstride.generate.detokenize import TextStream
 from lightstride.generate.sampling import row_key
-from lightstride.generate.settings import Settings
 
 FinishReason = Literal["stop", "length"]
 Stopper = Callable[[Sequence[Sequence[int]]], Sequence[bool]]

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from lightstride.config.decoding import Settings
 from lightstride.generate.rows import Row
 from lightstride.generate.sampling import Purpose, distribution, draw, penalize, uniform
-from lightstride.generate.settings import Settings
 
 Processor = Callable[[Row, Sequence[int], Tensor], Tensor]
 """(row, its answer so far with the current step's tokens, logits (V,)) -> logits (V,)."""

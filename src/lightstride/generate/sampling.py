@@ -16,7 +16,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from lightstride.generate.settings import Settings
+from lightstride.config.decoding import Settings
 
 
 class Purpose(IntEnum):

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from lightstride.config.decoding import DEFAULT_CONFIDENCE, Settings
 from lightstride.generate.cache import Storage
 from lightstride.generate.decoder import Hooks, Step, count_entry, drop_finished, make_step
 from lightstride.generate.forward import Forward, Sequences
 from lightstride.generate.rows import Row, Rows
 from lightstride.generate.sampler import Sampler
-from lightstride.generate.settings import CONFIDENCE, Settings
 from lightstride.smash.decode.chain_drafter import Drafter
 from lightstride.smash.decode.lossless import Branching
 from lightstride.smash.decode.outcome import pad
@@ -67,7 +67,7 @@ class MacroSteps:
         """The steps, in the mode of the settings or the model's own."""
         mode = settings.mode or self.model.config.mode
         if settings.confidence is None:
-            settings = replace(settings, confidence=CONFIDENCE[mode])
+            settings = replace(settings, confidence=DEFAULT_CONFIDENCE[mode])
         sampler = Sampler(settings, hooks.processor)
         if mode in ("verify", "lossless"):
             return self.checked(rows, sampler, merges=mode == "verify")
