@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 
+from helpers.agree import assert_no_ties, assert_same_greedy
 from helpers.toys import EOS, TINY, byte_tokenizer, tiny_gemma3, tiny_llama
 from lightstride.errors import ConfigError
 from lightstride.generate import Hooks, PlainDecoder, Settings, generate
@@ -40,8 +41,10 @@ def test_greedy_is_what_transformers_says_alone_and_in_a_ragged_batch(family: st
     decoder = PlainDecoder(model, byte_tokenizer())
     settings = Settings(max_new_tokens=LENGTH)
     for prompt, answer in zip(PROMPTS, generate(decoder, PROMPTS, settings), strict=True):
-        assert list(answer.tokens) == own_loop(model, prompt, eos_token_id=EOS, do_sample=False)
-        assert answer.tokens == generate(decoder, [prompt], settings)[0].tokens
+        expected = own_loop(model, prompt, eos_token_id=EOS, do_sample=False)
+        assert_same_greedy(model, prompt, answer.tokens, expected)
+        alone = generate(decoder, [prompt], settings)[0].tokens
+        assert_same_greedy(model, prompt, alone, expected)
 
 
 @pytest.mark.parametrize("storage", ["dynamic", "static"])
@@ -52,7 +55,8 @@ def test_caches_and_attention_implementations_agree(storage: str, attention: str
     model.set_attn_implementation(attention)
     decoder = PlainDecoder(model, byte_tokenizer(), storage=storage)
     answers = generate(decoder, PROMPTS, Settings(max_new_tokens=LENGTH))
-    assert [list(answer.tokens) for answer in answers] == expected
+    for prompt, answer, tokens in zip(PROMPTS, answers, expected, strict=True):
+        assert_same_greedy(model, prompt, answer.tokens, tokens)
 
 
 @pytest.mark.parametrize("family", TINY)
@@ -76,7 +80,8 @@ def test_the_window_of_sliding_layers_is_kept_when_rows_are_padded() -> None:
     for prompt, answer in zip(
         prompts, generate(decoder, prompts, Settings(max_new_tokens=LENGTH)), strict=True
     ):
-        assert list(answer.tokens) == own_loop(model, prompt, eos_token_id=EOS, do_sample=False)
+        expected = own_loop(model, prompt, eos_token_id=EOS, do_sample=False)
+        assert_same_greedy(model, prompt, answer.tokens, expected)
     sees = torch.ones(1, 1, 3 * window).bool()
     masks = attention_argument(sees, model.config, torch.float32)
     assert isinstance(masks, dict)
@@ -167,7 +172,9 @@ def test_copies_of_a_prompt_draw_differently_and_seeds_matter() -> None:
 def test_greedy_repetition_penalty_is_that_of_transformers() -> None:
     model = tiny_llama()
     settings = Settings(repetition_penalty=1.7, max_new_tokens=LENGTH)
-    answer = generate(PlainDecoder(model, byte_tokenizer()), PROMPTS[:1], settings)[0]
+    decoder = PlainDecoder(model, byte_tokenizer())
+    assert_no_ties(decoder, PROMPTS[:1], settings)
+    answer = generate(decoder, PROMPTS[:1], settings)[0]
     expected = own_loop(model, PROMPTS[0], do_sample=False, repetition_penalty=1.7)
     assert list(answer.tokens) == expected != own_loop(model, PROMPTS[0], do_sample=False)
 
@@ -190,6 +197,7 @@ def test_rows_that_end_early_leave_the_others_alone() -> None:
     model = tiny_llama()
     decoder = PlainDecoder(model, byte_tokenizer())
     prompts = [[i, i + 1, i + 2][: 1 + i % 3] for i in range(9)]
+    assert_no_ties(decoder, prompts, Settings(max_new_tokens=LENGTH))
     alone = [generate(decoder, [p], Settings(max_new_tokens=LENGTH))[0].tokens for p in prompts]
     model.generation_config.eos_token_id = [alone[0][0], alone[1][1], alone[2][2], alone[4][5]]
     together = generate(decoder, prompts, Settings(max_new_tokens=LENGTH))

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel
 
+from helpers.agree import TIE
 from helpers.toys import tiny_llama, tiny_qwen3
 from lightstride.models.families.registry import adapter_for
 from lightstride.models.shapes import AttentionShape, FFNShape
@@ -98,6 +99,25 @@ def features(model: SmashModel, prompt: Sequence[int], segments: Sequence[Sequen
     return torch.stack([states[:, -1] for states in hidden], dim=1)
 
 
+class Judge:
+    """Decides for the slow twins, where no rounding could have decided otherwise."""
+
+    HAIR = 2e-5
+
+    @staticmethod
+    def likeliest(logits_1V: torch.Tensor) -> int:
+        """The likeliest token, which leads by more than a tie."""
+        first, second = logits_1V.topk(2).values.flatten().tolist()
+        assert first - second > TIE, "two tokens are equally likely: take another toy"
+        return int(logits_1V.argmax(-1))
+
+    @classmethod
+    def below(cls, sure: float, confidence: float) -> bool:
+        """Whether a draft is less sure than it must be, by more than a hair."""
+        assert abs(sure - confidence) > cls.HAIR, "sure by a hair: take another toy"
+        return sure < confidence
+
+
 @torch.no_grad()
 def slow_segment(model: SmashModel, taps_1TD, text, confidence: float, room: int):
     """A segment said greedily, every micro step recomputed from the start; `text` is all there is
@@ -108,21 +128,22 @@ def slow_segment(model: SmashModel, taps_1TD, text, confidence: float, room: int
     sure = 1.0
     while len(segment) < min(room, model.config.max_segment) and confidence < 1:
         stop = model.stop_logits(vector)
-        if table is None and torch.sigmoid(-stop) < confidence:
+        if table is None and Judge.below(float(torch.sigmoid(-stop)), confidence):
             break
         inputs = torch.cat([taps_1TD, model.embed(torch.tensor([segment]))], dim=1)
         outputs, _ = model.micro(inputs, None)
         vector = outputs[:, -1]
         logits = model.micro_logits(vector)
+        token = int(model.to_tokens(torch.tensor(Judge.likeliest(logits))))
         if table is not None:
             scale, offset, by_odds, by_lookup = table[len(segment) - 1]
             odds = torch.logit(logits.softmax(-1).amax(-1))
-            opinion = slow_opinion(text, segment[1:], int(model.to_tokens(logits.argmax(-1))))
+            opinion = slow_opinion(text, segment[1:], token)
             evidence = by_odds * odds + by_lookup * opinion
             sure *= float(torch.sigmoid(evidence - scale * stop - offset))
-            if sure < confidence:
+            if Judge.below(sure, confidence):
                 break
-        segment.append(int(model.to_tokens(logits.argmax(-1))))
+        segment.append(token)
     return segment
 
 
@@ -145,7 +166,7 @@ def slow_trust(model: SmashModel, prompt: Sequence[int], confidence: float, leng
     segments: list[list[int]] = []
     while (said := sum(map(len, segments))) < length:
         taps = features(model, prompt, segments)
-        first = int(model.base_logits(taps[:, -1]).argmax(-1))
+        first = Judge.likeliest(model.base_logits(taps[:, -1]))
         text = [*prompt, *(token for segment in segments for token in segment), first]
         segments.append(slow_segment(model, taps, text, confidence, length - said))
     return segments
@@ -156,7 +177,7 @@ def slow_verify(
 ):
     """What each step of a greedy answer in verify mode emits, and what is stored."""
     stored: list[list[int]] = []
-    first = int(model.base_logits(features(model, prompt, [])[:, -1]).argmax(-1))
+    first = Judge.likeliest(model.base_logits(features(model, prompt, [])[:, -1]))
     steps = [[first]]
     while (said := sum(map(len, steps))) < length:
         taps = features(model, prompt, stored)
@@ -168,7 +189,7 @@ def slow_verify(
         accepted = [first]
         while True:
             apart = [*stored, *([token] for token in accepted)]
-            best = int(model.base_logits(features(model, prompt, apart)[:, -1]).argmax(-1))
+            best = Judge.likeliest(model.base_logits(features(model, prompt, apart)[:, -1]))
             if len(accepted) == len(draft) or draft[len(accepted)] != best:
                 break
             accepted.append(best)

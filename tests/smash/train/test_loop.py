@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from helpers.agree import assert_same_greedy
 from helpers.answered_toys import answered, example, sharp_llama
 from helpers.smash_processes import fresh_learner, train_here, train_in_processes
 from helpers.smash_toys import toy
@@ -74,7 +75,7 @@ def test_observed_steps_are_those_of_the_decoder(tmp_path: Path) -> None:
     cut = [example(e.id, e.prompt_P.tolist(), e.answer_A[:12].tolist(), model.base) for e in chosen]
     for each in cut:
         (found,) = generate(decoder, [each.prompt_P.tolist()], settings)
-        assert list(found.tokens) == each.answer_A.tolist()
+        assert_same_greedy(model.base, each.prompt_P.tolist(), found.tokens, each.answer_A.tolist())
         steps += found.macro_steps
     seen = lossless_tokens_per_step(observe(model, cut, row_tokens=64, merged=False))
     # The decoder's first step says one token alone; its trees hold the branch that is observed.
