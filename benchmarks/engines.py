@@ -42,11 +42,11 @@ from lightstride.models.opening.load import load_model, load_tokenizer
 from lightstride.models.shapes import AttentionKept, AttentionShape, FFNKept, Geometry, Kept, Shape
 from lightstride.prune.cut.materialize import DenseSites, materialize
 from lightstride.prune.cut.refit import Level, kept_columns
-from lightstride.prune.search.moves import Moves
 from lightstride.prune.space.budget import build_space, dense_cost, parameter_cost
 from lightstride.prune.space.narrow import limit_for, uniform_plan
 from lightstride.prune.space.plan import Plan
 from lightstride.prune.space.targets import named_target
+from lightstride.search.moves import Moves
 from record import add_output, finish
 
 CLOCKS: Mapping[str, Callable[[], float]] = {
@@ -78,7 +78,7 @@ def stand_in(geometry: Geometry, share: float, target: str, *, uneven: bool, see
     moves, random = Moves(space, limit), Random(seed)
     levels = moves.levels(plan)
     for _ in range(40 * geometry.num_blocks):
-        levels = moves.shift(levels, random)
+        levels = moves.mutate(levels, random)
     return moves.plan(levels)
 
 

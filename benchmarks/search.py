@@ -15,7 +15,6 @@ import gzip
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -35,16 +34,19 @@ from lightstride.prune.cut.refit import Level
 from lightstride.prune.fitness import Fitness, FitnessSettings, LevelOf
 from lightstride.prune.heal import Healing, heal
 from lightstride.prune.rounds import Pruner, Rounds, name_of
-from lightstride.prune.search.evaluation_log import Ledger, Sample
-from lightstride.prune.search.evolution import Evolution, News, Report, evolve
-from lightstride.prune.search.guided import Guided, GuidedSearch
-from lightstride.prune.search.moves import Moves, offspring
 from lightstride.prune.space.budget import build_space, dense_cost, parameter_cost
 from lightstride.prune.space.plan import Plan, sparsity
 from lightstride.prune.space.targets import named_target
+from lightstride.search.evaluation_log import EvaluationLog, Sample
+from lightstride.search.evolution import EvolutionSettings, evolve
+from lightstride.search.guided import GuidedSearch, GuidedSettings
+from lightstride.search.moves import Moves, mutants
+from lightstride.search.result import GenerationReport, OnGeneration
 from record import add_output, finish
 
-PAPER = Evolution(generations=15, offspring=32, tokens=(1024, 4096, 16_384), survivors=(8, 3, 2))
+PAPER = EvolutionSettings(
+    generations=15, offspring=32, tokens=(1024, 4096, 16_384), survivors=(8, 3, 2)
+)
 """The published code's run that the baseline measured."""
 EVERY = 10
 
@@ -114,7 +116,7 @@ def run_all(bench: Bench, seed: int) -> dict[str, object]:
     """All rounds at all sparsities; perplexities of the closing rounds."""
     flags = bench.flags
     rounds = Rounds(
-        search=None if flags.no_search else Guided(generations=flags.generations),
+        search=None if flags.no_search else GuidedSettings(generations=flags.generations),
         num_rounds=flags.rounds,
         early_share=flags.early,
         split=flags.split,
@@ -159,19 +161,19 @@ def run_all(bench: Bench, seed: int) -> dict[str, object]:
 class Curve:
     """The best plan after each generation, and what had been spent by then."""
 
-    ledger: Ledger
+    log: EvaluationLog[Plan]
     points: list[dict[str, object]]
 
-    def __call__(self, news: News) -> None:
+    def __call__(self, report: GenerationReport[Plan]) -> None:
         self.points.append(
             {
-                "tokens": self.ledger.tokens,
-                "seconds": self.ledger.seconds,
-                "plan": news.plan,
-                "fitness": news.fitness,
+                "tokens": self.log.tokens,
+                "seconds": self.log.seconds,
+                "plan": report.plan,
+                "fitness": report.fitness,
             }
         )
-        print(news.generation, self.ledger.tokens, news.fitness, file=sys.stderr)
+        print(report.generation, self.log.tokens, report.fitness, file=sys.stderr)
 
 
 def compare(bench: Bench, seed: int) -> dict[str, object]:
@@ -185,9 +187,7 @@ def compare(bench: Bench, seed: int) -> dict[str, object]:
         supernet = pruner.build(
             Path(folder) / "net", pruner.calibration_NL[:count], pruner.levels([space]), centre
         )
-        losses = {
-            (s, shape): supernet.loss(s, shape) for s in space.sites for shape in space.shapes[s]
-        }
+        losses = [[supernet.loss(s, shape) for shape in space.choices[s]] for s in space.sites]
         moves = Moves(space, limit)
         settings = FitnessSettings(stride=bench.flags.stride)
 
@@ -199,15 +199,15 @@ def compare(bench: Bench, seed: int) -> dict[str, object]:
         unseen_NL = random_windows(bench.text_T, 16_384, bench.flags.window, seed + 2)
         judge = fitness_on(unseen_NL)
 
-        def paper(ledger: Ledger, report: Report) -> None:
-            evolve(moves, centre, PAPER, ledger, seed, len(pruner.search_NL), report)
+        def paper(log: EvaluationLog[Plan], report: OnGeneration[Plan]) -> None:
+            evolve(moves, centre, PAPER, log, seed, len(pruner.search_NL), report)
 
-        def fast(ledger: Ledger, report: Report) -> None:
-            guided = Guided(generations=bench.flags.generations)
-            search = GuidedSearch(moves, losses, guided, ledger, bench.flags.window)
+        def fast(log: EvaluationLog[Plan], report: OnGeneration[Plan]) -> None:
+            guided = GuidedSettings(generations=bench.flags.generations)
+            search = GuidedSearch(moves, losses, guided, log, bench.flags.window)
             search.run(centre, seed, report)
 
-        searches: dict[str, Callable[[Ledger, Report], None]] = {"fast": fast, "paper": paper}
+        searches = {"fast": fast, "paper": paper}
         numbers: dict[str, object] = {
             "centre": judge([centre], Sample(16_384))[0],
             "candidate": candidate_cost(bench, fitness, moves, centre, supernet.load),
@@ -215,9 +215,9 @@ def compare(bench: Bench, seed: int) -> dict[str, object]:
         for name, search in searches.items():
             if name not in bench.flags.searches:
                 continue
-            ledger = Ledger(fitness)
-            curve = Curve(ledger, [])
-            search(ledger, curve)
+            log = EvaluationLog[Plan](fitness)
+            curve = Curve(log, [])
+            search(log, curve)
             for point in curve.points:
                 plan = point.pop("plan")
                 assert isinstance(plan, Plan)
@@ -229,13 +229,13 @@ def compare(bench: Bench, seed: int) -> dict[str, object]:
 def candidate_cost(
     bench: Bench,
     fitness: Fitness,
-    moves: Moves,
+    moves: Moves[Plan],
     centre: Plan,
     level_of: LevelOf,
 ) -> dict[str, float]:
     """Seconds a candidate takes on 4,096 tokens: ours, and zeroed weights run uncached."""
     sample = Sample(4096)
-    children = offspring(moves, moves.levels(centre), 12, Random(0))
+    children = mutants(moves, moves.levels(centre), 12, Random(0))
     plans = [moves.plan(levels) for levels in children]
     fitness(plans, Sample(256))
     start = time.perf_counter()

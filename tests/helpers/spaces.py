@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from random import Random
 
 from lightstride.models.shapes import AttentionShape, FFNShape, Geometry
-from lightstride.prune.search.evaluation_log import Sample
-from lightstride.prune.search.moves import Moves
 from lightstride.prune.space.budget import build_space, parameter_cost
 from lightstride.prune.space.narrow import limit_for, uniform_plan
 from lightstride.prune.space.plan import Plan, Space
 from lightstride.prune.space.targets import Target
+from lightstride.search.evaluation_log import Sample
+from lightstride.search.moves import Moves
 
 
 def geometry(num_blocks: int) -> Geometry:
@@ -35,12 +35,22 @@ def toy(num_blocks: int, multiple: int = 8) -> Space:
     )
 
 
-def moves_at(space: Space, share: float, *, fixed: bool = False) -> tuple[Moves, Plan]:
+def moves_at(space: Space, share: float, *, fixed: bool = False) -> tuple[Moves[Plan], Plan]:
     limit = limit_for(share, space.largest, space)
     centre = uniform_plan(space, share, limit)
     free = Moves(space, limit)
     attention = free.cost(free.levels(centre), "attention")
-    return Moves(space, limit, attention if fixed else None), centre
+    return Moves(space, limit, {"attention": attention} if fixed else {}), centre
+
+
+def ffn_step(space: Space) -> int:
+    """Largest difference between neighboring costs of one FFN: how closely a budget is met."""
+    return max(
+        upper - lower
+        for site in space.sites
+        if site.kind == "ffn"
+        for lower, upper in itertools.pairwise(space.costs[site])
+    )
 
 
 class Weighted:
@@ -64,6 +74,6 @@ class Weighted:
         return [self.loss(plan) for plan in plans]
 
 
-def brute_force(moves: Moves, fitness: Weighted) -> float:
+def brute_force(moves: Moves[Plan], fitness: Weighted) -> float:
     levels = itertools.product(*(range(len(costs)) for costs in moves.costs))
     return min(fitness.loss(moves.plan(each)) for each in levels if moves.cost(each) <= moves.limit)

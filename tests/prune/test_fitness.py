@@ -16,12 +16,12 @@ from lightstride.prune.cut.materialize import DenseSites, mask
 from lightstride.prune.cut.refit import Level, prune_site
 from lightstride.prune.devices import spread
 from lightstride.prune.fitness import Fitness, FitnessSettings
-from lightstride.prune.search.evaluation_log import Sample
-from lightstride.prune.search.moves import Moves
 from lightstride.prune.space.budget import build_space, parameter_cost
 from lightstride.prune.space.plan import Plan, Space, dense_plan
 from lightstride.prune.space.targets import Target
 from lightstride.prune.top_k_kl import divergence, log_total, plain_divergence, remember
+from lightstride.search.evaluation_log import Sample
+from lightstride.search.moves import Moves
 
 MODEL = tiny_llama(num_layers=3)
 ADAPTER = adapter_for(MODEL.config)
@@ -86,7 +86,7 @@ def test_the_dense_plan_has_no_divergence() -> None:
 def test_samples_go_round_and_start_anywhere() -> None:
     plan = some_plans(1)
     evaluate = fitness()
-    value = evaluate(plan, Sample(48, first=4))[0]
+    value = evaluate(plan, Sample(48, first_window=4))[0]
     assert value == pytest.approx(plain_fitness(plan[0], WINDOWS_NL[[4, 5, 0]]), rel=2e-3)
 
 
@@ -101,7 +101,7 @@ def test_order_and_company_change_nothing() -> None:
 def test_shared_first_blocks_run_once() -> None:
     base = some_plans(1)[0]
     last = Site(2, "ffn")
-    plans = [base.replace({last: shape}) for shape in space().shapes[last]]
+    plans = [base.replace({last: shape}) for shape in space().choices[last]]
     evaluate = fitness()
     evaluate(plans[:1], Sample(32))
     runs: list[int] = []

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from helpers.agree import assert_close_logits, assert_same_greedy, assert_same_weights
 from helpers.ascii_tokenizer import ascii_tokenizer
 from helpers.prune_runs import config_of, make_inputs
-from helpers.spaces import geometry
+from helpers.spaces import ffn_step, geometry
 from helpers.toys import EOS, TINY, byte_tokenizer, tiny_llama
 from lightstride.checkpoint import save_checkpoint
 from lightstride.cli import main
@@ -43,14 +43,14 @@ from lightstride.prune.cut.materialize import DenseSites, mask, materialize
 from lightstride.prune.cut.refit import Level, prune_site
 from lightstride.prune.cut.supernet import Accumulation, build_supernet
 from lightstride.prune.fitness import Fitness, FitnessSettings
-from lightstride.prune.search.evaluation_log import Sample
-from lightstride.prune.search.moves import Moves
 from lightstride.prune.space.budget import Memory, build_space, memory_cost, parameter_cost
 from lightstride.prune.space.latency import Serving, latency_table
 from lightstride.prune.space.narrow import limit_for, narrow, uniform_plan
 from lightstride.prune.space.plan import Plan, dense_plan, sparsity
 from lightstride.prune.space.targets import TARGETS, Target, for_model
 from lightstride.prune.top_k_kl import plain_divergence
+from lightstride.search.evaluation_log import Sample
+from lightstride.search.moves import Moves
 from lightstride.smash.hub import SmashModel
 from lightstride.smash.train.initialize import initialize_from_base
 
@@ -100,7 +100,7 @@ def test_the_target_says_where_attention_may_go() -> None:
             assert (NO_ATTENTION in shapes) is (
                 target.name == "decilm" and site.kind == "attention" and site.block > 0
             )
-    assert SPACE.shapes[Site(1, "attention")] == (NO_ATTENTION, AttentionShape(3, 3))
+    assert SPACE.choices[Site(1, "attention")] == (NO_ATTENTION, AttentionShape(3, 3))
 
 
 def test_it_costs_nothing_in_any_coin() -> None:
@@ -130,7 +130,7 @@ def test_sparsity_counts_all_of_it() -> None:
 
 def test_the_centre_loses_attention_last_and_from_the_end() -> None:
     whole = FOUR.attention[0]
-    ffn_share = SPACE.ffn_step * (96 // 8 - 1) * 4 / SPACE.largest
+    ffn_share = ffn_step(SPACE) * (96 // 8 - 1) * 4 / SPACE.largest
     for share in (0.1, 0.3, ffn_share - 0.01):
         plan = uniform_plan(SPACE, share, limit_for(share, SPACE.largest, SPACE))
         assert attention_shapes(plan) == [whole] * 4
@@ -150,7 +150,7 @@ def test_every_round_may_still_take_or_give_it_back() -> None:
     centre = uniform_plan(SPACE, 0.3, limit_for(0.3, SPACE.largest, SPACE))
     for middle in (centre, centre.replace({Site(3, "attention"): NO_ATTENTION})):
         near = narrow(SPACE, middle, Fraction(1, 64))
-        assert near.shapes[Site(3, "attention")] == SPACE.shapes[Site(3, "attention")]
+        assert near.choices[Site(3, "attention")] == SPACE.choices[Site(3, "attention")]
 
 
 def test_moves_stay_within_the_budget() -> None:
@@ -159,7 +159,7 @@ def test_moves_stay_within_the_budget() -> None:
     levels = moves.levels(uniform_plan(SPACE, 0.4, limit))
     seen = set()
     for _ in range(200):
-        levels = moves.shift(levels, random)
+        levels = moves.mutate(levels, random)
         plan = moves.plan(levels)
         assert SPACE.total(plan) <= limit
         assert plan.shapes[Site(0, "attention")] == FOUR.attention[0]
@@ -311,7 +311,7 @@ def test_fitness_is_that_of_the_masked_twin() -> None:
     dense = DenseSites.of(model, adapter)
     space = build_space(dense.geometry, DROPS, parameter_cost(dense.geometry))
     random = Random(1)
-    plans = [Plan({s: random.choice(space.shapes[s]) for s in space.sites}) for _ in range(6)]
+    plans = [Plan({s: random.choice(space.choices[s]) for s in space.sites}) for _ in range(6)]
     assert any(NO_ATTENTION in plan.shapes.values() for plan in plans)
     evaluate = Fitness(
         model,

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from helpers.spaces import ffn_step
 from helpers.toys import tiny_llama
 from lightstride.errors import BudgetError
 from lightstride.models.families.registry import adapter_for
@@ -21,17 +22,19 @@ from lightstride.prune.estimate import Rates, search_work, supernet_work
 from lightstride.prune.forecast import forecast, sentence
 from lightstride.prune.rates import measure_rates
 from lightstride.prune.rounds import Outcome, Pruner, Rounds
-from lightstride.prune.search.evaluation_log import read_ledger
-from lightstride.prune.search.evolution import Evolution
-from lightstride.prune.search.guided import Guided
 from lightstride.prune.space.budget import build_space, dense_cost, parameter_cost
 from lightstride.prune.space.plan import Plan, sparsity
 from lightstride.prune.space.targets import Target
+from lightstride.search.evaluation_log import read_evaluations
+from lightstride.search.evolution import EvolutionSettings
+from lightstride.search.guided import GuidedSettings
 
 MODEL = tiny_llama(num_layers=3)
 ADAPTER = adapter_for(MODEL.config)
 TOKENS_NL = torch.randint(0, 256, (24, 16), generator=torch.Generator().manual_seed(0))
-QUICK = Guided(generations=2, offspring=4, probe_tokens=32, tokens=(32, 64), survivors=(2, 1))
+QUICK = GuidedSettings(
+    generations=2, offspring=4, probe_tokens=32, tokens=(32, 64), survivors=(2, 1)
+)
 
 
 def pruner(work: Path, target: Target | None = None, **changes: object) -> Pruner:
@@ -58,9 +61,9 @@ def test_plans_of_several_sizes(tmp_path: Path) -> None:
         assert [outcome.round for outcome in outcomes] == [1, 2]
         for outcome in outcomes:
             true = sparsity(outcome.plan, job.space.geometry)
-            assert share <= true < share + job.space.ffn_step / job.dense_cost
+            assert share <= true < share + ffn_step(job.space) / job.dense_cost
     assert not list(tmp_path.glob("round-*/"))
-    scopes = {record["scope"] for record in read_ledger(tmp_path / "search.jsonl")}
+    scopes = {record["scope"] for record in read_evaluations(tmp_path / "search.jsonl")}
     assert scopes == {"round-1-25", "round-1-50", "round-2-25", "round-2-50"}
 
 
@@ -137,7 +140,7 @@ def test_later_rounds_start_from_what_was_learned(tmp_path: Path) -> None:
     assert set(first.slopes) == set(job.space.sites)
     assert min(first.slopes.values()) >= 0
     assert len({round(slope, 3) for slope in first.slopes.values()}) > 2
-    records = read_ledger(tmp_path / "search.jsonl")
+    records = read_evaluations(tmp_path / "search.jsonl")
     probed = {record["scope"] for record in records if record.get("role") == "probe"}
     assert probed == {"round-1-50"}
     assert first.tokens > second.tokens
@@ -146,7 +149,7 @@ def test_later_rounds_start_from_what_was_learned(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "search",
-    [Evolution(generations=2, offspring=4, tokens=(32, 64), survivors=(2, 1)), QUICK],
+    [EvolutionSettings(generations=2, offspring=4, tokens=(32, 64), survivors=(2, 1)), QUICK],
 )
 @pytest.mark.parametrize("split", ["free", "fixed"])
 def test_both_searches_and_splits(tmp_path: Path, search: object, split: str) -> None:
@@ -175,7 +178,7 @@ def test_the_winner_is_what_is_measured_last(tmp_path: Path) -> None:
     smaller = materialize(MODEL, ADAPTER, levels)
     geometry = ADAPTER.geometry(smaller.config)
     assert {site: geometry.shape(site) for site in geometry.sites} == dict(outcome.plan.shapes)
-    records = read_ledger(tmp_path / "search.jsonl")
+    records = read_evaluations(tmp_path / "search.jsonl")
     assert outcome.plan.key in {record["plan"] for record in records}
     assert json.loads((tmp_path / "round-1-50.json").read_text())["fitness"] == outcome.fitness
 
@@ -221,7 +224,7 @@ def test_work_grows_as_it_should() -> None:
     rates = Rates(forward=1e9, gram=1e9, solve=1e9)
     assert (few + heads).seconds(rates) == pytest.approx(few.seconds(rates) + heads.seconds(rates))
     space = build_space(geometry, Target(name="toy", channel_multiple=8), parameter_cost(geometry))
-    plan = Plan({site: space.shapes[site][-1] for site in space.sites})
-    paper = Evolution(generations=15, offspring=32, tokens=(1024, 4096), survivors=(8, 3))
+    plan = Plan({site: space.choices[site][-1] for site in space.sites})
+    paper = EvolutionSettings(generations=15, offspring=32, tokens=(1024, 4096), survivors=(8, 3))
     slow, quick = search_work(space, plan, paper), search_work(space, plan, QUICK)
     assert slow.forward > 5 * quick.forward

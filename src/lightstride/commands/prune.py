@@ -29,9 +29,9 @@ from lightstride.prune.forecast import forecast, sentence
 from lightstride.prune.heal import Healing, heal
 from lightstride.prune.rates import measure_rates
 from lightstride.prune.rounds import Outcome, name_of
-from lightstride.prune.search.evolution import News, Report
 from lightstride.prune.space.plan import Plan, dense_plan, num_parameters, sparsity
 from lightstride.results import markdown_table, write_result
+from lightstride.search.result import GenerationReport, OnGeneration
 
 Numbers = dict[str, object]
 
@@ -186,13 +186,13 @@ def table(rows: Sequence[Numbers]) -> str:
 
 
 @contextmanager
-def generations_bar(title: str) -> Iterator[Report]:
+def generations_bar(title: str) -> Iterator[OnGeneration[Plan]]:
     """A bar of generations on stderr, with the time left and the best fitness."""
     with tqdm(desc=title, unit="generation", disable=rank() > 0) as progress:
 
-        def report(news: News) -> None:
-            progress.total = news.generations
-            progress.set_postfix(best=f"{news.fitness:.4f}", tokens=news.tokens)
+        def show(report: GenerationReport[Plan]) -> None:
+            progress.total = report.generations
+            progress.set_postfix(best=f"{report.fitness:.4f}", tokens=report.tokens)
             progress.update()
 
-        yield report
+        yield show

@@ -6,11 +6,11 @@ from lightstride.config import PruneConfig
 from lightstride.models.shapes import Geometry
 from lightstride.prune.fitness import FitnessSettings
 from lightstride.prune.rounds import Rounds
-from lightstride.prune.search.evolution import Evolution
-from lightstride.prune.search.guided import Guided
 from lightstride.prune.space.budget import CostFunction, Memory, memory_cost, parameter_cost
 from lightstride.prune.space.latency import Serving
 from lightstride.prune.space.targets import Target, for_model, named_target
+from lightstride.search.evolution import EvolutionSettings
+from lightstride.search.guided import GuidedSettings
 
 EARLY_SHARES = {"demo": 0.5, "fast": 0.25, "paper": 1.0}
 """By preset: share of the calibration text that supernets are built from."""
@@ -61,7 +61,7 @@ def rounds_of(config: PruneConfig) -> Rounds:
     )
 
 
-def search_of(config: PruneConfig) -> Guided | Evolution | None:
+def search_of(config: PruneConfig) -> GuidedSettings | EvolutionSettings | None:
     """The search that was asked for, as long as its text allows."""
     assert config.generations is not None
     assert config.offspring is not None
@@ -69,10 +69,10 @@ def search_of(config: PruneConfig) -> Guided | Evolution | None:
     if config.search == "none":
         return None
     if config.search == "paper":
-        published = Evolution(generations=config.generations, offspring=config.offspring)
+        published = EvolutionSettings(generations=config.generations, offspring=config.offspring)
         tokens = tuple(min(count, config.search_tokens) for count in published.tokens)
         return replace(published, tokens=tokens)
-    guided = Guided(generations=config.generations, offspring=config.offspring)
+    guided = GuidedSettings(generations=config.generations, offspring=config.offspring)
     if config.search_tokens >= sum(guided.tokens):
         return guided
     share = config.search_tokens / sum(guided.tokens)

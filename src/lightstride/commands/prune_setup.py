@@ -23,12 +23,12 @@ from lightstride.models.shapes import Geometry, parse_shape, shape_text
 from lightstride.prune.devices import settle
 from lightstride.prune.heal import STATE_BYTES
 from lightstride.prune.rounds import Pruner
-from lightstride.prune.search.evolution import Reporter, unreported
 from lightstride.prune.space.budget import CostFunction, build_space, dense_cost, table_cost
 from lightstride.prune.space.latency import latency_table
 from lightstride.prune.space.narrow import limit_for
-from lightstride.prune.space.plan import Space
+from lightstride.prune.space.plan import Plan, Space
 from lightstride.prune.space.targets import Target
+from lightstride.search.result import ProgressFor, no_progress
 from lightstride.work import open_work
 
 PLACES = ("output", "work", "resume", "json")
@@ -52,7 +52,7 @@ class Setup:
         return self.pruner.space.geometry
 
 
-def prepare(config: PruneConfig, report: Reporter = unreported) -> Setup:
+def prepare(config: PruneConfig, progress_for: ProgressFor[Plan] = no_progress) -> Setup:
     """Open and check all that a run needs; the work folder is ready afterwards."""
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, suitable_dtype(device))
@@ -98,7 +98,7 @@ def prepare(config: PruneConfig, report: Reporter = unreported) -> Setup:
         settings=settings,
         device=device,
         progress=True,
-        report=report,
+        progress_for=progress_for,
     )
     check_disk(config, pruner)
     return Setup(config, model, tokenizer, adapter, texts, pruner)

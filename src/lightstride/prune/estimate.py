@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lightstride.models.shapes import FFNShape, Geometry, Shape, Site
-from lightstride.prune.search.evolution import Evolution
-from lightstride.prune.search.guided import Guided
 from lightstride.prune.space.plan import Plan, Space, num_parameters
+from lightstride.search.evolution import EvolutionSettings
+from lightstride.search.guided import GuidedSettings
 
 GRAM_SHARE = 9 / 16
 PROBE_SHARE = 0.5
@@ -86,13 +86,18 @@ def supernet_work(
 
 
 def search_work(
-    space: Space, plan: Plan, search: Guided | Evolution, *, stride: int = 1, probes: bool = True
+    space: Space,
+    plan: Plan,
+    search: GuidedSettings | EvolutionSettings,
+    *,
+    stride: int = 1,
+    probes: bool = True,
 ) -> Work:
     """Evaluations of one search around a plan, with or without probing every site."""
     geometry = space.geometry
     blocks = 2.0 * num_parameters(plan, geometry)
     head = 2.0 * geometry.vocab_size * geometry.hidden_size / stride
-    if isinstance(search, Evolution):
+    if isinstance(search, EvolutionSettings):
         counts = (search.offspring, *(count + 1 for count in search.survivors))
         tokens = search.generations * sum(
             count * tokens for count, tokens in zip(counts, search.tokens, strict=False)

@@ -29,7 +29,6 @@ from lightstride.models.shapes import KINDS, NO_ATTENTION, Shape, Site
 from lightstride.prune.cut.materialize import DenseSites
 from lightstride.prune.cut.refit import Level
 from lightstride.prune.cut.stream import Call, Recorder, recorders
-from lightstride.prune.search.evaluation_log import Sample
 from lightstride.prune.space.plan import Plan
 from lightstride.prune.top_k_kl import (
     Teacher,
@@ -39,6 +38,7 @@ from lightstride.prune.top_k_kl import (
     remember,
     split,
 )
+from lightstride.search.evaluation_log import Sample
 
 LevelOf = Callable[[Site, Shape], Level]
 """A site at one of its shapes, as a supernet has it."""
@@ -248,7 +248,7 @@ class Fitness:
                 f"a sample of {sample.tokens} tokens, but the search text has "
                 f"{self.windows_NL.numel()}"
             )
-        wanted = [(sample.first + i) % num_windows for i in range(count)]
+        wanted = [(sample.first_window + i) % num_windows for i in range(count)]
         step = max(1, self.settings.batch_tokens // length)
         return [self.batch(wanted[start : start + step]) for start in range(0, count, step)]
 

@@ -34,20 +34,15 @@ from lightstride.prune.cut.supernet import Accumulation, Supernet, build_superne
 from lightstride.prune.devices import accelerator_memory, spread
 from lightstride.prune.estimate import supernet_bytes
 from lightstride.prune.fitness import Fitness, FitnessSettings, Lesson
-from lightstride.prune.search.evaluation_log import Ledger
-from lightstride.prune.search.even import race_even_plans
-from lightstride.prune.search.evolution import (
-    Evolution,
-    Found,
-    Report,
-    Reporter,
-    evolve,
-    unreported,
-)
-from lightstride.prune.search.guided import Guided, GuidedSearch
-from lightstride.prune.search.moves import Moves
+from lightstride.prune.space.even import even_plans
 from lightstride.prune.space.narrow import limit_for, narrow, uniform_plan
 from lightstride.prune.space.plan import Plan, Space, kind_cost
+from lightstride.search.evaluation_log import EvaluationLog
+from lightstride.search.evolution import EvolutionSettings, evolve
+from lightstride.search.guided import GuidedSearch, GuidedSettings
+from lightstride.search.moves import Moves
+from lightstride.search.race import race
+from lightstride.search.result import OnGeneration, ProgressFor, SearchResult, no_progress
 
 FIRST_STEP = Fraction(1, 8)
 
@@ -56,7 +51,7 @@ FIRST_STEP = Fraction(1, 8)
 class Rounds:
     """How to go from a space to a plan."""
 
-    search: Guided | Evolution | None = field(default_factory=Guided)
+    search: GuidedSettings | EvolutionSettings | None = field(default_factory=GuidedSettings)
     """None keeps the uniform plan."""
     num_rounds: int = 4
     num_levels: int = 9
@@ -149,8 +144,8 @@ class Pruner:
     device: str | None = None
     """Where statistics are computed, if not where the model is."""
     progress: bool = False
-    report: Reporter = unreported
-    """Given the title of a search, who is told of its generations."""
+    progress_for: ProgressFor[Plan] = no_progress
+    """What is called after each generation of a search."""
 
     def __post_init__(self) -> None:
         self.lessons: dict[int, Lesson] = {}
@@ -206,8 +201,8 @@ class Pruner:
         return {
             site: [
                 shape
-                for shape in self.space.shapes[site]
-                if any(shape in space.shapes[site] for space in found)
+                for shape in self.space.choices[site]
+                if any(shape in space.choices[site] for space in found)
             ]
             for site in self.space.sites
         }
@@ -254,7 +249,7 @@ class Pruner:
             memory = accelerator_memory(self.model, self.device or "cpu")
             stack.enter_context(spread(self.model, self.adapter, memory))
             title = f"{quest.share:.4g}, round {quest.round}"
-            report = stack.enter_context(self.report(title))
+            on_generation = stack.enter_context(self.progress_for(title))
             fitness = Fitness(
                 self.model,
                 self.adapter,
@@ -264,43 +259,48 @@ class Pruner:
                 self.lessons,
             )
             record = self.work / "search.jsonl"
-            ledger = Ledger(fitness, record, quest.name)
-            found = self.find(quest, supernet, ledger, report)
+            log = EvaluationLog(fitness, record, quest.name)
+            found = self.find(quest, supernet, log, on_generation)
         outcome = Outcome(
             quest.share,
             quest.round,
             found.plan,
             found.fitness,
             found.tokens,
-            ledger.seconds,
-            found.slopes,
+            log.seconds,
+            dict(zip(quest.space.sites, found.slopes, strict=False)),
         )
         self.note(quest, outcome)
         return outcome
 
-    def find(self, quest: Quest, supernet: Supernet, ledger: Ledger, report: Report) -> Found:
+    def find(
+        self,
+        quest: Quest,
+        supernet: Supernet,
+        log: EvaluationLog[Plan],
+        on_generation: OnGeneration[Plan],
+    ) -> SearchResult[Plan]:
         """The best plan of a supernet, by the search that was asked for."""
         search, space = self.settings.search, quest.space
         assert search is not None
         limit = self.limit(quest.share)
         if space.uniform:
-            return race_even_plans(space, limit, ledger, self.search_NL.numel())
-        fixed = None
+            return race(even_plans(space, limit), log, self.search_NL.numel())
+        shares: dict[str, int] = {}
         if self.settings.split == "fixed":
-            fixed = kind_cost(self.space, self.centre(quest.share), "attention")
-        moves = Moves(space, limit, fixed)
+            shares["attention"] = kind_cost(self.space, self.centre(quest.share), "attention")
+        moves = Moves(space, limit, shares)
         seed = self.settings.seed * 1000 + quest.round
         num_windows, window = self.search_NL.shape
-        if isinstance(search, Evolution):
-            return evolve(moves, quest.centre, search, ledger, seed, num_windows, report)
-        losses = {
-            (site, shape): supernet.loss(site, shape)
-            for site in space.sites
-            for shape in space.shapes[site]
-        }
+        if isinstance(search, EvolutionSettings):
+            return evolve(moves, quest.centre, search, log, seed, num_windows, on_generation)
+        losses = [
+            [supernet.loss(site, shape) for shape in space.choices[site]] for site in space.sites
+        ]
+        known = [quest.known[site] for site in space.sites] if quest.known else []
         first = first_window(search, quest.round, num_windows, window)
-        guided = GuidedSearch(moves, losses, search, ledger, window, quest.known, first)
-        return guided.run(quest.centre, seed, report)
+        guided = GuidedSearch(moves, losses, search, log, window, known, first)
+        return guided.run(quest.centre, seed, on_generation)
 
     def close(self, share: float, plan: Plan) -> dict[Site, Level]:
         """The closing round: the plan's widths, cut and refitted exactly."""
@@ -329,7 +329,7 @@ class Pruner:
         barrier()
 
 
-def first_window(search: Guided, number: int, num_windows: int, window: int) -> int:
+def first_window(search: GuidedSettings, number: int, num_windows: int, window: int) -> int:
     """Where a round starts to read: every round judges on text of its own while there is any."""
     used = sum(-(-count // window) for count in search.tokens)
     return (number - 1) % max(1, num_windows // used) * used

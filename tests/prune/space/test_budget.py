@@ -11,7 +11,6 @@ from lightstride.errors import ConfigError
 from lightstride.models.families.registry import adapter_for
 from lightstride.models.shapes import AttentionShape, FFNShape, Geometry, Site
 from lightstride.prune.cut.materialize import DenseSites
-from lightstride.prune.search.moves import Moves
 from lightstride.prune.space.budget import (
     Memory,
     build_space,
@@ -24,6 +23,7 @@ from lightstride.prune.space.latency import Serving, interpolate, latency_table,
 from lightstride.prune.space.narrow import limit_for, uniform_plan
 from lightstride.prune.space.plan import sparsity
 from lightstride.prune.space.targets import TARGETS, Target
+from lightstride.search.moves import Moves
 
 MODEL = tiny_llama(num_kv_heads=4, num_channels=96, num_layers=3)
 GEOMETRY = adapter_for(MODEL.config).geometry(MODEL.config)
@@ -84,9 +84,8 @@ def test_latency_rises_with_width_whatever_the_clock_says() -> None:
     assert times == sorted(times)
     space = build_space(GEOMETRY, TARGET, table_cost(table))
     moves = Moves(space, space.largest * 3 // 4)
-    assert (
-        moves.cost(moves.fit(tuple(len(c) - 1 for c in moves.costs), lambda s: s[0])) <= moves.limit
-    )
+    largest = tuple(len(costs) - 1 for costs in moves.costs)
+    assert moves.cost(moves.repair(largest, lambda sites: sites[0])) <= moves.limit
 
 
 def test_latency_is_measured_on_the_device() -> None:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.spaces import ffn_step
 from lightstride.errors import BudgetError, ConfigError, WorkError
 from lightstride.models.shapes import (
     AttentionKept,
@@ -51,7 +52,7 @@ def test_true_counts_of_smollm2() -> None:
     space = space_of(SMOLLM2)
     site = Site(0, "attention")
     assert space.cost(site, AttentionShape(3, 1)) == space.cost(site, AttentionShape(2, 2))
-    assert {AttentionShape(3, 1), AttentionShape(2, 2)} <= set(space.shapes[site])
+    assert {AttentionShape(3, 1), AttentionShape(2, 2)} <= set(space.choices[site])
 
 
 def test_uniform_half_is_exactly_half() -> None:
@@ -74,7 +75,7 @@ def test_uniform_never_exceeds_the_limit_and_comes_near(per_mille: int) -> None:
     limit = (1 - Fraction(per_mille, 1000)) * SMOLLM2.prunable_parameters
     assert plan in space
     assert space.total(plan) <= limit
-    assert limit - space.total(plan) < 30 * space.ffn_step or share < 0.03
+    assert limit - space.total(plan) < 30 * ffn_step(space) or share < 0.03
     assert num_parameters(plan, SMOLLM2) == space.total(plan)
 
 
@@ -88,14 +89,14 @@ def test_levels_step_by_shares_of_the_site() -> None:
     space = space_of(SMOLLM2)
     centre = uniform_at(SMOLLM2, 0.5)
     coarse = narrow(space, centre, Fraction(1, 8))
-    widths = [shape.num_channels for shape in coarse.shapes[Site(3, "ffn")]]  # type: ignore[union-attr]
+    widths = [shape.num_channels for shape in coarse.choices[Site(3, "ffn")]]  # type: ignore[union-attr]
     assert widths == [32, 192, 384, 576, 736, 768, 800, 960, 1152, 1344, 1536]
-    assert len(coarse.shapes[Site(3, "attention")]) == 9
+    assert len(coarse.choices[Site(3, "attention")]) == 9
     assert centre in coarse
     fine = narrow(space, centre, Fraction(1, 64))
-    widths = [shape.num_channels for shape in fine.shapes[Site(3, "ffn")]]  # type: ignore[union-attr]
+    widths = [shape.num_channels for shape in fine.choices[Site(3, "ffn")]]  # type: ignore[union-attr]
     assert widths == [672, 704, 736, 768, 800, 832, 864]
-    attention = fine.shapes[Site(3, "attention")]
+    attention = fine.choices[Site(3, "attention")]
     assert attention == tuple(
         AttentionShape(*pair) for pair in [(1, 3), (2, 1), (2, 2), (3, 1), (2, 3)]
     )
@@ -107,7 +108,7 @@ def test_costs_survive_narrowing() -> None:
     narrowed = narrow(space, centre, Fraction(1, 16))
     for site in narrowed.sites:
         assert list(narrowed.costs[site]) == sorted(narrowed.costs[site])
-        for shape in narrowed.shapes[site]:
+        for shape in narrowed.choices[site]:
             assert narrowed.cost(site, shape) == SMOLLM2.parameters(shape)
 
 
@@ -151,9 +152,11 @@ def test_equal_shapes_have_equal_keys_whatever_their_order() -> None:
 
 def test_targets_narrow_the_space() -> None:
     packed = space_of(SMOLLM2, named_target("gguf", channel_multiple=256))
-    assert [s.num_channels for s in packed.shapes[Site(0, "ffn")]] == [256 * i for i in range(1, 7)]  # type: ignore[union-attr]
+    assert [s.num_channels for s in packed.choices[Site(0, "ffn")]] == [
+        256 * i for i in range(1, 7)
+    ]  # type: ignore[union-attr]
     decilm = space_of(SMOLLM2, TARGETS["decilm"])
-    assert decilm.shapes[Site(0, "attention")] == (AttentionShape(3, 3),)
+    assert decilm.choices[Site(0, "attention")] == (AttentionShape(3, 3),)
     listed = Target(name="x", head_shapes=(AttentionShape(2, 2),))
     assert listed.shapes(AttentionShape(3, 3)) == (AttentionShape(2, 2), AttentionShape(3, 3))
     split = Target(name="x", tensor_parallel=2)
@@ -231,9 +234,9 @@ def test_many_attention_shapes_are_thinned() -> None:
     space = space_of(geometry)
     centre = uniform_at(geometry, 0.5)
     site = Site(0, "attention")
-    shapes = narrow(space, centre, Fraction(1, 8)).shapes[site]
-    assert len(space.shapes[site]) == 32
+    shapes = narrow(space, centre, Fraction(1, 8)).choices[site]
+    assert len(space.choices[site]) == 32
     assert 9 <= len(shapes) <= 20
     assert centre.shapes[site] in shapes
-    fine = narrow(space, centre, Fraction(1, 64)).shapes[site]
+    fine = narrow(space, centre, Fraction(1, 64)).choices[site]
     assert 3 <= len(fine) < len(shapes)

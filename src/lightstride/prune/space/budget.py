@@ -72,7 +72,7 @@ def build_space(geometry: Geometry, target: Target, cost: CostFunction) -> Space
         priced = sorted((cost(site, shape), shape) for shape in allowed)
         shapes[site] = tuple(shape for _, shape in priced)
         costs[site] = tuple(price for price, _ in priced)
-    return Space(geometry, shapes, costs, target.uniform)
+    return Space(shapes, costs, geometry, target.uniform)
 
 
 def dense_cost(geometry: Geometry, cost: CostFunction) -> int:

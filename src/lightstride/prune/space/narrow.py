@@ -61,14 +61,14 @@ def narrow(space: Space, centre: Plan, step: Fraction, num_levels: int = 9) -> S
     for site in space.sites:
         pick = _narrow_attention if site.kind == "attention" else _narrow_ffn
         chosen = pick(space, site, centre.shapes[site], step, num_levels)
-        shapes[site] = tuple(shape for shape in space.shapes[site] if shape in chosen)
+        shapes[site] = tuple(shape for shape in space.choices[site] if shape in chosen)
     return restrict(space, shapes)
 
 
 def restrict(space: Space, shapes: Mapping[Site, tuple[Shape, ...]]) -> Space:
     """The space with only these shapes, at the costs they have in it."""
     costs = {site: tuple(space.cost(site, shape) for shape in shapes[site]) for site in space.sites}
-    return Space(space.geometry, dict(shapes), costs, space.uniform)
+    return Space(dict(shapes), costs, space.geometry, space.uniform)
 
 
 def _parameters(space: Space, site: Site, shape: Shape | None = None) -> int:
@@ -83,20 +83,20 @@ def _nearest_attention(space: Space, site: Site, wanted: Fraction) -> Shape:
         assert isinstance(shape, AttentionShape)
         return abs(_parameters(space, site, shape) - goal), -shape.num_heads
 
-    return min((s for s in space.shapes[site] if s != NO_ATTENTION), key=badness)
+    return min((s for s in space.choices[site] if s != NO_ATTENTION), key=badness)
 
 
 def _next_smaller(space: Space, site: Site, shape: Shape) -> Shape:
     """The dearest shape that costs less but something, or the shape itself if there is none."""
     cost = space.cost(site, shape)
-    cheaper = [other for other in space.shapes[site] if space.cost(site, other) < cost]
+    cheaper = [other for other in space.choices[site] if space.cost(site, other) < cost]
     return cheaper[-1] if cheaper and cheaper[-1] != NO_ATTENTION else shape
 
 
 def _without_last(space: Space, attention: Mapping[Site, Shape]) -> dict[Site, Shape]:
     """The last attention that there is and may be lost, at nothing; empty if there is none."""
     for site in reversed(list(attention)):
-        if attention[site] != NO_ATTENTION and NO_ATTENTION in space.shapes[site]:
+        if attention[site] != NO_ATTENTION and NO_ATTENTION in space.choices[site]:
             return {site: NO_ATTENTION}
     return {}
 
@@ -108,7 +108,7 @@ def _fill_ffn(space: Space, attention: Mapping[Site, Shape], limit: int) -> Plan
         {
             Fraction(_parameters(space, site, shape), _parameters(space, site))
             for site in ffns
-            for shape in space.shapes[site]
+            for shape in space.choices[site]
         }
     )
 
@@ -122,7 +122,7 @@ def _fill_ffn(space: Space, attention: Mapping[Site, Shape], limit: int) -> Plan
 
 def _widest_within(space: Space, site: Site, share: Fraction) -> Shape:
     room = int(share * _parameters(space, site))
-    shapes = space.shapes[site]
+    shapes = space.choices[site]
     fitting = bisect_right(shapes, room, key=lambda shape: _parameters(space, site, shape))
     return shapes[max(fitting - 1, 0)]
 
@@ -130,7 +130,7 @@ def _widest_within(space: Space, site: Site, share: Fraction) -> Shape:
 def _narrow_ffn(
     space: Space, site: Site, centre: Shape, step: Fraction, num_levels: int
 ) -> set[Shape]:
-    shapes = space.shapes[site]
+    shapes = space.choices[site]
     chosen = {centre}
     for goal in _goals(space, site, centre, step, num_levels):
         right = bisect_left(shapes, goal, key=lambda shape: _parameters(space, site, shape))
@@ -146,7 +146,7 @@ def _narrow_attention(
     here = _parameters(space, site, centre)
     unit = step * _parameters(space, site)
     reach = (num_levels // 2) * unit
-    within = [s for s in space.shapes[site] if abs(_parameters(space, site, s) - here) <= reach]
+    within = [s for s in space.choices[site] if abs(_parameters(space, site, s) - here) <= reach]
     near = {centre} | _neighbours(space, site, centre)
     if len(within) <= num_levels:
         return near | set(within)
@@ -175,4 +175,4 @@ def _neighbours(space: Space, site: Site, centre: Shape) -> set[Shape]:
     below = [c for c in space.costs[site] if c < cost]
     above = [c for c in space.costs[site] if c > cost]
     near = {cost, *below[-1:], *above[:1]}
-    return {s for s in space.shapes[site] if space.cost(site, s) in near}
+    return {s for s in space.choices[site] if space.cost(site, s) in near}

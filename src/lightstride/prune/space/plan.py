@@ -26,6 +26,7 @@ from lightstride.models.shapes import (
     parse_shape,
     shape_text,
 )
+from lightstride.search.space import SiteSpace
 
 Json = dict[str, object]
 
@@ -76,69 +77,29 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Space:
-    """For every site its admissible shapes, cheapest first, and what each costs."""
+class Space(SiteSpace[Site, Shape, Plan]):
+    """For every site its admissible shapes, cheapest first, and the cost of each."""
 
     geometry: Geometry
-    shapes: Mapping[Site, tuple[Shape, ...]]
-    costs: Mapping[Site, tuple[int, ...]]
     uniform: bool = False
     """Every block takes the same shapes."""
 
     @cached_property
     def sites(self) -> tuple[Site, ...]:
         """All sites, in the order they are computed."""
-        return tuple(sorted(self.shapes))
+        return tuple(sorted(self.choices))
 
-    @cached_property
-    def _cost_of(self) -> dict[tuple[Site, Shape], int]:
-        return {
-            (site, shape): cost
-            for site in self.sites
-            for shape, cost in zip(self.shapes[site], self.costs[site], strict=True)
-        }
+    def group(self, site: Site) -> str:
+        """Attention and FFN are the two groups."""
+        return site.kind
 
-    def __contains__(self, plan: Plan) -> bool:
-        return set(plan.shapes) == set(self.sites) and all(
-            item in self._cost_of for item in plan.shapes.items()
-        )
+    def make_plan(self, choices: Mapping[Site, Shape]) -> Plan:
+        """The plan of these shapes."""
+        return Plan(choices)
 
-    def cost(self, site: Site, shape: Shape) -> int:
-        """What one site costs at one of its shapes."""
-        return self._cost_of[site, shape]
-
-    def total(self, plan: Plan) -> int:
-        """What a whole plan costs."""
-        return sum(self._cost_of[item] for item in plan.shapes.items())
-
-    @cached_property
-    def smallest(self) -> int:
-        """Cost of the cheapest plan."""
-        return sum(min(costs) for costs in self.costs.values())
-
-    @cached_property
-    def largest(self) -> int:
-        """Cost of the dearest plan."""
-        return sum(max(costs) for costs in self.costs.values())
-
-    @cached_property
-    def ffn_step(self) -> int:
-        """Largest difference between neighbouring costs of one FFN: how closely a budget is met."""
-        steps = [
-            upper - lower
-            for site in self.sites
-            if site.kind == "ffn"
-            for lower, upper in zip(self.costs[site], self.costs[site][1:], strict=False)
-        ]
-        return max(steps, default=0)
-
-    @cached_property
-    def num_plans(self) -> int:
-        """How many plans there are, of any cost."""
-        product = 1
-        for shapes in self.shapes.values():
-            product *= len(shapes)
-        return product
+    def choices_of(self, plan: Plan) -> Mapping[Site, Shape]:
+        """The shapes of a plan."""
+        return plan.shapes
 
 
 def sparsity(plan: Plan, geometry: Geometry) -> float:

@@ -1,11 +1,11 @@
-"""A model of the fitness that is linear in the sites' local losses, and its exact optimum.
+"""A model of the fitness that is linear in the sites' own losses, and its exact optimum.
 
-The supernet knows for every site and level the local loss l: how far the site's output is
-from the dense one's.  Near a parent plan p the fitness is modelled as
+Every site has at every level a loss l that is known before the search: how much the site alone
+loses there against its best choice.  Near a parent plan p the fitness is modelled as
 
     f(x) - f(p)  =  sum_s w_s (l_s(x_s) - l_s(p_s)) + noise,    w_s ~ N(a, (spread a)^2),
 
-with one common slope a.  Every candidate evaluated so far is an observation, trusted less the
+with one common slope a.  Every candidate evaluated so far is an observation, weighted less the
 farther it is from the parent; the posterior of w is exact.  For given w the best plan within
 the budget is a knapsack with one item a site, solved by dynamic programming over costs.
 
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightstride.errors import BudgetError
-from lightstride.prune.search.moves import Levels
+from lightstride.search.space import LevelIndices
 
 Array = NDArray[np.float64]
 
@@ -31,7 +31,7 @@ MOST_CELLS = 1 << 15
 
 def knapsack(
     costs: Sequence[Sequence[int]], values: Sequence[Sequence[float]], limit: int
-) -> Levels:
+) -> LevelIndices:
     """One level for every site with the least sum of values whose costs are within the limit.
 
     Exact if the costs are multiples of a number that divides the room into at most
@@ -74,8 +74,8 @@ def _add_site(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trust:
-    """What is believed before and about observations."""
+class PriorSettings:
+    """Beliefs about slopes before any observation, and about the errors of observations."""
 
     spread: float = 1.0
     """Standard deviation of the sites' slopes over their mean, when nothing is known."""
@@ -91,8 +91,8 @@ class Trust:
 class Observation:
     """One candidate's fitness less its parent's, on the same tokens."""
 
-    levels: Levels
-    parent: Levels
+    levels: LevelIndices
+    parent: LevelIndices
     difference: float
     tokens: int
 
@@ -112,34 +112,34 @@ class Posterior:
 
 def posterior(
     losses: Sequence[Sequence[float]],
-    parent: Levels,
+    parent: LevelIndices,
     fitness: float,
     observations: Sequence[Observation],
-    trust: Trust,
-    known_S: Array | None = None,
+    settings: PriorSettings,
+    prior_S: Array | None = None,
 ) -> Posterior:
     """Slopes over the common one, given all observations, as seen from a parent of this fitness.
 
-    `known_S` are believed beforehand; without them all are 1, which means that every site has
+    `prior_S` are believed beforehand; without them all are 1, which means that every site has
     the share of the fitness that it has of the losses.
     """
-    slope = fitness / max(float(chosen(losses, parent).sum()), 1e-30)
-    here_S = slope * chosen(losses, parent)
-    spread = trust.spread if known_S is None else trust.known_spread
+    slope = fitness / max(float(losses_at(losses, parent).sum()), 1e-30)
+    here_S = slope * losses_at(losses, parent)
+    spread = settings.spread if prior_S is None else settings.known_spread
     precision_SS = np.eye(len(losses)) / spread**2
-    target_S = precision_SS @ (np.ones(len(losses)) if known_S is None else known_S)
+    target_S = precision_SS @ (np.ones(len(losses)) if prior_S is None else prior_S)
     for seen in observations:
-        start_S = slope * chosen(losses, seen.parent)
-        change_S = slope * chosen(losses, seen.levels) - start_S
+        start_S = slope * losses_at(losses, seen.parent)
+        change_S = slope * losses_at(losses, seen.levels) - start_S
         path = float(np.abs(change_S).sum() + np.abs(start_S - here_S).sum())
-        error = trust.noise * fitness * (1024 / seen.tokens) ** 0.5
-        variance = error**2 + (trust.curvature * path) ** 2
+        error = settings.noise * fitness * (1024 / seen.tokens) ** 0.5
+        variance = error**2 + (settings.curvature * path) ** 2
         precision_SS += np.outer(change_S, change_S) / variance
         target_S = target_S + change_S * (seen.difference / variance)
     covariance_SS = np.linalg.inv(precision_SS)
     return Posterior(covariance_SS @ target_S, np.linalg.cholesky(covariance_SS))
 
 
-def chosen(losses: Sequence[Sequence[float]], levels: Levels) -> Array:
-    """Local loss of every site at its level, (S,)."""
+def losses_at(losses: Sequence[Sequence[float]], levels: LevelIndices) -> Array:
+    """Loss of every site at its level, (S,)."""
     return np.array([site[level] for site, level in zip(losses, levels, strict=True)])

@@ -1,8 +1,8 @@
 """Every evaluation of a search, written down as it is made, so that nothing is asked twice.
 
-A search is a function of its seed and of the answers to its evaluations.  The ledger appends
+A search is a function of its seed and of the answers to its evaluations.  The log appends
 each answer to `search.jsonl`; a killed run is resumed by running it again from the start, with
-the ledger answering what was evaluated before.  A line cut off by the kill is dropped.
+the log answering what was evaluated before.  A line cut off by the kill is dropped.
 With several processes every one remembers everything, and rank 0 writes.
 """
 
@@ -11,35 +11,37 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Generic
 
 from lightstride.distributed import broadcast_object, rank
 from lightstride.errors import WorkError
 from lightstride.files import append_lines, read_lines
-from lightstride.prune.space.plan import Plan
+from lightstride.search.space import P
 
 
 @dataclass(frozen=True, order=True)
 class Sample:
-    """Which search tokens an evaluation reads: so many, from the first window of this index."""
+    """Which search tokens an evaluation reads: so many, from the window of this index on."""
 
     tokens: int
-    first: int = 0
+    first_window: int = 0
 
 
-Evaluate = Callable[[Sequence[Plan], Sample], list[float]]
+Evaluate = Callable[[Sequence[P], Sample], list[float]]
 """Fitness of each plan on a sample, lower is better; a pure function of plan and sample."""
 
 Note = Mapping[str, object]
+"""What is written beside an evaluation, for whoever reads the file: generation, stage, role."""
 
 
 @dataclass
-class Ledger:
+class EvaluationLog(Generic[P]):
     """Asks `evaluate` for what is not yet known and remembers all answers."""
 
-    evaluate: Evaluate
+    evaluate: Evaluate[P]
     path: Path | None = None
     scope: str = ""
-    """Name of the search within the file: answers of other supernets are not reused."""
+    """Name of the search within the file: answers of other scopes are not reused."""
     tokens: int = 0
     """Tokens of all evaluations so far, those read back from the file included."""
     seconds: float = 0.0
@@ -49,11 +51,11 @@ class Ledger:
     def __post_init__(self) -> None:
         if self.path is None:
             return
-        for record in broadcast_object(read_ledger(self.path) if rank() == 0 else []):
+        for record in broadcast_object(read_evaluations(self.path) if rank() == 0 else []):
             if record["scope"] == self.scope:
                 self._remember(record)
 
-    def __call__(self, plans: Sequence[Plan], sample: Sample, note: Note) -> list[float]:
+    def __call__(self, plans: Sequence[P], sample: Sample, note: Note) -> list[float]:
         """Fitness of each plan; plans already asked about on this sample cost nothing."""
         wanted = {plan.key: plan for plan in plans if (plan.key, sample) not in self.known}
         if wanted:
@@ -64,16 +66,12 @@ class Ledger:
                 self._write(key, sample, fitness, share, note)
         return [self.known[plan.key, sample] for plan in plans]
 
-    def answers(self, sample: Sample) -> dict[str, float]:
-        """All fitnesses known on one sample, by the plans' keys, in the order of asking."""
-        return {key: fitness for (key, at), fitness in self.known.items() if at == sample}
-
     def _write(self, key: str, sample: Sample, fitness: float, seconds: float, note: Note) -> None:
         record = {
             "scope": self.scope,
             **note,
             "tokens": sample.tokens,
-            "first": sample.first,
+            "first": sample.first_window,
             "fitness": fitness,
             "seconds": round(seconds, 6),
             "plan": key,
@@ -95,7 +93,7 @@ class Ledger:
         self.seconds += seconds
 
 
-def read_ledger(path: Path) -> list[dict[str, object]]:
+def read_evaluations(path: Path) -> list[dict[str, object]]:
     """All whole records of a file; a last line that was cut off is also removed from the file."""
     try:
         return [json.loads(line) for line in read_lines(path, mend=True)]
