@@ -19,9 +19,9 @@ from lightstride.prune.fitness import Fitness, FitnessSettings
 from lightstride.prune.space.budget import build_space, parameter_cost
 from lightstride.prune.space.plan import Plan, Space, dense_plan
 from lightstride.prune.space.targets import Target
-from lightstride.prune.top_k_kl import divergence, log_total, plain_divergence, remember
 from lightstride.search.evaluation_log import Sample
 from lightstride.search.moves import Moves
+from lightstride.training.top_k_kl import divergence, log_total, plain_divergence, remember
 
 MODEL = tiny_llama(num_layers=3)
 ADAPTER = adapter_for(MODEL.config)
@@ -180,7 +180,7 @@ def test_divergence_of_the_top_and_the_rest() -> None:
 def test_totals_in_pieces_are_logsumexp(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lightstride.prune.top_k_kl.CACHED_ELEMENTS", 250)
+    monkeypatch.setattr("lightstride.training.top_k_kl.CACHED_ELEMENTS", 250)
     logits_NV = (20 * torch.randn(7, 100)).to(dtype)
     before_NV = logits_NV.clone()
     torch.testing.assert_close(log_total(logits_NV), logits_NV.float().logsumexp(1))

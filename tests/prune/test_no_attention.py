@@ -48,11 +48,11 @@ from lightstride.prune.space.latency import Serving, latency_table
 from lightstride.prune.space.narrow import limit_for, narrow, uniform_plan
 from lightstride.prune.space.plan import Plan, dense_plan, sparsity
 from lightstride.prune.space.targets import TARGETS, Target, for_model
-from lightstride.prune.top_k_kl import plain_divergence
 from lightstride.search.evaluation_log import Sample
 from lightstride.search.moves import Moves
 from lightstride.smash.hub import SmashModel
 from lightstride.smash.train.initialize import initialize_from_base
+from lightstride.training.top_k_kl import plain_divergence
 
 FOUR = geometry(4)
 DROPS = Target(name="drops", channel_multiple=8, heads_fixed=True, attention_optional=True)

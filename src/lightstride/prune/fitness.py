@@ -30,7 +30,8 @@ from lightstride.prune.cut.materialize import DenseSites
 from lightstride.prune.cut.refit import Level
 from lightstride.prune.cut.stream import Call, Recorder, recorders
 from lightstride.prune.space.plan import Plan
-from lightstride.prune.top_k_kl import (
+from lightstride.search.evaluation_log import Sample
+from lightstride.training.top_k_kl import (
     Teacher,
     concatenate,
     divergence,
@@ -38,7 +39,6 @@ from lightstride.prune.top_k_kl import (
     remember,
     split,
 )
-from lightstride.search.evaluation_log import Sample
 
 LevelOf = Callable[[Site, Shape], Level]
 """A site at one of its shapes, as a supernet has it."""
