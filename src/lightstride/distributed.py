@@ -12,7 +12,6 @@ Messages travel as JSON or as plain tensors, never pickled.
 
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -159,11 +158,3 @@ def tree_nodes(shards: range) -> list[tuple[int, int]]:
             level, index = level + 1, index // 2
         nodes.append((level, index))
     return nodes
-
-
-def sum_in_order(shards: Sequence[Tensor], num_shards: int = NUM_SHARDS) -> Tensor | None:
-    """Sum over all ranks of the tensors of this rank's shards, on rank 0; None on the others."""
-    tree = TreeSum(num_shards)
-    for shard, tensor in zip(owned_shards(num_shards), shards, strict=True):
-        tree.add(shard, tensor.clone())
-    return tree.total()

@@ -10,7 +10,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from helpers.toys import TINY
 from lightstride.errors import ExportError
-from lightstride.export.gguf.architecture import choose, describe
+from lightstride.export.gguf.architecture import architecture_for, describe
 from lightstride.export.gguf.rope import rope_metadata
 from lightstride.models.families.registry import adapter_for
 from lightstride.models.shapes import NO_ATTENTION, AttentionShape, FFNShape, Geometry
@@ -38,11 +38,11 @@ def with_attention(geometry: Geometry, *shapes: AttentionShape) -> Geometry:
 )
 def test_each_family_has_two_architectures(family: str, even: str, uneven: str) -> None:
     config, geometry = toy(family)
-    assert choose(config, geometry).name == even
+    assert architecture_for(config, geometry).name == even
     wider = replace(geometry, ffn=(geometry.ffn[0], FFNShape(16)))
     for other in (wider, with_attention(geometry, geometry.attention[0], NARROW)):
-        assert choose(config, other).name == uneven
-        keys = describe(config, other, choose(config, other)).metadata
+        assert architecture_for(config, other).name == uneven
+        keys = describe(config, other, architecture_for(config, other)).metadata
         assert keys[f"{uneven}.attention.head_count"] == [a.num_heads for a in other.attention]
         assert keys[f"{uneven}.attention.head_count_kv"] == [
             a.num_kv_heads for a in other.attention
@@ -52,34 +52,34 @@ def test_each_family_has_two_architectures(family: str, even: str, uneven: str) 
 
 def test_qwen2_with_fewer_heads_is_not_a_qwen2_of_llama_cpp() -> None:
     config, geometry = toy("qwen2")
-    assert choose(config, with_attention(geometry, NARROW, NARROW)).name == "deci"
+    assert architecture_for(config, with_attention(geometry, NARROW, NARROW)).name == "deci"
 
 
 @pytest.mark.parametrize("family", ["gemma3", "phi3"])
 def test_families_with_one_architecture_are_refused_uneven(family: str) -> None:
     config, geometry = toy(family)
-    choose(config, geometry)
+    architecture_for(config, geometry)
     narrower = replace(geometry, ffn=(FFNShape(16), *geometry.ffn[1:]))
     with pytest.raises(ExportError, match="only with the same widths"):
-        choose(config, narrower)
+        architecture_for(config, narrower)
 
 
 def test_phi3_keeps_its_heads() -> None:
     config, geometry = toy("phi3")
     with pytest.raises(ExportError, match="with all its heads"):
-        choose(config, with_attention(geometry, NARROW, NARROW))
+        architecture_for(config, with_attention(geometry, NARROW, NARROW))
 
 
 def test_untied_uneven_qwen3_is_refused() -> None:
     config, geometry = toy("qwen3", tied=False)
-    assert choose(config, geometry).name == "qwen3"
+    assert architecture_for(config, geometry).name == "qwen3"
     with pytest.raises(ExportError, match="tied to the embedding"):
-        choose(config, with_attention(geometry, geometry.attention[0], NARROW))
+        architecture_for(config, with_attention(geometry, geometry.attention[0], NARROW))
 
 
 def test_opt_is_refused() -> None:
-    with pytest.raises(ExportError, match="no architecture for model type 'opt'"):
-        choose(*toy("opt"))
+    with pytest.raises(ExportError, match="no architecture for opt"):
+        architecture_for(*toy("opt"))
 
 
 @pytest.mark.parametrize("block", [0, 1])
@@ -88,18 +88,18 @@ def test_a_block_without_ffn_is_refused(block: int) -> None:
     ffn = list(geometry.ffn)
     ffn[block] = FFNShape(0)
     with pytest.raises(ExportError, match=f"block {block} has attention and no FFN"):
-        choose(config, replace(geometry, ffn=tuple(ffn)))
+        architecture_for(config, replace(geometry, ffn=tuple(ffn)))
 
 
 def test_attention_may_be_missing_but_not_in_block_0() -> None:
     config, geometry = toy("llama")
     gone, dense = NO_ATTENTION, geometry.attention[0]
-    assert choose(config, with_attention(geometry, dense, gone)).name == "deci"
+    assert architecture_for(config, with_attention(geometry, dense, gone)).name == "deci"
     with pytest.raises(ExportError, match="block 0 has no attention"):
-        choose(config, with_attention(geometry, gone, dense))
+        architecture_for(config, with_attention(geometry, gone, dense))
     config, geometry = toy("qwen3")
     with pytest.raises(ExportError, match="Qwen3 only with attention in every block"):
-        choose(config, with_attention(geometry, geometry.attention[0], gone))
+        architecture_for(config, with_attention(geometry, geometry.attention[0], gone))
 
 
 @pytest.mark.parametrize(
@@ -116,25 +116,25 @@ def test_other_mathematics_is_refused(family: str, settings: dict, reason: str) 
     for name, value in settings.items():
         setattr(config, name, value)
     with pytest.raises(ExportError, match=reason):
-        choose(config, geometry)
+        architecture_for(config, geometry)
 
 
 def test_context_ends_with_the_sliding_window() -> None:
     config, geometry = toy("mistral", sliding_window=64)
-    assert describe(config, geometry, choose(config, geometry)).metadata[
+    assert describe(config, geometry, architecture_for(config, geometry)).metadata[
         "llama.context_length"
     ] == min(64, config.max_position_embeddings)
 
 
 def test_gemma_windows_are_described() -> None:
     config, geometry = toy("gemma3", num_layers=6)
-    keys = describe(config, geometry, choose(config, geometry)).metadata
+    keys = describe(config, geometry, architecture_for(config, geometry)).metadata
     assert keys["gemma3.attention.sliding_window"] == config.sliding_window
     assert keys["gemma3.attention.sliding_window_pattern"] == 3
     assert keys["gemma3.rope.freq_base_swa"] == 10_000
     config.layer_types = ["full_attention", *config.layer_types[1:]]
     with pytest.raises(ExportError, match="each n-th block"):
-        describe(config, geometry, choose(config, geometry))
+        describe(config, geometry, architecture_for(config, geometry))
 
 
 LLAMA3 = {

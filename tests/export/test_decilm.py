@@ -124,15 +124,15 @@ def test_multipliers_come_back_as_widths() -> None:
 def test_what_decilm_cannot_say_is_refused(tmp_path: Path) -> None:
     config = tiny_llama(num_channels=512).config
     geometry = adapter_for(config).geometry(config)
-    check_decilm(config, geometry)
+    check_decilm(geometry)
     with pytest.raises(ExportError, match="block 1 has 300 FFN channels"):
-        check_decilm(config, replace(geometry, ffn=(FFNShape(256), FFNShape(300))))
+        check_decilm(replace(geometry, ffn=(FFNShape(256), FFNShape(300))))
     shapes = (AttentionShape(2, 2), AttentionShape(1, 2))
     with pytest.raises(ExportError, match="same heads in every block"):
-        check_decilm(config, replace(geometry, attention=shapes))
+        check_decilm(replace(geometry, attention=shapes))
     qwen3 = TINY["qwen3"](num_channels=512).config
     with pytest.raises(ExportError, match="llama, mistral, qwen2, not qwen3"):
-        check_decilm(qwen3, adapter_for(qwen3).geometry(qwen3))
+        check_decilm(adapter_for(qwen3).geometry(qwen3))
 
 
 def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from helpers.toys import TINY, tiny_llama
 from lightstride.checkpoint import save_checkpoint
 from lightstride.cli import main
 from lightstride.commands import export as run
-from lightstride.commands.export import end_tokens, export
+from lightstride.commands.export import export, folder_end_tokens
 from lightstride.config import ExportConfig
 from lightstride.errors import ExportError, ModelError, OutputError
 from lightstride.export.gguf.weights import FolderWeights
@@ -97,7 +97,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch) -> N
 
     original = FolderWeights.load
     monkeypatch.setattr(FolderWeights, "load", failing)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OutputError, match="no space left on the disk"):
         export(ExportConfig(model=str(folder), output=str(tmp_path / "model.gguf")))
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
@@ -140,9 +140,9 @@ def test_end_tokens_come_from_the_generation_settings(tmp_path: Path) -> None:
     model = tiny_llama()
     model.generation_config.eos_token_id = [257, 10]
     folder = saved(model, tmp_path)
-    assert end_tokens(folder, model.config) == (257, 10)
+    assert folder_end_tokens(folder, model.config) == (257, 10)
     (folder / "generation_config.json").unlink()
-    assert end_tokens(folder, model.config) == (257,)
+    assert folder_end_tokens(folder, model.config) == (257,)
 
 
 def test_what_exists_is_not_overwritten(tmp_path: Path) -> None:

@@ -133,6 +133,16 @@ def test_a_wrong_flag_is_one_line(
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_help_names_only_defaults_that_say_something(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([command, "--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "(default: " in shown
+    assert not [bad for bad in ("(default: )", "None", "['") if bad in shown]
+
+
 def test_runs_as_a_module() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "lightstride", "--version"], capture_output=True, text=True

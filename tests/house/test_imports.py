@@ -28,7 +28,7 @@ ALLOWED = {
     "search": {"errors", "files", "distributed"},
     "models": {"errors", "files"},
     "data": {"errors"},
-    "generate": {"errors", "config"},
+    "generate": {"errors", "config", "models"},
     "training": {"errors", "files", "distributed", "models"},
     "prune": {
         "errors",

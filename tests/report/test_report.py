@@ -14,9 +14,9 @@ import pytest
 
 from lightstride.commands.report import report
 from lightstride.config import ReportConfig
-from lightstride.errors import DataError
+from lightstride.errors import ConfigError, DataError
 from lightstride.report.charts import frontier, search_curve
-from lightstride.report.facts import Block, gather, read_plan, read_search
+from lightstride.report.facts import Block, read_folders, read_plan, read_search
 from lightstride.results import write_result
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -224,9 +224,9 @@ def test_a_search_alone_is_not_a_report(runs: Path) -> None:
     empty = runs / "empty"
     empty.mkdir()
     with pytest.raises(DataError, match=r"no result\.json in"):
-        gather([str(empty)])
+        read_folders([str(empty)])
     with pytest.raises(DataError, match="is no folder"):
-        gather([str(runs / "nowhere")])
+        read_folders([str(runs / "nowhere")])
 
 
 def test_results_of_other_kinds_only_show_where_they_come_from(tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ def test_half_a_result_is_named(tmp_path: Path) -> None:
         tmp_path, "prune", {"dense": {"perplexity": 9.0}, "sizes": []}, model="m", calibration="c"
     )
     with pytest.raises(DataError, match=r"result\.json is no whole result of prune: 'parameters'"):
-        gather([str(tmp_path)])
+        read_folders([str(tmp_path)])
 
 
 def test_names_cannot_break_the_page(tmp_path: Path) -> None:
@@ -265,6 +265,34 @@ def test_a_search_record_is_read_up_to_where_it_was_cut_off(runs: Path, tmp_path
         list(read_search(tmp_path / "bad.jsonl"))
 
 
+@pytest.mark.parametrize(
+    ("output", "page"),
+    [("report", "report.html"), ("a/1.5", "a/1.5.html"), ("x.html", "x.html"), ("x.HTM", "x.HTM")],
+)
+def test_a_page_ends_in_html(output: str, page: str) -> None:
+    assert ReportConfig(folder=("runs",), output=output).page == Path(page)
+
+
+def test_a_report_needs_a_folder() -> None:
+    with pytest.raises(ConfigError, match="at least one"):
+        ReportConfig(folder=())
+
+
+def test_a_search_is_shown_once(runs: Path) -> None:
+    """A work folder beside the output, or the same folder named twice, adds nothing."""
+    work = runs / "pruned.work"
+    work.mkdir()
+    text = (runs / "pruned" / "search.jsonl").read_text()
+    (work / "search.jsonl").write_text(text)
+    facts = read_folders([str(runs), str(runs / "bench" / ".."), str(runs / "bench")])
+    assert list(facts.searches) == [str(runs / "pruned")]
+    assert facts.models == read_folders([str(runs)]).models
+    whole = text.rpartition("\n")[0]
+    (work / "search.jsonl").write_text(f"{whole}\n{whole.splitlines()[-1]}\n")
+    (longer,) = read_folders([str(runs)]).searches.values()
+    assert len(longer) == 1 + len(facts.searches[str(runs / "pruned")])
+
+
 def test_means_compare_the_same_items(tmp_path: Path) -> None:
     for name, right in (("large", "1100"), ("small", "10")):
         whole = judged(name, 100, 20.0, 0.5)
@@ -272,7 +300,7 @@ def test_means_compare_the_same_items(tmp_path: Path) -> None:
         task = {"value": share, "stderr": 0.1, "num_items": len(right), "items": right}
         numbers = {"model": {**whole, "tasks": {"piqa": task}}}
         write(tmp_path / name, "evaluate", numbers, model=name, perplexity="text.txt")
-    facts = gather([str(tmp_path)])
+    facts = read_folders([str(tmp_path)])
     accuracies = {model.source: model.accuracy for model in facts.models}
     assert accuracies == {"large": 1.0, "small": 0.5}
     assert {model.source: model.tasks["piqa"][0] for model in facts.models} == {

@@ -3,7 +3,6 @@
 import itertools
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import cast
 
 import torch
@@ -12,10 +11,11 @@ from tqdm import tqdm
 from lightstride.bench.machine import Machine, measure_machine
 from lightstride.bench.measure import Load, measure_weights, ratios, run_in_turn, summarize
 from lightstride.checkpoint import open_decoder
+from lightstride.commands.outputs import save_result
 from lightstride.config import BenchConfig
 from lightstride.generate import Decoder
 from lightstride.models.device import pick_device, pick_dtype, suitable_dtype
-from lightstride.results import markdown_table, write_result
+from lightstride.results import markdown_table
 
 Numbers = dict[str, object]
 MIB = 2**20
@@ -32,17 +32,10 @@ def bench(config: BenchConfig) -> Mapping[str, object]:
     ]
     machine = measure_machine(torch.device(device), dtype)
     numbers = measure(config, sources, decoders, machine)
-    result = write_result(
-        Path(config.output) / "result.json",
-        kind="bench",
-        numbers=numbers,
-        config={**config.as_dict(), "device": device, "dtype": str(dtype).removeprefix("torch.")},
-        command=["lightstride", *sys.argv[1:]],
-        seed=config.seed,
-        data={},
-    )
+    named = str(dtype).removeprefix("torch.")
+    result = save_result("bench", config, numbers, seed=config.seed, device=device, dtype=named)
     sys.stdout.write(describe(numbers) + "\n")
-    return cast(Mapping[str, object], result)
+    return result
 
 
 def measure(

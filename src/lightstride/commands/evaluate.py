@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 from lightstride.checkpoint import open_decoder, read_record
+from lightstride.commands.outputs import save_result
 from lightstride.config import EvaluateConfig
 from lightstride.data.windows import Windows, whole
 from lightstride.errors import ConfigError
@@ -18,7 +19,6 @@ from lightstride.evaluate.perplexity import Perplexity, perplexity
 from lightstride.evaluate.tables import MEAN, retained_table, score_table
 from lightstride.generate import Decoder
 from lightstride.models.device import pick_device, pick_dtype, suitable_dtype
-from lightstride.results import write_result
 
 TOKENS_PER_SEQUENCE = 128
 """What --batch-size counts, for tasks: their batches hold so many tokens for each sequence."""
@@ -63,17 +63,9 @@ def evaluate(config: EvaluateConfig) -> Mapping[str, object]:
         found = retention(*judged)
         retained_numbers = {task: one.as_dict() for task, one in found.items()}
         numbers |= {"against": judged[1].as_dict(), "retained": retained_numbers}
-    result = write_result(
-        Path(config.output) / "result.json",
-        kind="evaluate",
-        numbers=numbers,
-        config=config.as_dict(),
-        command=["lightstride", *sys.argv[1:]],
-        seed=None,
-        data=dict(judged[0].data),
-    )
+    result = save_result("evaluate", config, numbers, data=judged[0].data)
     sys.stdout.write(describe(judged, found) + "\n")
-    return dict(result)
+    return result
 
 
 def judge(source: str, config: EvaluateConfig) -> Judged:

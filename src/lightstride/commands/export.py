@@ -13,6 +13,7 @@ from lightstride.config import ExportConfig
 from lightstride.errors import ExportError, OutputError
 from lightstride.export.decilm import write_decilm
 from lightstride.export.gguf.weights import FolderWeights
+from lightstride.models.end_tokens import end_tokens
 from lightstride.models.families.registry import adapter_for
 from lightstride.models.opening.explain import reading
 from lightstride.models.opening.load import load_tokenizer, locate
@@ -80,14 +81,14 @@ def export_gguf(
         output,
         dtype=config.dtype,
         name=Path(config.model).name,
-        end_tokens=end_tokens(folder, settings),
+        end_tokens=folder_end_tokens(folder, settings),
         progress=sys.stderr.isatty(),
     )
 
 
-def end_tokens(folder: Path, config: PreTrainedConfig) -> tuple[int, ...]:
+def folder_end_tokens(folder: Path, config: PreTrainedConfig) -> tuple[int, ...]:
     """All tokens that end an answer, by the generation settings or else by the config."""
-    ends = config.eos_token_id
+    found: tuple[int, ...] = ()
     if (folder / "generation_config.json").is_file():
-        ends = GenerationConfig.from_pretrained(folder).eos_token_id or ends
-    return tuple(ends) if isinstance(ends, list) else () if ends is None else (ends,)
+        found = end_tokens(GenerationConfig.from_pretrained(folder))
+    return found or end_tokens(config)

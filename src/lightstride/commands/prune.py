@@ -18,10 +18,10 @@ from transformers import PreTrainedModel
 
 from lightstride import distributed
 from lightstride.checkpoint import save_checkpoint
+from lightstride.commands.outputs import check_output, save_result
 from lightstride.commands.prune_setup import Setup, prepare
 from lightstride.config import PruneConfig
 from lightstride.distributed import barrier, rank
-from lightstride.errors import OutputError
 from lightstride.evaluate.perplexity import perplexity
 from lightstride.files import write_json
 from lightstride.prune.cut.materialize import materialize
@@ -30,7 +30,7 @@ from lightstride.prune.heal import Healing, heal
 from lightstride.prune.rates import measure_rates
 from lightstride.prune.rounds import Outcome, name_of
 from lightstride.prune.space.plan import Plan, dense_plan, num_parameters, sparsity
-from lightstride.results import markdown_table, write_result
+from lightstride.results import markdown_table
 from lightstride.search.result import GenerationReport, OnGeneration
 
 Numbers = dict[str, object]
@@ -53,17 +53,7 @@ def prune(config: PruneConfig) -> Mapping[str, object]:
         record = setup.pruner.work / "search.jsonl"
         if record.exists():
             shutil.copyfile(record, Path(config.output) / record.name)
-        result = dict(
-            write_result(
-                Path(config.output) / "result.json",
-                kind="prune",
-                numbers=numbers,
-                config=config.as_dict(),
-                command=["lightstride", *sys.argv[1:]],
-                seed=config.seed,
-                data=setup.texts.hashes,
-            )
-        )
+        result = save_result("prune", config, numbers, seed=config.seed, data=setup.texts.hashes)
         sys.stdout.write(table([dense, *sizes]) + "\n")
     barrier()
     return result
@@ -77,15 +67,6 @@ def tell_time(setup: Setup) -> None:
         rates = measure_rates(pruner.model, pruner.adapter, batch_BL)
         works = forecast(pruner, setup.config.sparsity, setup.config.heal)
         sys.stderr.write(f"lightstride: {sentence(works, rates)}\n")
-
-
-def check_output(config: PruneConfig) -> None:
-    """OutputError unless the output folder is new or empty, or has parts of the run to resume."""
-    output = Path(config.output)
-    if output.exists() and not output.is_dir():
-        raise OutputError(f"{output} is a file; -o must be a new or empty folder")
-    if output.exists() and any(output.iterdir()) and not config.resume:
-        raise OutputError(f"{output} is not empty; -o must be a new or empty folder")
 
 
 def size_folder(config: PruneConfig, share: float) -> Path:

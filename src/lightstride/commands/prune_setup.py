@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lightstride.commands.outputs import identity
 from lightstride.commands.prune_options import cost_of, rounds_of, serving_of, target_of
 from lightstride.commands.prune_texts import Texts, read_texts
 from lightstride.config import PruneConfig
@@ -17,7 +18,7 @@ from lightstride.files import write_json
 from lightstride.models.device import pick_device, pick_dtype, suitable_dtype
 from lightstride.models.families.adapter import Adapter
 from lightstride.models.families.registry import adapter_for
-from lightstride.models.fingerprint import identity
+from lightstride.models.fingerprint import model_hash
 from lightstride.models.opening.load import load_model, load_tokenizer
 from lightstride.models.shapes import Geometry, parse_shape, shape_text
 from lightstride.prune.devices import settle
@@ -30,9 +31,6 @@ from lightstride.prune.space.plan import Plan, Space
 from lightstride.prune.space.targets import Target
 from lightstride.search.result import ProgressFor, no_progress
 from lightstride.work import open_work
-
-PLACES = ("output", "work", "resume", "json")
-"""Flags that do not change what is found."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +79,7 @@ def prepare(config: PruneConfig, progress_for: ProgressFor[Plan] = no_progress) 
     if settings.search is not None:
         settings.fitness.check_room(texts.search.num_tokens)
     work = Path(config.work_folder)
-    run = {key: value for key, value in config.as_dict().items() if key not in PLACES}
-    owner = {**run, "weights": identity(model), "texts": texts.hashes}
+    owner = {**identity(config), "weights": model_hash(model), "texts": texts.hashes}
     open_work(work, owner, resume=config.resume)
     if config.budget == "latency":
         cost = timed_sites(config, geometry, target, model)

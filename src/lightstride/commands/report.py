@@ -4,12 +4,11 @@ import importlib
 import sys
 from collections.abc import Mapping
 from importlib.util import find_spec
-from pathlib import Path
 
 from lightstride.config import ReportConfig
 from lightstride.errors import ConfigError
 from lightstride.files import whole_file
-from lightstride.report.facts import gather
+from lightstride.report.facts import read_folders
 
 
 def report(config: ReportConfig) -> Mapping[str, object]:
@@ -18,9 +17,9 @@ def report(config: ReportConfig) -> Mapping[str, object]:
         raise ConfigError("report needs matplotlib: pip install 'lightstride[report]'")
     charts = importlib.import_module("lightstride.report.charts")
     page = importlib.import_module("lightstride.report.page")
-    facts = gather(config.folder)
+    facts = read_folders(config.folder)
     pictures = charts.pictures(facts)
-    output = Path(config.output)
+    output = config.page
     files = {output.with_name(f"{output.stem}-{one.name}.png"): one.png for one in pictures}
     for path, content in (*files.items(), (output, page.render(facts, pictures).encode())):
         with whole_file(path) as partial:

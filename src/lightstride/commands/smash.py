@@ -13,16 +13,17 @@ from transformers import PreTrainedTokenizerBase
 
 from lightstride import distributed
 from lightstride.checkpoint import is_smashed, save_checkpoint
+from lightstride.commands.outputs import check_output, identity, save_result
 from lightstride.commands.smash_examples import digest, given_prompts, prepare_examples
 from lightstride.commands.smash_training import BASE_FOLDER, Before, control, settle, teach
 from lightstride.config import SmashRunConfig
 from lightstride.distributed import barrier, rank
-from lightstride.errors import DataError, ModelError, OutputError
+from lightstride.errors import DataError, ModelError
 from lightstride.generate import PlainDecoder
 from lightstride.models.device import pick_device, pick_dtype, suitable_dtype
 from lightstride.models.fingerprint import fingerprint
 from lightstride.models.opening.load import load_model, load_tokenizer
-from lightstride.results import markdown_table, read_result, write_result
+from lightstride.results import markdown_table, read_result
 from lightstride.smash.data.ceiling import oracle
 from lightstride.smash.data.examples import Example, split
 from lightstride.smash.hub import SmashModel
@@ -33,8 +34,6 @@ from lightstride.training.checkpoint import Progress
 from lightstride.work import open_work
 
 Numbers = dict[str, object]
-PLACES = ("output", "work", "answers", "resume", "json", "minutes")
-"""Flags that do not change what a run is."""
 WATCHED_TOKENS = 6000
 """Tokens of held-out answers that are looked at while training."""
 JUDGED_TOKENS = 40000
@@ -59,8 +58,7 @@ def smash(config: SmashRunConfig) -> Mapping[str, object]:
     base = load_model(
         config.model, dtype=dtype, device=device, trust_remote_code=config.trust_remote_code
     )
-    wanted = {k: v for k, v in config.as_dict().items() if k not in PLACES}
-    run = {**wanted, "base": fingerprint(base)}
+    run = {**identity(config, "answers", "minutes"), "base": fingerprint(base)}
     open_work(Path(config.work_folder), run, resume=config.resume)
     examples = prepare_examples(config, PlainDecoder(base, tokenizer), prompts)
     answered = time.perf_counter()
@@ -85,15 +83,6 @@ def smash(config: SmashRunConfig) -> Mapping[str, object]:
     }
     settle(config, model, dtype)
     return finish(config, model, tokenizer, numbers, digest(examples))
-
-
-def check_output(config: SmashRunConfig) -> None:
-    """OutputError unless the output folder is new or empty, or has parts of the run to resume."""
-    output = Path(config.output)
-    if output.exists() and not output.is_dir():
-        raise OutputError(f"{output} is a file; -o must be a new or empty folder")
-    if output.exists() and any(output.iterdir()) and not config.resume:
-        raise OutputError(f"{output} is not empty; -o must be a new or empty folder")
 
 
 def some_of(examples: Sequence[Example], tokens: int) -> list[Example]:
@@ -180,16 +169,8 @@ def finish(
             save_checkpoint(model, tokenizer, output, record=record)
         if config.train_base and not (output / BASE_FOLDER / "lightstride.json").exists():
             save_checkpoint(model.base, tokenizer, output / BASE_FOLDER, record=record)
-        result = dict(
-            write_result(
-                output / "result.json",
-                kind="smash",
-                numbers=numbers,
-                config=config.as_dict(),
-                command=["lightstride", *sys.argv[1:]],
-                seed=config.seed,
-                data={config.prompts: data},
-            )
+        result = save_result(
+            "smash", config, numbers, seed=config.seed, data={config.prompts: data}
         )
         sys.stdout.write(table(numbers) + "\n")
     barrier()

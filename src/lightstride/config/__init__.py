@@ -1,10 +1,12 @@
 """One frozen dataclass a command: its flags, their help, their defaults and their checks."""
 
 from lightstride.config.base import Command, ModelCommand
+from lightstride.config.bench import BenchConfig
+from lightstride.config.evaluate import EvaluateConfig
 from lightstride.config.export import ExportConfig
 from lightstride.config.generate import GenerateConfig
-from lightstride.config.judge import BenchConfig, EvaluateConfig, ReportConfig
 from lightstride.config.prune import PruneConfig
+from lightstride.config.report import ReportConfig
 from lightstride.config.smash import SmashRunConfig
 
 __all__ = [

@@ -19,9 +19,13 @@ Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 Model = Annotated[Positional[str], arg(metavar="MODEL")]
 """A hub id, a local folder, a .gguf file, or a built-in name."""
+OPTIONAL = "(optional)"
+"""What the help shows of a flag that has no default worth naming."""
+OptionalModel = Annotated[str | None, arg(metavar="MODEL", help_behavior_hint=OPTIONAL)]
 Source = Annotated[str, arg(metavar="SOURCE")]
-OptionalSource = Annotated[str | None, arg(metavar="SOURCE")]
-OptionalPath = Annotated[str | None, arg(metavar="PATH")]
+OptionalSource = Annotated[str | None, arg(metavar="SOURCE", help_behavior_hint=OPTIONAL)]
+OptionalPath = Annotated[str | None, arg(metavar="PATH", help_behavior_hint=OPTIONAL)]
+Output = Annotated[str, arg(aliases=("-o",), metavar="DIR")]
 FromPreset = Annotated[
     int | None, arg(metavar="N", help_behavior_hint="(default: the preset's)", constructor=int)
 ]

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self, get_args
 
 from tyro.conf import arg
 
-from lightstride.config.base import Command
+from lightstride.config.base import OPTIONAL, Command
 from lightstride.errors import ConfigError
 
 Mode = Literal["trust", "verify", "lossless", "ar"]
@@ -51,7 +51,7 @@ class DecodingFlags:
     """Above 1, tokens of the prompt and the answer so far become less likely."""
     seed: int = 0
     """Seed of the draw: same seed, same answer."""
-    stop: tuple[str, ...] = ()
+    stop: Annotated[tuple[str, ...], arg(help_behavior_hint=OPTIONAL)] = ()
     """Texts that end the answer; they are not part of it."""
 
     def __post_init__(self) -> None:

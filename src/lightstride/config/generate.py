@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar
 
 from tyro.conf import arg
 
-from lightstride.config.base import Model, ModelCommand, require
+from lightstride.config.base import OPTIONAL, Model, ModelCommand, require
 from lightstride.config.decoding import DecodingFlags
 
 
@@ -19,7 +19,7 @@ class GenerateConfig(DecodingFlags, ModelCommand):
     """The model: a hub id, a folder, a .gguf file, or smollm2-135m (built in)."""
     prompt: Annotated[str, arg(aliases=("-p",), metavar="TEXT")]
     """What to say to the model; - reads it from standard input."""
-    system: Annotated[str | None, arg(metavar="TEXT")] = None
+    system: Annotated[str | None, arg(metavar="TEXT", help_behavior_hint=OPTIONAL)] = None
     """A system message to put before the prompt."""
     raw: bool = False
     """Continue the prompt as it stands, without the model's chat template."""

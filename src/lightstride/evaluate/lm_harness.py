@@ -226,18 +226,3 @@ def hash_items(samples: Sequence[Mapping[str, object]]) -> str:
 def as_number(value: object) -> float | None:
     """A float, or None for anything that is not a number."""
     return float(value) if isinstance(value, int | float) else None
-
-
-def run_tasks(
-    decoder: Decoder,
-    names: Sequence[str],
-    *,
-    task_data: Path | None = None,
-    limit: int | None = None,
-    num_fewshot: int | None = None,
-    batch_tokens: int = 2048,
-) -> list[TaskResult]:
-    """Results of these tasks, in the order in which they are named."""
-    model = HarnessModel(decoder, batch_tokens=batch_tokens)
-    tasks = load_tasks(names, task_data=task_data, num_fewshot=num_fewshot)
-    return [run_task(model, name, task, limit=limit) for name, task in tasks.items()]

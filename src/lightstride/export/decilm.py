@@ -3,8 +3,8 @@
 DeciLM (NVIDIA's Nemotron-NAS) is built into vLLM, SGLang and TensorRT-LLM: query and KV heads
 are the same in all blocks but those without attention (`no_op`), an FFN's width is a multiple of
 256 given as `ffn_mult`, a share of the hidden size: width = 2/3 * ffn_mult * hidden size, rounded
-up.  The weights are copied as they are.  Which shapes a profile allows while pruning is in
-`prune/targets.py`.
+up.  The weights are copied as they are.  Which shapes a target allows while pruning is in
+`prune/space/targets.py`, which families DeciLM runs in `models/engines.py`.
 """
 
 import json
@@ -16,11 +16,10 @@ from transformers import PreTrainedConfig
 
 from lightstride.errors import ExportError
 from lightstride.export import modeling_decilm
-from lightstride.export.gguf.architecture import family_of
 from lightstride.files import whole_folder
+from lightstride.models.engines import DECILM
 from lightstride.models.shapes import NO_ATTENTION, Geometry
 
-DECILM_FAMILIES = ("llama", "mistral", "qwen2")
 MODULE = Path(modeling_decilm.__file__)
 NOT_COPIED = ("config.json", "lightstride.json")
 
@@ -29,7 +28,7 @@ def write_decilm(
     folder: Path, config: PreTrainedConfig, geometry: Geometry, output: Path
 ) -> dict[str, Any]:
     """Write a checkpoint folder as DeciLM; its config. ExportError if DeciLM cannot say it."""
-    check_decilm(config, geometry)
+    check_decilm(geometry)
     document = decilm_config(config, geometry)
     with whole_folder(output) as partial:
         for path in folder.iterdir():
@@ -40,12 +39,11 @@ def write_decilm(
     return document
 
 
-def check_decilm(config: PreTrainedConfig, geometry: Geometry) -> None:
+def check_decilm(geometry: Geometry) -> None:
     """Raise ExportError for a model that DeciLM cannot describe."""
-    family = family_of(config)
-    if family not in DECILM_FAMILIES:
+    if geometry.family not in DECILM:
         raise ExportError(
-            f"DeciLM is Llama's mathematics: {', '.join(DECILM_FAMILIES)}, not {family}"
+            f"DeciLM is Llama's mathematics: {', '.join(DECILM)}, not {geometry.family}"
         )
     if geometry.attention[0] == NO_ATTENTION:
         raise ExportError(
@@ -84,7 +82,7 @@ def decilm_config(config: PreTrainedConfig, geometry: Geometry) -> dict[str, Any
         "head_dim": geometry.head_dim,
         "intermediate_size": max(ffn.num_channels for ffn in geometry.ffn),
         "max_position_embeddings": longest if window is None else min(longest, window),
-        "qkv_bias": family_of(config) == "qwen2" or bool(getattr(config, "attention_bias", False)),
+        "qkv_bias": geometry.family == "qwen2" or bool(getattr(config, "attention_bias", False)),
         "block_configs": [
             {
                 "attention": {

@@ -14,6 +14,7 @@ from lightstride.config.decoding import Settings
 from lightstride.errors import ConfigError
 from lightstride.generate.detokenize import TextStream
 from lightstride.generate.sampling import row_key
+from lightstride.models.end_tokens import end_tokens
 
 FinishReason = Literal["stop", "length"]
 Stopper = Callable[[Sequence[Sequence[int]]], Sequence[bool]]
@@ -66,7 +67,7 @@ class Rows:
         check_prompts(prompts, context, model.config.vocab_size)
         if settings.stop and tokenizer is None:
             raise ConfigError("stop strings were given, but there is no tokenizer to read them")
-        ends = end_tokens(model, tokenizer) if ends is None else ends
+        ends = ends_of(model, tokenizer) if ends is None else ends
         self.ends = frozenset() if settings.ignore_end_tokens else ends
         self.stopper = stopper
         self.all = []
@@ -112,16 +113,9 @@ class Rows:
                 texts[row.index] += row.finish("stop")
 
 
-def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> frozenset[int]:
-    """Every end token that the tokenizer, the generation config or the model config names."""
-    named: list[object] = [getattr(model.config, "eos_token_id", None)]
-    named.append(getattr(model.generation_config, "eos_token_id", None))
-    named.append(getattr(tokenizer, "eos_token_id", None))
-    ends: set[int] = set()
-    for value in named:
-        ends.update(value if isinstance(value, list | tuple) else [])
-        ends.update([value] if isinstance(value, int) else [])
-    return frozenset(ends)
+def ends_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> frozenset[int]:
+    """Every end token that the model config, the generation config or the tokenizer names."""
+    return frozenset(end_tokens(model.config, model.generation_config, tokenizer))
 
 
 def context_length(model: PreTrainedModel) -> int | None:

@@ -30,7 +30,7 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def identity(model: PreTrainedModel) -> str:
+def model_hash(model: PreTrainedModel) -> str:
     """Hash of a model's config and weights: of all that it computes with, whatever its type."""
     config = {k: v for k, v in model.config.to_dict().items() if k not in NO_MATHEMATICS}
     described = json.dumps([config, fingerprint(model)], sort_keys=True, default=str)

@@ -106,15 +106,15 @@ def shorten(path: str) -> str:
     return "/".join(part for part in Path(path).parts[-2:] if part != "/")
 
 
-def identity(source: str) -> str:
+def canonical_name(source: str) -> str:
     """One name for a model, whichever way its folder was written."""
     path = Path(source)
     return str(path.resolve()) if path.is_dir() else source.rstrip("/")
 
 
-def known(models: dict[str, ModelFacts], source: str) -> ModelFacts:
+def facts_of(models: dict[str, ModelFacts], source: str) -> ModelFacts:
     """The facts of a model, new ones if nothing is known of it yet."""
-    name = identity(source)
+    name = canonical_name(source)
     return models.setdefault(name, ModelFacts(name, shorten(source)))
 
 
@@ -128,31 +128,28 @@ def read_plan(plan: str) -> list[Block]:
     return blocks
 
 
-def gather(folders: Sequence[str]) -> Facts:
+def read_folders(folders: Sequence[str]) -> Facts:
     """Everything in these folders and below; DataError where there is no result."""
     models: dict[str, ModelFacts] = {}
     retained: list[tuple[str, str, Numbers]] = []
     results: dict[str, Result] = {}
     searches: dict[str, list[Evaluation]] = {}
-    for folder in folders:
-        for path in sorted(find(folder, "result.json")):
-            results[str(path)] = (result := read_result(path))
-            try:
-                READERS.get(result["kind"], ignore)(result, models, retained)
-            except (KeyError, TypeError, AttributeError, AssertionError) as error:
-                raise DataError(
-                    f"{path} is no whole result of {result['kind']}: {error}"
-                ) from error
-        for path in sorted(find(folder, "search.jsonl")):
-            searches[str(path.parent)] = list(read_search(path))
+    for path in files_named("result.json", folders):
+        results[str(path)] = (result := read_result(path))
+        try:
+            READERS.get(result["kind"], no_reader)(result, models, retained)
+        except (KeyError, TypeError, AttributeError, AssertionError) as error:
+            raise DataError(f"{path} is no whole result of {result['kind']}: {error}") from error
+    for path in files_named("search.jsonl", folders):
+        add_search(searches, str(path.parent), list(read_search(path)))
     if not results:
         raise DataError(f"no result.json in {', '.join(folders)} or below")
-    level(list(models.values()))
+    compare_on_common_items(list(models.values()))
     largest_first = sorted(models.values(), key=lambda one: (-(one.parameters or 0), one.source))
     return Facts(tuple(largest_first), searches, results, tuple(retained))
 
 
-def level(models: Sequence[ModelFacts]) -> None:
+def compare_on_common_items(models: Sequence[ModelFacts]) -> None:
     """Let means compare like with like where some models saw only the first items of a task."""
     for task, fewest in common_items(models).items():
         for model in models:
@@ -166,12 +163,30 @@ def common_items(models: Sequence[ModelFacts]) -> dict[str, int]:
     return {task: min(m.items[task] for m in models if task in m.items) for task in tasks}
 
 
-def find(folder: str, name: str) -> Iterator[Path]:
-    """Files of this name in a folder and below it."""
-    path = Path(folder)
-    if not path.is_dir():
-        raise DataError(f"{folder} is no folder")
-    return path.rglob(name)
+def files_named(name: str, folders: Sequence[str]) -> list[Path]:
+    """Files of this name in these folders and below, each once; DataError for what is no folder."""
+    found: dict[Path, Path] = {}
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise DataError(f"{folder} is no folder")
+        for path in sorted(Path(folder).rglob(name)):
+            found.setdefault(path.resolve(), path)
+    return list(found.values())
+
+
+def add_search(
+    searches: dict[str, list[Evaluation]], folder: str, evaluations: list[Evaluation]
+) -> None:
+    """Add a search unless it is known: an output folder has a copy of its work folder's record.
+
+    Of two records where one is the beginning of the other, the longer stays.
+    """
+    for other, known in searches.items():
+        shorter = min(len(known), len(evaluations))
+        if shorter and known[:shorter] == evaluations[:shorter]:
+            searches[other] = max(known, evaluations, key=len)
+            return
+    searches[folder] = evaluations
 
 
 def read_search(path: Path) -> Iterator[Evaluation]:
@@ -194,7 +209,7 @@ def read_search(path: Path) -> Iterator[Evaluation]:
 Retained = list[tuple[str, str, Numbers]]
 
 
-def ignore(result: Result, models: dict[str, ModelFacts], retained: Retained) -> None:
+def no_reader(result: Result, models: dict[str, ModelFacts], retained: Retained) -> None:
     """A result that only its own table shows."""
 
 
@@ -205,7 +220,7 @@ def read_evaluation(result: Result, models: dict[str, ModelFacts], retained: Ret
         found = numbers.get(role)
         if not isinstance(found, dict):
             continue
-        model = known(models, found["source"])
+        model = facts_of(models, found["source"])
         model.parameters, model.weight_bytes = found["parameters"], found["weight_bytes"]
         if found["perplexity"] is not None:
             perplexity = found["perplexity"]
@@ -218,7 +233,7 @@ def read_evaluation(result: Result, models: dict[str, ModelFacts], retained: Ret
                 model.scores[task] = [float(item) for item in score.get("items", ())]
     compared = numbers.get("retained")
     if isinstance(compared, dict) and compared:
-        ours, theirs = identity(str(config["model"])), identity(str(config["against"]))
+        ours, theirs = canonical_name(str(config["model"])), canonical_name(str(config["against"]))
         retained.append((ours, theirs, compared))
 
 
@@ -227,7 +242,7 @@ def read_bench(result: Result, models: dict[str, ModelFacts], retained: Retained
     for role in ("model", "against"):
         found = result["numbers"].get(role)
         if isinstance(found, dict):
-            model = known(models, found["source"])
+            model = facts_of(models, found["source"])
             model.parameters, model.weight_bytes = found["parameters"], found["total_bytes"]
             model.loads = found["loads"]
 
@@ -241,7 +256,7 @@ def read_prune(result: Result, models: dict[str, ModelFacts], retained: Retained
     held_out = config.get("held_out") or config["calibration"]
     text = f"{HELD_OUT}, {Path(str(held_out)).name}"
     for found in ({**dense, "folder": config["model"]}, *sizes):
-        model = known(models, found["folder"])
+        model = facts_of(models, found["folder"])
         model.parameters, model.weight_bytes = found["parameters"], found["bytes"]
         model.sparsity, model.plan = found["sparsity"], found["plan"]
         model.dense_plan = dense["plan"]
@@ -253,9 +268,9 @@ def read_quality(result: Result, models: dict[str, ModelFacts], retained: Retain
     """Sparsities, and what every model retains of the first; the rest is in results of its own."""
     found = result["numbers"]["models"]
     assert isinstance(found, dict)
-    dense = identity(next(iter(found.values()))["source"])
+    dense = canonical_name(next(iter(found.values()))["source"])
     for one in found.values():
-        model = known(models, one["source"])
+        model = facts_of(models, one["source"])
         model.parameters, model.weight_bytes = one["parameters"], one["weight_bytes"]
         model.sparsity = one["sparsity"]
         if one["mean"] is not None and model.source != dense:

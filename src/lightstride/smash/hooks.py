@@ -30,13 +30,6 @@ def filler_token(config: GenerationConfig) -> int:
     return token if isinstance(token, int) else 0
 
 
-def end_tokens_of(config: GenerationConfig) -> frozenset[int]:
-    """Every end token of a generation config."""
-    named = config.eos_token_id
-    tokens = named if isinstance(named, list) else [named]
-    return frozenset(token for token in tokens if token is not None)
-
-
 def processing(processors: LogitsProcessorList, input_ids_BL: Tensor) -> Processor | None:
     """The processors as our hook: they see the row's prompt and answer up to the token at hand."""
     if not processors:

@@ -27,9 +27,10 @@ from transformers.generation.streamers import BaseStreamer
 from lightstride.errors import ConfigError, ModelError
 from lightstride.generate import Hooks, Settings
 from lightstride.generate.rows import Rows
+from lightstride.models.end_tokens import end_tokens
 from lightstride.models.opening.load import load_model
 from lightstride.smash.decode.decoder import MacroSteps
-from lightstride.smash.hooks import end_tokens_of, filler_token, processing, stopping, unpadded
+from lightstride.smash.hooks import filler_token, processing, stopping, unpadded
 from lightstride.smash.model.body import SmashBody
 from lightstride.smash.model.config import SmashConfig
 from lightstride.smash.model.graft_files import graft_state, read_config, read_grafts, write_grafts
@@ -111,7 +112,7 @@ class SmashModel(SmashBody, GenerationMixin):
         )
         answers: list[list[int]] = [[] for _ in prompts]
         asked = settings(generation_config, width)
-        ends = end_tokens_of(generation_config)
+        ends = frozenset(end_tokens(generation_config))
         rows = Rows(prompts, asked, self.base, None, hooks.stopper, ends)
         steps = MacroSteps(self, "dynamic").run(rows, asked, hooks)
         for step in steps:

@@ -12,7 +12,7 @@ from helpers.toys import tiny_llama
 from lightstride.errors import OutputError, WorkError
 from lightstride.models.families.adapter import OUTPUT_NAME
 from lightstride.models.families.registry import adapter_for
-from lightstride.models.fingerprint import identity
+from lightstride.models.fingerprint import model_hash
 from lightstride.models.shapes import AttentionShape, FFNShape, Geometry, Shape, Site, keep_all
 from lightstride.prune.cut import supernet as supernet_module
 from lightstride.prune.cut.materialize import mask, masked_weights
@@ -252,14 +252,14 @@ def test_full_folder_and_unwritable_place_are_refused(tmp_path: Path) -> None:
 
 
 def test_fingerprint_is_of_the_model_not_its_type() -> None:
-    marks = [identity(tiny_llama()), identity(tiny_llama().bfloat16())]
+    marks = [model_hash(tiny_llama()), model_hash(tiny_llama().bfloat16())]
     assert marks[0] == marks[1]
     changed = tiny_llama()
     with torch.no_grad():
         changed.model.layers[0].mlp.up_proj.weight.mul_(1.01)
     configured = tiny_llama()
     configured.config.rms_norm_eps *= 2
-    assert len({marks[0], identity(changed), identity(configured)}) == 3
+    assert len({marks[0], model_hash(changed), model_hash(configured)}) == 3
 
 
 def test_stream_goes_on_with_weights_as_stored(tmp_path: Path) -> None:

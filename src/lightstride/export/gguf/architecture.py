@@ -1,10 +1,8 @@
 """Which llama.cpp architecture runs a model, what it is told, and what is refused.
 
-llama.cpp builds a model from the name of an architecture and a list of keys.  Most families have
-an architecture of their own, which takes one width for all blocks.  Two architectures take a
-width for every block: `deci` (Llama's mathematics, biases allowed) and `openelm` (norms on
-queries and keys, head tied to the embedding).  What none of them computes right is refused here,
-before anything is written.
+llama.cpp builds a model from the name of an architecture and a list of keys.  Which families it
+runs at which widths is in `models/engines.py`; how its architectures compute is here.  A model
+that none of them computes right is refused here, before anything is written.
 """
 
 from collections.abc import Mapping
@@ -15,6 +13,7 @@ from transformers import PreTrainedConfig
 
 from lightstride.errors import ExportError
 from lightstride.export.gguf.rope import Metadata, rope_metadata
+from lightstride.models.engines import LLAMA_CPP, LlamaCpp
 from lightstride.models.shapes import NO_ATTENTION, Geometry
 
 MAX_BLOCKS = 512
@@ -26,71 +25,61 @@ class Architecture:
     """How llama.cpp computes a family."""
 
     name: str
-    pairs: bool = False
+    interleaved: bool = False
     """Rotary embedding turns neighbouring rows, so rows of queries and keys change places."""
     fused: bool = False
     """Queries, keys and values are one matrix."""
     norm_offset: float = 0.0
     """What is added to norm weights (Gemma stores them less one)."""
     activation: str = "silu"
-    square: bool = False
-    """Queries must be as wide as the hidden size: no head may be cut."""
 
 
-LLAMA = Architecture(name="llama", pairs=True)
-DECI = Architecture(name="deci", pairs=True)
-OPENELM = Architecture(name="openelm", fused=True)
-
-EVEN: Mapping[str, Architecture] = MappingProxyType(
+ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
     {
-        "llama": LLAMA,
-        "mistral": LLAMA,
-        "qwen2": Architecture(name="qwen2", square=True),
-        "qwen3": Architecture(name="qwen3"),
-        "gemma3_text": Architecture(name="gemma3", norm_offset=1.0, activation="gelu_pytorch_tanh"),
-        "phi3": Architecture(name="phi3", square=True),
+        each.name: each
+        for each in (
+            Architecture(name="llama", interleaved=True),
+            Architecture(name="deci", interleaved=True),
+            Architecture(name="openelm", fused=True),
+            Architecture(name="qwen2"),
+            Architecture(name="qwen3"),
+            Architecture(name="gemma3", norm_offset=1.0, activation="gelu_pytorch_tanh"),
+            Architecture(name="phi3"),
+        )
     }
 )
-"""`config.model_type` to the architecture for one width in all blocks."""
-UNEVEN: Mapping[str, Architecture] = MappingProxyType(
-    {"llama": DECI, "mistral": DECI, "qwen2": DECI, "qwen3": OPENELM}
-)
-"""`config.model_type` to the architecture for a width of its own in every block."""
+"""By llama.cpp's own names."""
 
 
-def choose(config: PreTrainedConfig, geometry: Geometry) -> Architecture:
+def architecture_for(config: PreTrainedConfig, geometry: Geometry) -> Architecture:
     """The architecture that runs this model; raises ExportError where there is none."""
-    family = family_of(config)
-    if family not in EVEN:
+    family = geometry.family
+    if family not in LLAMA_CPP:
         raise ExportError(
-            f"llama.cpp has no architecture for model type {family!r} "
-            f"(it has {', '.join(EVEN)}); transformers and vLLM run the folder as it is"
+            f"llama.cpp has no architecture for {family} "
+            f"(it has {', '.join(LLAMA_CPP)}); transformers and vLLM run the folder as it is"
         )
     check_widths(geometry)
-    architecture = EVEN[family]
-    if not (is_even(geometry) and fits(architecture, geometry)):
-        if family not in UNEVEN:
-            raise ExportError(refusal(family, architecture))
-        architecture = UNEVEN[family]
+    runs = LLAMA_CPP[family]
+    name: str | None = runs.same_widths
+    if not (is_even(geometry) and takes_heads(runs, geometry)):
+        name = runs.own_widths
+    if name is None:
+        raise ExportError(refusal(family, runs))
+    architecture = ARCHITECTURES[name]
     check_config(config, geometry, architecture)
     return architecture
 
 
-def family_of(config: PreTrainedConfig) -> str:
-    """The family's own model type, also where widths differ."""
-    family: str = config.model_type
-    return family.removeprefix("lightstride_")
-
-
-def fits(architecture: Architecture, geometry: Geometry) -> bool:
-    """Whether the architecture takes this many heads."""
+def takes_heads(runs: LlamaCpp, geometry: Geometry) -> bool:
+    """Whether the architecture for the same widths takes this many heads."""
     width = geometry.attention[0].num_heads * geometry.head_dim
-    return not architecture.square or width == geometry.hidden_size
+    return not runs.all_heads or width == geometry.hidden_size
 
 
-def refusal(family: str, architecture: Architecture) -> str:
+def refusal(family: str, runs: LlamaCpp) -> str:
     """Why a family with one architecture does not run at other widths."""
-    heads = " and with all its heads" if architecture.square else ""
+    heads = " and with all its heads" if runs.all_heads else ""
     return (
         f"llama.cpp runs {family} only with the same widths in every block{heads}, and here it is "
         "otherwise: prune with --target gguf, which keeps to that"

@@ -34,7 +34,7 @@ class GGUFTensor:
     kind: GGMLQuantizationType
     wanted: GGMLQuantizationType
     """The type that was asked for; another than `kind` where rows do not divide."""
-    pairs: bool = False
+    interleaved: bool = False
     """Whether rows change places for rotary pairs."""
     offset: float = 0.0
     """What is added."""
@@ -107,7 +107,7 @@ def plan_tensor(
         shape=shape,
         kind=fitting_type(wanted, shape[-1]),
         wanted=wanted,
-        pairs=architecture.pairs and layer_name(name) in PAIRED,
+        interleaved=architecture.interleaved and layer_name(name) in PAIRED,
         offset=architecture.norm_offset if name.endswith("norm.weight") else 0.0,
     )
 
@@ -116,12 +116,12 @@ def load_tensor(weights: Weights, tensor: GGUFTensor, head_dim: int) -> Tensor:
     """The tensor as the file wants it, not yet packed."""
     parts = [weights.load(source) for source in tensor.sources]
     loaded = parts[0] if len(parts) == 1 else torch.cat(parts)
-    if tensor.pairs:
-        loaded = paired_rows(loaded, head_dim)
+    if tensor.interleaved:
+        loaded = interleave_rows(loaded, head_dim)
     return loaded + tensor.offset if tensor.offset else loaded
 
 
-def paired_rows(tensor: Tensor, head_dim: int) -> Tensor:
+def interleave_rows(tensor: Tensor, head_dim: int) -> Tensor:
     """Rows i and i + d/2 of each head side by side; vectors (biases) likewise."""
     heads: Tensor = tensor.unflatten(0, (-1, 2, head_dim // 2))
     return heads.transpose(1, 2).flatten(0, 2)

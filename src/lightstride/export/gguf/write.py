@@ -17,13 +17,14 @@ from tqdm import tqdm
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from lightstride.errors import ExportError
-from lightstride.export.gguf.architecture import EVEN, choose, describe, family_of
+from lightstride.export.gguf.architecture import architecture_for, describe
 from lightstride.export.gguf.quantize import FILE_TYPES, pack, packed_size
 from lightstride.export.gguf.rope import Metadata
 from lightstride.export.gguf.tensors import GGUFTensor, load_tensor, plan_tensors
 from lightstride.export.gguf.vocabulary import read_vocabulary
 from lightstride.export.gguf.weights import Weights
 from lightstride.files import whole_file
+from lightstride.models.engines import LLAMA_CPP
 from lightstride.models.shapes import Geometry
 
 QUANTIZATION_VERSION = 2
@@ -53,9 +54,9 @@ def write_gguf(
     progress: bool = False,
 ) -> GGUFFile:
     """Write one model; raises ExportError, before writing, for what llama.cpp cannot run right."""
-    architecture = choose(config, geometry)
+    architecture = architecture_for(config, geometry)
     description = describe(config, geometry, architecture)
-    naming = EVEN[family_of(config)].name
+    naming = LLAMA_CPP[geometry.family].same_widths
     tensors = plan_tensors(weights, geometry, architecture, naming, dtype)
     vocabulary = read_vocabulary(tokenizer, config, end_tokens)
     writer = GGUFWriter(None, architecture.name)

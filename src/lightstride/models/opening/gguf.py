@@ -127,7 +127,7 @@ def inspect(path: Path) -> Metadata:
     stretch = tensors.pop("rope_freqs.weight", None)
     by_bytes = contents(reader, "tokenizer.ggml.model") == "gpt2"
     return Metadata(
-        end_tokens=end_tokens(reader),
+        end_tokens=read_end_tokens(reader),
         stretch_F=None if stretch is None else torch.tensor(stretch.data),
         settings=settings_of(reader, architecture),
         split=str(contents(reader, "tokenizer.ggml.pre")) if by_bytes else None,
@@ -141,7 +141,7 @@ def contents(reader: "GGUFReader", key: str) -> object:
     return None if field is None else field.contents()
 
 
-def end_tokens(reader: "GGUFReader") -> list[int]:
+def read_end_tokens(reader: "GGUFReader") -> list[int]:
     """Ids of all tokens that end an answer, the file's own end token first."""
     named = [contents(reader, f"tokenizer.ggml.{key}") for key in END_KEYS]
     found = [token for token in named if isinstance(token, int)]

@@ -34,7 +34,7 @@ from lightstride.distributed import NUM_SHARDS, barrier, rank
 from lightstride.errors import OutputError, WorkError
 from lightstride.files import rename_folder, write_json
 from lightstride.models.families.adapter import OUTPUT_NAME, Adapter
-from lightstride.models.fingerprint import identity
+from lightstride.models.fingerprint import model_hash
 from lightstride.models.shapes import Geometry, Kept, Shape, Site, keep_all, shape_text
 from lightstride.prune.cut.refit import Level, kept_columns, prune_site, retarget
 from lightstride.prune.cut.statistics import SiteStatistics, stream_blocks
@@ -79,7 +79,7 @@ class Supernet:
     def open(cls, folder: Path, model: PreTrainedModel, adapter: Adapter) -> "Supernet":
         """The supernet in a folder, made from this (dense) model; raises WorkError if it is not."""
         document = read_index(folder)
-        if document["model"] != identity(model):
+        if document["model"] != model_hash(model):
             raise WorkError(f"supernet {folder} was made from another model; give another folder")
         sites, settings = document["sites"], document["settings"]
         assert isinstance(sites, dict)
@@ -213,7 +213,7 @@ def describe(
     shapes = {str(s): [shape_text(shape) for shape in some] for s, some in builder.shapes.items()}
     return {
         "version": VERSION,
-        "model": identity(model),
+        "model": model_hash(model),
         "settings": {
             "num_windows": tokens_NL.shape[0],
             "window": tokens_NL.shape[1],

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from lightstride.errors import BudgetError, ConfigError
+from lightstride.models.engines import DECILM, LLAMA_CPP
 from lightstride.models.shapes import (
     NO_ATTENTION,
     AttentionShape,
@@ -120,18 +121,12 @@ TARGETS: Mapping[str, Target] = {
             channel_multiple=256,
             heads_fixed=True,
             attention_optional=True,
-            families=("llama", "mistral", "qwen2"),
+            families=DECILM,
         ),
         Target(name="uniform", uniform=True),
     )
 }
 """Blocks of 32 numbers are what Q8_0 and Q4_0 pack; for K-quants ask for multiples of 256."""
-
-ONE_WIDTH = ("gemma3", "phi3")
-"""Families that llama.cpp runs only with the same widths in every block."""
-ALL_HEADS = ("phi3",)
-"""Families that llama.cpp runs only with all their heads."""
-UNKNOWN_TO_LLAMA_CPP = ("opt",)
 
 
 def for_model(target: Target, geometry: Geometry) -> Target:
@@ -151,16 +146,14 @@ def for_model(target: Target, geometry: Geometry) -> Target:
             f"target {target.name} runs {', '.join(target.families)}, not {family}: "
             "choose another --target"
         )
-    if target.name == "gguf" and family in UNKNOWN_TO_LLAMA_CPP:
+    runs = LLAMA_CPP.get(family)
+    if target.name == "gguf" and runs is None:
         raise ConfigError(f"llama.cpp does not run {family}: choose another --target")
-    if target.name not in ("any", "gguf") or family in UNKNOWN_TO_LLAMA_CPP:
+    if target.name not in ("any", "gguf") or runs is None:
         return target
-    untied = family == "qwen3" and not geometry.tied_head
-    return replace(
-        target,
-        uniform=target.uniform or untied or family in ONE_WIDTH,
-        heads_fixed=target.heads_fixed or family in ALL_HEADS,
-    )
+    if runs.runs_own_widths(geometry):
+        return target
+    return replace(target, uniform=True, heads_fixed=target.heads_fixed or runs.all_heads)
 
 
 def named_target(

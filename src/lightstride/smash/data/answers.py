@@ -22,7 +22,7 @@ from lightstride.errors import ConfigError, DataError, ModelError, WorkError
 from lightstride.files import append_lines, read_lines, write_json
 from lightstride.generate import PlainDecoder, Settings
 from lightstride.generate.chat_template import chat_tokens
-from lightstride.generate.rows import Rows, context_length, end_tokens
+from lightstride.generate.rows import Rows, context_length, ends_of
 from lightstride.generate.sampler import Sampler
 from lightstride.models.fingerprint import fingerprint
 
@@ -98,7 +98,7 @@ def regenerate(
         seed=seed,
     )
     model, tokenizer = decoder.model, decoder.tokenizer
-    if not end_tokens(model, tokenizer):
+    if not ends_of(model, tokenizer):
         raise ModelError("the base names no end token, so it is not known where its answers end")
     started = started_answers(prompts, tokenizer, asking)
     fitting = [each for each in started if fits(each, model)]
@@ -182,7 +182,7 @@ def answer_batch(
     """The answers, each one step further; "cut" where the batch was left before their end."""
     model = decoder.model
     prompts = [(*each.prompt, *each.answer) for each in batch]
-    ends = end_tokens(model, decoder.tokenizer)
+    ends = ends_of(model, decoder.tokenizer)
     rows = Rows(prompts, settings, model, None, ends=ends)
     for row, each in zip(rows.all, batch, strict=True):
         row.limit = min(row.limit, settings.max_new_tokens - len(each.answer))

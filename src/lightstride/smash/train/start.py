@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightstride.config import SmashRunConfig
-from lightstride.generate.rows import end_tokens
+from lightstride.generate.rows import ends_of
 from lightstride.models.families.registry import adapter_for
 from lightstride.smash.data.examples import Example
 from lightstride.smash.hub import SmashModel
@@ -42,7 +42,7 @@ def build_model(
         counts_V = torch.zeros(geometry.vocab_size, dtype=torch.long)
         for example in examples:
             counts_V += torch.bincount(example.answer_A, minlength=geometry.vocab_size)
-        always = sorted(end_tokens(base, tokenizer))
+        always = sorted(ends_of(base, tokenizer))
         vocabulary = choose_vocabulary(counts_V, config.micro_vocab, always)
     torch.manual_seed(config.seed)
     model = SmashModel.graft(base, sizes, name=config.model, micro_vocabulary=vocabulary)

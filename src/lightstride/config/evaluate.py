@@ -1,21 +1,20 @@
-"""Flags of `lightstride evaluate`, `lightstride bench` and `lightstride report`."""
+"""Flags of `lightstride evaluate`."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from tyro.conf import Positional, arg
+from tyro.conf import arg
 
 from lightstride.config.base import (
-    Command,
+    OPTIONAL,
     Model,
     ModelCommand,
+    OptionalModel,
     OptionalPath,
     OptionalSource,
+    Output,
     require,
 )
-
-OptionalModel = Annotated[str | None, arg(metavar="MODEL")]
-Output = Annotated[str, arg(aliases=("-o",), metavar="DIR")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +37,16 @@ class EvaluateConfig(ModelCommand):
     """Tokens between the starts of two windows; smaller than the window, each sees more context."""
     every: int = 1
     """Measure each N-th window only."""
-    tasks: Annotated[tuple[str, ...], arg(metavar="TASK[,TASK ...]")] = ()
+    tasks: Annotated[
+        tuple[str, ...], arg(metavar="TASK[,TASK ...]", help_behavior_hint=OPTIONAL)
+    ] = ()
     """Tasks of the lm-eval harness."""
     task_data: OptionalPath = None
     """Folder with the tasks' data, so that no network is needed."""
-    limit: Annotated[int | None, arg(metavar="N", constructor=int)] = None
-    """Questions per task; without it, all."""
+    limit: Annotated[
+        int | None, arg(metavar="N", help_behavior_hint="(default: all)", constructor=int)
+    ] = None
+    """Questions per task."""
     num_fewshot: Annotated[
         int | None,
         arg(metavar="N", help_behavior_hint="(default: the task's own)", constructor=int),
@@ -71,47 +74,3 @@ class EvaluateConfig(ModelCommand):
     def task_names(self) -> tuple[str, ...]:
         """The tasks, whether they were separated by commas or by blanks."""
         return tuple(name for group in self.tasks for name in group.split(",") if name)
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchConfig(ModelCommand):
-    """Measure how fast a model is and what memory it takes."""
-
-    example: ClassVar[str] = "lightstride bench smollm2-135m --batch 1 --prompt 32"
-
-    model: Model
-    """The model: a hub id, a folder, a .gguf file, or smollm2-135m (built in)."""
-    against: OptionalModel = None
-    """A second model, run in turn with the first; ratios are shown."""
-    batch: Annotated[tuple[int, ...], arg(metavar="N [N ...]")] = (1, 8, 32)
-    """Sequences at once."""
-    prompt: Annotated[tuple[int, ...], arg(metavar="N [N ...]")] = (32, 512)
-    """Lengths of the prompts, in tokens."""
-    new_tokens: int = 64
-    """Tokens written after each prompt."""
-    repeats: int = 5
-    """Runs of each setting; the median counts."""
-    seed: int = 0
-    """Seed of the prompts."""
-    output: Output = "bench"
-    """Folder for result.json, which replaces one that is there."""
-
-    def __post_init__(self) -> None:
-        for flag in ("batch", "prompt"):
-            values = getattr(self, flag)
-            given = " ".join(map(str, values)) or "without a number"
-            require(bool(values) and min(values) >= 1, f"--{flag}", given, "at least 1 each")
-        require(self.new_tokens >= 2, "--new-tokens", self.new_tokens, "at least 2")
-        require(self.repeats >= 1, "--repeats", self.repeats, "at least 1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportConfig(Command):
-    """Turn folders of results into one page with pictures."""
-
-    example: ClassVar[str] = "lightstride report smollm2-pruned -o report.html"
-
-    folder: Annotated[Positional[tuple[str, ...]], arg(metavar="DIR [DIR ...]")]
-    """Folders with result.json and search.jsonl files."""
-    output: Annotated[str, arg(aliases=("-o",), metavar="FILE")] = "report.html"
-    """The page to write; its pictures go beside it."""
