@@ -3,9 +3,9 @@
     python benchmarks/scaling.py            predictions for 8B, 70B and 405B
     python benchmarks/scaling.py --check    also measure small models of random weights, and compare
 
-Predictions multiply operation counts (`prune/estimate.py`) by the rates of a machine.  Those of
+Predictions multiply operation counts (`prune/forecast.py`) by the rates of a machine.  Those of
 accelerators are assumptions, named in the table; for small models the rates are measured on this
-machine first (`prune/rates.py`), on another size than the one that is predicted.  The last line
+machine first (the same file), on another size than the one that is predicted.  The last line
 of stdout is one JSON document.
 """
 
@@ -22,9 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from lightstride.models.families.registry import adapter_for
 from lightstride.models.shapes import AttentionShape, FFNShape, Geometry
-from lightstride.prune.estimate import Rates, statistics_bytes
-from lightstride.prune.forecast import forecast
-from lightstride.prune.rates import measure_rates
+from lightstride.prune.forecast import Rates, forecast, measure_rates
 from lightstride.prune.rounds import Pruner, Rounds
 from lightstride.prune.space.budget import build_space, dense_cost, parameter_cost
 from lightstride.prune.space.targets import TARGETS
@@ -100,6 +98,16 @@ def random_model(
     model: PreTrainedModel = LlamaForCausalLM(config).eval()
     model.bfloat16()
     return model
+
+
+def statistics_bytes(
+    geometry: Geometry, num_tokens: int, *, bytes_per_number: int, resident_weights: int
+) -> int:
+    """Peak memory of a supernet's build: weights, two copies of the stream, one site's solve."""
+    widest = max(geometry.num_inputs(geometry.shape(site)) for site in geometry.sites)
+    stream = num_tokens * (geometry.hidden_size + widest) * bytes_per_number
+    solve = widest**2 * (4 + 4 * 8) + 4 * 8 * widest * geometry.hidden_size
+    return resident_weights + stream + solve
 
 
 def predict() -> list[dict[str, object]]:

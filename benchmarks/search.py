@@ -121,7 +121,6 @@ def run_all(bench: Bench, seed: int) -> dict[str, object]:
         early_share=flags.early,
         split=flags.split,
         correction=flags.correction,
-        early_correction=flags.early_correction,
         fitness=FitnessSettings(stride=flags.stride),
         seed=seed,
     )
@@ -268,7 +267,6 @@ def search_flags() -> argparse.ArgumentParser:
     parser.add_argument("--early", type=float, default=0.25, help="share for supernets")
     parser.add_argument("--stride", type=int, default=1, help="score every so many positions")
     parser.add_argument("--correction", type=float, default=Rounds.correction)
-    parser.add_argument("--early-correction", type=float, default=Rounds.early_correction)
     parser.add_argument("--split", choices=["free", "fixed"], default="free")
     parser.add_argument("--target", default="any")
     parser.add_argument("--no-search", action="store_true", help="uniform plans")

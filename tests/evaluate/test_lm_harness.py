@@ -211,7 +211,7 @@ def test_the_likeliest_continuation_is_called_greedy() -> None:
 
 
 def test_token_scores_are_those_of_log_softmax_and_argmax(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "SLICE_BYTES", {"cpu": 1000})
+    monkeypatch.setattr("lightstride.models.sliced_logits.CACHED_BYTES", 1000)
     logits = torch.randn(40, 3, 50).bfloat16()  # rounded, so that some are equal
     targets = logits.argmax(2)
     targets[:20] = (logits == logits.amax(2, keepdim=True)).int().flip(2).argmax(2)[:20].mul(

@@ -32,6 +32,7 @@ ALLOWED = {
     "training": {"errors", "files", "distributed", "models"},
     "prune": {
         "errors",
+        "config",
         "files",
         "distributed",
         "search",

@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from helpers.divergence import plain_divergence
 from helpers.toys import tiny_llama
 from lightstride.errors import ConfigError
 from lightstride.models.families.adapter import OUTPUT_NAME
 from lightstride.models.families.registry import adapter_for
 from lightstride.models.shapes import Shape, Site
+from lightstride.models.sliced_logits import log_totals
 from lightstride.prune.cut.materialize import DenseSites, mask
 from lightstride.prune.cut.refit import Level, prune_site
 from lightstride.prune.devices import spread
@@ -21,7 +23,7 @@ from lightstride.prune.space.plan import Plan, Space, dense_plan
 from lightstride.prune.space.targets import Target
 from lightstride.search.evaluation_log import Sample
 from lightstride.search.moves import Moves
-from lightstride.training.top_k_kl import divergence, log_total, plain_divergence, remember
+from lightstride.training.top_k_kl import divergence, remember
 
 MODEL = tiny_llama(num_layers=3)
 ADAPTER = adapter_for(MODEL.config)
@@ -180,10 +182,12 @@ def test_divergence_of_the_top_and_the_rest() -> None:
 def test_totals_in_pieces_are_logsumexp(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lightstride.training.top_k_kl.CACHED_ELEMENTS", 250)
+    monkeypatch.setattr("lightstride.models.sliced_logits.CACHED_BYTES", 1000)
     logits_NV = (20 * torch.randn(7, 100)).to(dtype)
     before_NV = logits_NV.clone()
-    torch.testing.assert_close(log_total(logits_NV), logits_NV.float().logsumexp(1))
+    totals_N, tops_N = log_totals(logits_NV)
+    torch.testing.assert_close(totals_N, logits_NV.float().logsumexp(1))
+    assert torch.equal(tops_N, logits_NV.float().amax(1))
     assert torch.equal(logits_NV, before_NV)
 
 

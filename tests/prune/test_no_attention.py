@@ -16,12 +16,14 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from helpers.agree import assert_close_logits, assert_same_greedy, assert_same_weights
 from helpers.ascii_tokenizer import ascii_tokenizer
+from helpers.divergence import plain_divergence
 from helpers.prune_runs import config_of, make_inputs
 from helpers.spaces import ffn_step, geometry
 from helpers.toys import EOS, TINY, byte_tokenizer, tiny_llama
 from lightstride.checkpoint import save_checkpoint
 from lightstride.cli import main
 from lightstride.commands.prune import prune
+from lightstride.config.prune import Accumulation
 from lightstride.errors import BudgetError, ConfigError, ExportError
 from lightstride.export.decilm import check_decilm
 from lightstride.generate import PlainDecoder, Settings, generate
@@ -41,7 +43,7 @@ from lightstride.models.shapes import (
 from lightstride.models.uneven.modeling import LayeredLlamaConfig
 from lightstride.prune.cut.materialize import DenseSites, mask, materialize
 from lightstride.prune.cut.refit import Level, prune_site
-from lightstride.prune.cut.supernet import Accumulation, build_supernet
+from lightstride.prune.cut.supernet import build_supernet
 from lightstride.prune.fitness import Fitness, FitnessSettings
 from lightstride.prune.space.budget import Memory, build_space, memory_cost, parameter_cost
 from lightstride.prune.space.latency import Serving, latency_table
@@ -52,7 +54,6 @@ from lightstride.search.evaluation_log import Sample
 from lightstride.search.moves import Moves
 from lightstride.smash.hub import SmashModel
 from lightstride.smash.train.initialize import initialize_from_base
-from lightstride.training.top_k_kl import plain_divergence
 
 FOUR = geometry(4)
 DROPS = Target(name="drops", channel_multiple=8, heads_fixed=True, attention_optional=True)
@@ -106,7 +107,7 @@ def test_the_target_says_where_attention_may_go() -> None:
 def test_it_costs_nothing_in_any_coin() -> None:
     biased = replace(FOUR, attention_fixed=16)
     assert biased.parameters(NO_ATTENTION) == 0
-    assert memory_cost(FOUR, Memory())(Site(1, "attention"), NO_ATTENTION) == 0
+    assert memory_cost(FOUR, Memory(context=64))(Site(1, "attention"), NO_ATTENTION) == 0
     shapes = [NO_ATTENTION, AttentionShape(3, 3)]
     table = latency_table(
         FOUR,

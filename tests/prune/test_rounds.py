@@ -18,9 +18,14 @@ from lightstride.prune.cut.materialize import materialize
 from lightstride.prune.cut.refit import prune_site
 from lightstride.prune.cut.statistics import stream_blocks
 from lightstride.prune.cut.supernet import Supernet
-from lightstride.prune.estimate import Rates, search_work, supernet_work
-from lightstride.prune.forecast import forecast, sentence
-from lightstride.prune.rates import measure_rates
+from lightstride.prune.forecast import (
+    Rates,
+    forecast,
+    measure_rates,
+    search_operations,
+    sentence,
+    supernet_operations,
+)
 from lightstride.prune.rounds import Outcome, Pruner, Rounds
 from lightstride.prune.space.budget import build_space, dense_cost, parameter_cost
 from lightstride.prune.space.plan import Plan, sparsity
@@ -216,15 +221,15 @@ def test_bytes_of_a_supernet_are_what_it_takes(tmp_path: Path) -> None:
 def test_work_grows_as_it_should() -> None:
     geometry = ADAPTER.geometry(MODEL.config)
     site, attention = Site(0, "ffn"), Site(0, "attention")
-    few = supernet_work(geometry, [(site, [FFNShape(24)])], 100)
-    many = supernet_work(geometry, [(site, [FFNShape(24), FFNShape(12)])], 200)
+    few = supernet_operations(geometry, [(site, [FFNShape(24)])], 100)
+    many = supernet_operations(geometry, [(site, [FFNShape(24), FFNShape(12)])], 200)
     assert many.gram == 2 * few.gram
     assert many.solve > few.solve
-    heads = supernet_work(geometry, [(attention, [AttentionShape(1, 1)])], 100)
+    heads = supernet_operations(geometry, [(attention, [AttentionShape(1, 1)])], 100)
     rates = Rates(forward=1e9, gram=1e9, solve=1e9)
     assert (few + heads).seconds(rates) == pytest.approx(few.seconds(rates) + heads.seconds(rates))
     space = build_space(geometry, Target(name="toy", channel_multiple=8), parameter_cost(geometry))
     plan = Plan({site: space.choices[site][-1] for site in space.sites})
     paper = EvolutionSettings(generations=15, offspring=32, tokens=(1024, 4096), survivors=(8, 3))
-    slow, quick = search_work(space, plan, paper), search_work(space, plan, QUICK)
+    slow, quick = search_operations(space, plan, paper), search_operations(space, plan, QUICK)
     assert slow.forward > 5 * quick.forward

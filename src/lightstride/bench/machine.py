@@ -8,12 +8,12 @@ multiplies matrices, so it cannot be faster than the matrix units.
 import ctypes
 import gc
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+from lightstride.models.device import best_time
 
 READ_BYTES = {"cpu": 2**28, "other": 2**31}
 MATRIX_SIZE = {"cpu": 1536, "other": 8192}
@@ -31,32 +31,14 @@ class Machine:
     matrix_rate: float
 
 
-def synchronize(device: torch.device) -> None:
-    """Wait until an accelerator has done what it was given."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-
-
-def fastest(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the fastest of several runs, after one that does not count."""
-    times = []
-    for _ in range(REPEATS + 1):
-        synchronize(device)
-        start = time.perf_counter()
-        work()
-        synchronize(device)
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
-
-
 def measure_machine(device: torch.device, dtype: torch.dtype) -> Machine:
     """Rates of reading a tensor larger than any cache, and of multiplying square matrices."""
     kind = "cpu" if device.type == "cpu" else "other"
     read = torch.ones(READ_BYTES[kind] // 4, dtype=torch.float32, device=device)
-    read_seconds = fastest(read.sum, device)
+    read_seconds = best_time(read.sum, REPEATS, device)
     size = MATRIX_SIZE[kind]
     left = torch.ones(size, size, dtype=dtype, device=device)
-    matrix_seconds = fastest(lambda: left @ left, device)
+    matrix_seconds = best_time(lambda: left @ left, REPEATS, device)
     return Machine(READ_BYTES[kind] / read_seconds, 2 * size**3 / matrix_seconds)
 
 

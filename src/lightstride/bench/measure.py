@@ -14,9 +14,10 @@ from statistics import median
 import torch
 from transformers import PreTrainedModel
 
-from lightstride.bench.machine import Machine, PeakMemory, synchronize
+from lightstride.bench.machine import Machine, PeakMemory
 from lightstride.errors import ConfigError
 from lightstride.generate import Decoder, Settings
+from lightstride.models.device import synchronize
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,8 @@ from lightstride.distributed import barrier, rank
 from lightstride.evaluate.perplexity import perplexity
 from lightstride.files import write_json
 from lightstride.prune.cut.materialize import materialize
-from lightstride.prune.forecast import forecast, sentence
+from lightstride.prune.forecast import forecast, measure_rates, sentence
 from lightstride.prune.heal import Healing, heal
-from lightstride.prune.rates import measure_rates
 from lightstride.prune.rounds import Outcome, name_of
 from lightstride.prune.space.plan import Plan, dense_plan, num_parameters, sparsity
 from lightstride.results import markdown_table
@@ -65,8 +64,8 @@ def tell_time(setup: Setup) -> None:
         pruner = setup.pruner
         batch_BL = pruner.calibration_NL[: pruner.settings.batch_size]
         rates = measure_rates(pruner.model, pruner.adapter, batch_BL)
-        works = forecast(pruner, setup.config.sparsity, setup.config.heal)
-        sys.stderr.write(f"lightstride: {sentence(works, rates)}\n")
+        stages = forecast(pruner, setup.config.sparsity, setup.config.heal)
+        sys.stderr.write(f"lightstride: {sentence(stages, rates)}\n")
 
 
 def size_folder(config: PruneConfig, share: float) -> Path:

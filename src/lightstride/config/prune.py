@@ -16,7 +16,10 @@ from lightstride.config.base import (
     require_choice,
 )
 
+TargetName = Literal["any", "hf", "vllm", "gguf", "decilm", "uniform"]
 Accumulation = Literal["none", "median", "expectation"]
+Split = Literal["free", "fixed"]
+TokenWeights = Literal["relative", "equal"]
 Search = Literal["none", "fast", "paper"]
 
 
@@ -35,7 +38,7 @@ class PruneConfig(PresetCommand):
     """Folder for the result, new or empty; several sparsities go to DIR/25, DIR/50 and so on."""
     sparsity: Annotated[tuple[float, ...], arg(metavar="S [S ...]")]
     """Share of the blocks' parameters to remove, above 0 and below 1; several from low to high."""
-    target: Literal["any", "hf", "vllm", "gguf", "decilm", "uniform"] = "any"
+    target: TargetName = "any"
     """The engine that will run the result: only widths that it accepts are considered."""
     tp: int = 1
     """Devices that will share the result by tensor parallelism: widths divide by it."""

@@ -21,9 +21,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
+from lightstride.models.sliced_logits import log_totals
+
 Pair = tuple[Sequence[int], Sequence[int]]
-SLICE_BYTES = {"cpu": 2**21, "other": 2**29}
-"""Size of a slice of logits in fp32."""
 SMALLEST_SHARE = 8
 """A batch of 1/8 of the budget is large enough to be run."""
 SHORTEST = 0.8
@@ -89,30 +89,13 @@ def batches(lengths: Sequence[int], budget: int) -> Iterator[slice]:
         start = stop
 
 
-def slices(logits_NV: Tensor) -> Iterator[Tensor]:
-    """Runs of rows that are small enough to stay in a CPU's cache while they are worked on."""
-    kind = "cpu" if logits_NV.device.type == "cpu" else "other"
-    return iter(logits_NV.split(max(1, SLICE_BYTES[kind] // (4 * logits_NV.shape[1]))))
-
-
-def normalizers(logits_NV: Tensor) -> tuple[Tensor, Tensor]:
-    """log sum exp and maximum of every row in fp32, (N,) and (N,)."""
-    sums, tops = [], []
-    for part_SV in slices(logits_NV):
-        logits_SV = part_SV.float()
-        tops_S = logits_SV.amax(1)
-        sums.append((logits_SV - tops_S[:, None]).exp_().sum(1).log() + tops_S)
-        tops.append(tops_S)
-    return torch.cat(sums), torch.cat(tops)
-
-
 def token_scores(logits_RLV: Tensor, targets_RL: Tensor, real_RL: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probability of each row's targets in fp32, and whether all are the likeliest: (R,), (R,).
 
     Among equal logits the first is the likeliest, as argmax says; it is asked only where every
     target of a row is at the top, since it is slow.
     """
-    sums_RL, tops_RL = (x.view_as(targets_RL) for x in normalizers(logits_RLV.flatten(0, 1)))
+    sums_RL, tops_RL = (x.view_as(targets_RL) for x in log_totals(logits_RLV.flatten(0, 1)))
     chosen_RL = logits_RLV.gather(2, targets_RL[..., None])[..., 0].float()
     values_R = (chosen_RL - sums_RL).where(real_RL, 0.0).sum(1)
     greedy_R = ((chosen_RL == tops_RL) | ~real_RL).all(1)
@@ -165,7 +148,7 @@ def run_contexts(model: PreTrainedModel, groups: Sequence[Group]) -> tuple[Tenso
 
 def first_scores(logits_BV: Tensor, groups: Sequence[Group]) -> list[list[tuple[float, bool]]]:
     """Score of the first token of every row, group by group, from the logits after the contexts."""
-    sums_B, _ = normalizers(logits_BV)
+    sums_B, _ = log_totals(logits_BV)
     greedy = logits_BV.argmax(1).tolist()
     scores = []
     for b, group in enumerate(groups):

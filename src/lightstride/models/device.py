@@ -1,4 +1,7 @@
-"""What `--device` and `--dtype` mean on this machine."""
+"""The meaning of `--device` and `--dtype` on this machine, and the time that a call takes there."""
+
+import time
+from collections.abc import Callable
 
 import torch
 
@@ -33,3 +36,21 @@ def suitable_dtype(device: str) -> torch.dtype:
         return torch.bfloat16
     fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     return torch.bfloat16 if fast else torch.float32
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until an accelerator has done what it was given."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def best_time(call: Callable[[], object], repeats: int, device: torch.device) -> float:
+    """Seconds of the fastest of several calls, after one that does not count."""
+    times = []
+    for _ in range(repeats + 1):
+        synchronize(device)
+        start = time.perf_counter()
+        call()
+        synchronize(device)
+        times.append(time.perf_counter() - start)
+    return min(times[1:])

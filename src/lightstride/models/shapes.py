@@ -184,6 +184,12 @@ class Geometry:
         shapes = self.attention if site.kind == "attention" else self.ffn
         return shapes[site.block]
 
+    def num_inputs(self, shape: Shape) -> int:
+        """Inputs of the output weights of a site of this shape."""
+        if isinstance(shape, FFNShape):
+            return shape.num_channels
+        return shape.num_heads * self.head_dim
+
     def parameters(self, shape: Shape) -> int:
         """Parameters of one site of this shape, exactly."""
         if isinstance(shape, FFNShape):

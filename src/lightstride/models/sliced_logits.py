@@ -18,6 +18,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 SLICE_BYTES = {"cpu": 12 * 2**20}
 """Size of a slice of logits in fp32; on a CPU small enough for the allocator to use again."""
 ACCELERATOR_SLICE_BYTES = 512 * 2**20
+CACHED_BYTES = 2**20
+"""Logits in fp32 that a processor core keeps close."""
 
 
 def slice_rows(model: PreTrainedModel) -> int:
@@ -25,6 +27,25 @@ def slice_rows(model: PreTrainedModel) -> int:
     limit = SLICE_BYTES.get(model.device.type, ACCELERATOR_SLICE_BYTES)
     vocab_size: int = model.get_output_embeddings().weight.shape[0]
     return max(1, limit // (4 * vocab_size))
+
+
+def log_totals(logits_NV: Tensor) -> tuple[Tensor, Tensor]:
+    """Log of the sum of exponentials, and the maximum, of every row in fp32: (N,) and (N,).
+
+    On a CPU a few rows at a time: what fits the nearest cache is some four times as fast.
+    """
+    limit = CACHED_BYTES if logits_NV.device.type == "cpu" else ACCELERATOR_SLICE_BYTES
+    totals, tops = [], []
+    for rows_RV in logits_NV.split(max(1, limit // (4 * logits_NV.shape[1]))):
+        values_RV = rows_RV.float()
+        top_R = values_RV.amax(1)
+        if values_RV is rows_RV:
+            values_RV = values_RV - top_R[:, None]
+        else:
+            values_RV -= top_R[:, None]
+        totals.append(values_RV.exp_().sum(1).log_() + top_R)
+        tops.append(top_R)
+    return torch.cat(totals), torch.cat(tops)
 
 
 def picked_logits(

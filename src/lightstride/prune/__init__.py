@@ -2,5 +2,5 @@
 
 space/    which shapes a site may take, at what cost    cut/    statistics, refits, cut weights
 fitness    how a candidate is judged    rounds  space to plan, coarse to fine
-heal    training after the cut    forecast, estimate, rates   how long it takes
+heal    training after the cut    forecast   how long it takes
 """

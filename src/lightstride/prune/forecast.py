@@ -1,18 +1,148 @@
-"""What a run is about to do, counted before it starts."""
+"""How long a run takes on this machine, and how that is found out before it starts.
+
+Three kinds of operations are counted, each with a rate that is measured in a few seconds on the
+model at hand:
+
+    forward   2 a weight and token, through blocks (as wide as they are) and head
+    gram      sum x x^T at every site: 2 * 9/16 I^2 a token (see `cut/gram.py`)
+    solve     factorizing, removing and refitting: about (2 + 1/3 removed share) I^3 a site and
+              k^2 D a level of k inputs, in the mix of precisions of `cut/refit.py`
+
+The rates are those of products that the run will do: a block on a batch of windows, the Gram
+matrix of one batch of FFN inputs, and the pruning of a site that is as wide as the FFN, up to a
+bound.
+
+Shapes in the formulas: I inputs of a site's output weights, D hidden size, k inputs of a level.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from lightstride.prune.estimate import Rates, Work, healing_work, search_work, supernet_work
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lightstride.models.device import best_time
+from lightstride.models.families.adapter import Adapter
+from lightstride.models.shapes import FFNShape, Geometry, Shape, Site
+from lightstride.prune.cut.gram import add_gram
+from lightstride.prune.cut.refit import prune_ffn
+from lightstride.prune.cut.stream import recorders
 from lightstride.prune.rounds import Pruner
+from lightstride.prune.space.plan import Plan, Space, num_parameters
+from lightstride.search.evolution import EvolutionSettings
+from lightstride.search.guided import GuidedSettings
+
+GRAM_SHARE = 9 / 16
+PROBE_SHARE = 0.5
+"""Of the blocks, what a probe of one site computes anew."""
+CHILD_SHARE = 0.9
+"""The same of an offspring."""
+MOST_CHANNELS = 1024
+"""Widest site that is pruned for the measurement."""
+GRAM_TOKENS = 4096
 
 
-def forecast(pruner: Pruner, shares: Sequence[float], passes: int = 0) -> dict[str, Work]:
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """Operations a second of this machine."""
+
+    forward: float
+    gram: float
+    solve: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operations:
+    """Operations of one stage."""
+
+    forward: float = 0.0
+    gram: float = 0.0
+    solve: float = 0.0
+
+    def __add__(self, other: "Operations") -> "Operations":
+        return Operations(
+            forward=self.forward + other.forward,
+            gram=self.gram + other.gram,
+            solve=self.solve + other.solve,
+        )
+
+    def seconds(self, rates: Rates) -> float:
+        """Time on a machine."""
+        return self.forward / rates.forward + self.gram / rates.gram + self.solve / rates.solve
+
+
+def solve_operations(dense: int, widths: Sequence[int], outputs: int, *, nested: bool) -> float:
+    """Cutting a site of `dense` inputs to these widths; nested levels share a factorization."""
+    removed = 1 - min(widths) / dense
+    total = (2 + removed / 3) * dense**3 + removed * dense**2 * outputs
+    if nested:
+        return total + sum(width**2 * outputs for width in widths)
+    return total + sum(width**3 / 3 + 2 * width**2 * outputs for width in widths)
+
+
+def supernet_operations(
+    geometry: Geometry, shapes: Sequence[tuple[Site, Sequence[Shape]]], num_tokens: int
+) -> Operations:
+    """Statistics on so many tokens, and all these levels."""
+    gram = solve = 0.0
+    for site, levels in shapes:
+        dense = geometry.num_inputs(geometry.shape(site))
+        widths = [geometry.num_inputs(shape) for shape in levels]
+        gram += 2 * GRAM_SHARE * dense**2 * num_tokens
+        nested = site.kind == "ffn"
+        solve += solve_operations(dense, widths, geometry.hidden_size, nested=nested)
+    forward = 2.0 * geometry.prunable_parameters * num_tokens
+    return Operations(forward=forward, gram=gram, solve=solve)
+
+
+def search_operations(
+    space: Space,
+    plan: Plan,
+    search: GuidedSettings | EvolutionSettings,
+    *,
+    stride: int = 1,
+    probes: bool = True,
+) -> Operations:
+    """Evaluations of one search around a plan, with or without probing every site."""
+    geometry = space.geometry
+    blocks = 2.0 * num_parameters(plan, geometry)
+    head = 2.0 * geometry.vocab_size * geometry.hidden_size / stride
+    if isinstance(search, EvolutionSettings):
+        counts = (search.offspring, *(count + 1 for count in search.survivors))
+        tokens = search.generations * sum(
+            count * tokens for count, tokens in zip(counts, search.tokens, strict=False)
+        )
+        return Operations(forward=tokens * (CHILD_SHARE * blocks + head))
+    counts = (search.offspring, *search.survivors)
+    probed = len(space.sites) * search.probe_tokens if probes else 0
+    race = sum(count * tokens for count, tokens in zip(counts, search.tokens, strict=False))
+    tokens = search.generations * race + sum(search.tokens)
+    teacher = sum(search.tokens) * (2.0 * geometry.prunable_parameters + head)
+    return Operations(
+        forward=teacher
+        + tokens * (CHILD_SHARE * blocks + head)
+        + probed * (PROBE_SHARE * blocks + head)
+    )
+
+
+def healing_operations(geometry: Geometry, plans: Sequence[Plan], num_tokens: int) -> Operations:
+    """Training on so many tokens: the dense model forward, the cut one forward and backward."""
+    total = 0.0
+    head = geometry.vocab_size * geometry.hidden_size
+    for plan in plans:
+        cut = num_parameters(plan, geometry)
+        total += 2.0 * num_tokens * (geometry.prunable_parameters + head + 3 * (cut + head))
+    return Operations(forward=total)
+
+
+def forecast(pruner: Pruner, shares: Sequence[float], passes: int = 0) -> dict[str, Operations]:
     """Operations of all supernets, searches and closing rounds of a run, and passes of healing.
 
     Where a round's space lies is not known before the round: that of the uniform plan stands in.
     """
     settings, geometry = pruner.settings, pruner.space.geometry
-    supernets, searches, closing = Work(), Work(), Work()
+    supernets, searches, closing = Operations(), Operations(), Operations()
     early = round(pruner.calibration_NL.numel() * settings.early_share)
     centres = {share: pruner.centre(share) for share in shares}
     if settings.search is not None:
@@ -21,9 +151,9 @@ def forecast(pruner: Pruner, shares: Sequence[float], passes: int = 0) -> dict[s
             groups = [list(shares)] if number == 1 else [[share] for share in shares]
             for group in groups:
                 levels = pruner.levels(spaces[share] for share in group)
-                supernets += supernet_work(geometry, list(levels.items()), early)
+                supernets += supernet_operations(geometry, list(levels.items()), early)
             for share in shares:
-                searches += search_work(
+                searches += search_operations(
                     spaces[share],
                     centres[share],
                     settings.search,
@@ -32,14 +162,65 @@ def forecast(pruner: Pruner, shares: Sequence[float], passes: int = 0) -> dict[s
                 )
     for share in shares:
         chosen = [(site, [shape]) for site, shape in centres[share].shapes.items()]
-        closing += supernet_work(geometry, chosen, pruner.calibration_NL.numel())
-    healing = healing_work(geometry, list(centres.values()), passes * pruner.calibration_NL.numel())
-    works = {"supernets": supernets, "searches": searches, "closing rounds": closing}
-    return works | ({"healing": healing} if passes else {})
+        closing += supernet_operations(geometry, chosen, pruner.calibration_NL.numel())
+    healing = healing_operations(
+        geometry, list(centres.values()), passes * pruner.calibration_NL.numel()
+    )
+    stages = {"supernets": supernets, "searches": searches, "closing rounds": closing}
+    return stages | ({"healing": healing} if passes else {})
 
 
-def sentence(works: dict[str, Work], rates: Rates) -> str:
+def sentence(stages: dict[str, Operations], rates: Rates) -> str:
     """One line for the user."""
-    seconds = {name: work.seconds(rates) for name, work in works.items()}
+    seconds = {name: operations.seconds(rates) for name, operations in stages.items()}
     parts = ", ".join(f"{name} {value / 60:.1f}" for name, value in seconds.items() if value)
     return f"about {sum(seconds.values()) / 60:.1f} minutes on this machine ({parts})"
+
+
+def measure_rates(model: PreTrainedModel, adapter: Adapter, tokens_BL: Tensor) -> Rates:
+    """Operations a second, for batches like this one."""
+    return Rates(
+        forward=forward_rate(model, adapter, tokens_BL),
+        gram=gram_rate(model, adapter),
+        solve=solve_rate(model, adapter),
+    )
+
+
+@torch.inference_mode()
+def forward_rate(model: PreTrainedModel, adapter: Adapter, tokens_BL: Tensor) -> float:
+    """Rate of one block on one batch."""
+    tokens_BL = tokens_BL.to(model.device)
+    geometry = adapter.geometry(model.config)
+    block = adapter.blocks(model)[0]
+    with recorders(model, adapter) as stand_ins:
+        adapter.decoder(model)(tokens_BL, use_cache=False)
+    first = stand_ins[0]
+    seconds = best_time(
+        lambda: block(first.hidden_BLD, *first.call.args, **first.call.kwargs), 2, model.device
+    )
+    sites = [Site(0, "attention"), Site(0, "ffn")]
+    weights = sum(geometry.parameters(geometry.shape(site)) for site in sites)
+    return 2.0 * weights * tokens_BL.numel() / seconds
+
+
+def gram_rate(model: PreTrainedModel, adapter: Adapter) -> float:
+    """Rate of a Gram matrix of FFN inputs."""
+    geometry = adapter.geometry(model.config)
+    width = geometry.num_inputs(geometry.ffn[0])
+    rows_TI = torch.randn(GRAM_TOKENS, width, dtype=model.dtype, device=model.device)
+    gram_II = torch.zeros(width, width, device=model.device)
+    seconds = best_time(lambda: add_gram(gram_II, rows_TI), 2, model.device)
+    return 2 * GRAM_SHARE * width**2 * GRAM_TOKENS / seconds
+
+
+def solve_rate(model: PreTrainedModel, adapter: Adapter) -> float:
+    """Rate of pruning an FFN to eight widths."""
+    geometry = adapter.geometry(model.config)
+    width = min(geometry.num_inputs(geometry.ffn[0]), MOST_CHANNELS)
+    rows_TI = torch.randn(2 * width, width, device=model.device)
+    weight_OI = torch.randn(geometry.hidden_size, width, device=model.device)
+    gram_II = rows_TI.T @ rows_TI
+    shapes = [FFNShape(max(1, width * eighth // 8)) for eighth in range(1, 9)]
+    seconds = best_time(lambda: prune_ffn(weight_OI, gram_II, shapes), 1, model.device)
+    widths = [shape.num_channels for shape in shapes]
+    return solve_operations(width, widths, geometry.hidden_size, nested=True) / seconds

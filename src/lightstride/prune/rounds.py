@@ -19,20 +19,19 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lightstride.config.prune import Accumulation, Split
 from lightstride.distributed import barrier, broadcast_object, rank
 from lightstride.errors import WorkError
 from lightstride.files import write_json
 from lightstride.models.families.adapter import Adapter
 from lightstride.models.shapes import Shape, Site
 from lightstride.prune.cut.refit import Level
-from lightstride.prune.cut.supernet import Accumulation, Supernet, build_supernet
+from lightstride.prune.cut.supernet import Supernet, build_supernet, supernet_bytes
 from lightstride.prune.devices import accelerator_memory, spread
-from lightstride.prune.estimate import supernet_bytes
 from lightstride.prune.fitness import Fitness, FitnessSettings, Lesson
 from lightstride.prune.space.even import even_plans
 from lightstride.prune.space.narrow import limit_for, narrow, uniform_plan
@@ -55,15 +54,13 @@ class Rounds:
     """None keeps the uniform plan."""
     num_rounds: int = 4
     num_levels: int = 9
-    split: Literal["free", "fixed"] = "free"
+    split: Split = "free"
     """Whether attention and FFN trade parameters, or keep the uniform plan's shares."""
     accumulation: Accumulation = "median"
     relative: bool = True
     """Whether tokens count by the inverse of their residual stream's square, or all alike."""
     correction: float = 0.35
     """Part of the accumulated drift that each site of the closing round undoes."""
-    early_correction: float = 0.0
-    """The same in the supernets that are searched, where it costs a second stream."""
     damping: float = 0.01
     batch_size: int = 8
     """Windows that run through a block at once while statistics are taken."""
@@ -185,8 +182,7 @@ class Pruner:
             middle = quests[len(quests) // 2].centre
             count = max(1, round(len(self.calibration_NL) * self.settings.early_share))
             levels = self.levels(quest.space for quest in quests)
-            correction = self.settings.early_correction
-            supernet = self.build(folder, self.calibration_NL[:count], levels, middle, correction)
+            supernet = self.build(folder, self.calibration_NL[:count], levels, middle)
             finished = [
                 self.search(quest, supernet) if outcome is None else outcome
                 for quest, outcome in zip(quests, finished, strict=True)
@@ -212,7 +208,7 @@ class Pruner:
         if self.settings.search is None:
             return 0
         spaces = [self.narrowed(1, self.centre(share)) for share in shares]
-        return supernet_bytes(self.space.geometry, list(self.levels(spaces).items()))
+        return supernet_bytes(self.space.geometry, self.levels(spaces))
 
     def narrowed(self, number: int, centre: Plan) -> Space:
         """The space of a round."""

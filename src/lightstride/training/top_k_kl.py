@@ -18,10 +18,10 @@ from math import log
 import torch
 from torch import Tensor
 
+from lightstride.models.sliced_logits import log_totals
+
 SMALLEST = 1e-7
 """Probability below which the rest of the mass is not resolved in fp32."""
-CACHED_ELEMENTS = 1 << 18
-"""Numbers in fp32 that a processor core keeps close."""
 
 
 @dataclass(frozen=True)
@@ -45,24 +45,6 @@ class Teacher:
         return top_k * (2 + 4) + 4
 
 
-def log_total(logits_NV: Tensor) -> Tensor:
-    """Log of the sum of exponentials in fp32, (N,).
-
-    On a CPU a few rows at a time: what fits the nearest cache is some four times as fast.
-    """
-    elements = CACHED_ELEMENTS if logits_NV.device.type == "cpu" else logits_NV.numel()
-    totals = []
-    for rows_RV in logits_NV.split(max(1, elements // logits_NV.shape[1])):
-        values_RV = rows_RV.float()
-        largest_R1 = values_RV.amax(1, keepdim=True)
-        if values_RV is rows_RV:
-            values_RV = values_RV - largest_R1
-        else:
-            values_RV -= largest_R1
-        totals.append(values_RV.exp_().sum(1).log_() + largest_R1[:, 0])
-    return torch.cat(totals)
-
-
 def remember(logits_NV: Tensor, top_k: int) -> Teacher:
     """The k likeliest tokens of each position."""
     logits_NV = logits_NV.float()
@@ -83,19 +65,12 @@ def divergence(teacher: Teacher, logits_NV: Tensor, *, renormalize: bool = False
         student_NK = student_NK.log_softmax(1)
         teacher_NK = teacher_NK.log_softmax(1)
         return (teacher_NK.exp() * (teacher_NK - student_NK)).sum(1)
-    student_NK = student_NK - log_total(logits_NV)[:, None]
+    student_NK = student_NK - log_totals(logits_NV)[0][:, None]
     shared_N = (teacher_NK.exp() * (teacher_NK - student_NK)).sum(1)
     if teacher.token_NK.shape[1] == logits_NV.shape[1]:
         return shared_N
     student_log_rest_N = (1 - student_NK.exp().sum(1)).clamp_min(SMALLEST).log()
     return shared_N + teacher.log_rest_N.exp() * (teacher.log_rest_N - student_log_rest_N)
-
-
-def plain_divergence(teacher_NV: Tensor, student_NV: Tensor) -> Tensor:
-    """KL divergence over the whole vocabulary in nats, (N,): the plain twin."""
-    teacher_NV = teacher_NV.double().log_softmax(1)
-    student_NV = student_NV.double().log_softmax(1)
-    return (teacher_NV.exp() * (teacher_NV - student_NV)).sum(1)
 
 
 def relative_error(teacher_BLD: Tensor, student_BLD: Tensor) -> Tensor:

@@ -110,10 +110,10 @@ def test_widths_between_are_interpolated() -> None:
     "make",
     [
         lambda: Memory(context=0),
-        lambda: Memory(bytes_per_weight=0),
-        lambda: Serving(grid=1),
-        lambda: Serving(decode_weight=-1.0),
-        lambda: Serving(prefill_weight=0, decode_weight=0),
+        lambda: Memory(context=64, bytes_per_weight=0),
+        lambda: Serving(context=64, grid=1),
+        lambda: Serving(context=64, decode_weight=-1.0),
+        lambda: Serving(context=64, prefill_weight=0, decode_weight=0),
     ],
 )
 def test_bad_settings(make: Callable[[], object]) -> None:

@@ -24,12 +24,12 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lightstride.config.prune import Accumulation
 from lightstride.distributed import NUM_SHARDS, barrier, rank
 from lightstride.errors import OutputError, WorkError
 from lightstride.files import rename_folder, write_json
@@ -52,8 +52,6 @@ VERSION = 2
 INDEX = "index.json"
 STARTED = "started.json"
 
-Accumulation = Literal["none", "median", "expectation"]
-
 
 def dense_outputs(model: PreTrainedModel, adapter: Adapter) -> dict[Site, Tensor]:
     """The output weights (O, I) of every site, by reference."""
@@ -62,6 +60,17 @@ def dense_outputs(model: PreTrainedModel, adapter: Adapter) -> dict[Site, Tensor
         site: adapter.read(blocks[site.block], site.kind)[OUTPUT_NAME[site.kind]]
         for site in adapter.geometry(model.config).sites
     }
+
+
+def supernet_bytes(geometry: Geometry, shapes: Mapping[Site, Sequence[Shape]]) -> int:
+    """Disk of a supernet: output weights in bf16; levels as wide as the dense site hold none."""
+    widths = sum(
+        geometry.num_inputs(shape)
+        for site, levels in shapes.items()
+        for shape in levels
+        if shape != geometry.shape(site)
+    )
+    return 2 * geometry.hidden_size * widths
 
 
 @dataclass(frozen=True)

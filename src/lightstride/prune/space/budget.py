@@ -11,14 +11,12 @@ of the dense model's cost in that coin is gone.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from lightstride.errors import ConfigError
 from lightstride.models.shapes import AttentionShape, Geometry, Shape, Site
 from lightstride.prune.space.plan import Space, dense_plan
 from lightstride.prune.space.targets import Target
 
-BudgetKind = Literal["params", "memory", "latency"]
 CostFunction = Callable[[Site, Shape], int]
 
 
@@ -26,7 +24,7 @@ CostFunction = Callable[[Site, Shape], int]
 class Memory:
     """How a model will be served: what the weights and the KV cache take."""
 
-    context: int = 4096
+    context: int
     """Tokens of context each sequence holds in the KV cache."""
     batch: int = 1
     """Sequences served at once."""

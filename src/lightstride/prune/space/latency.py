@@ -8,7 +8,6 @@ and made to rise with the width, so that timing noise never says that wider is f
 Shapes: B sequences, L tokens of context, D hidden size, H query heads, G KV heads, d head size.
 """
 
-import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lightstride.errors import ConfigError
+from lightstride.models.device import best_time
 from lightstride.models.shapes import NO_ATTENTION, AttentionShape, FFNShape, Geometry, Shape
 
 
@@ -25,8 +25,10 @@ from lightstride.models.shapes import NO_ATTENTION, AttentionShape, FFNShape, Ge
 class Serving:
     """What is timed."""
 
-    context: int = 2048
+    context: int
+    """Tokens of a prefill, and of the KV cache that a decoding step reads."""
     batch: int = 1
+    """Sequences at once."""
     prefill_weight: float = 1.0
     """How many whole prefills count."""
     decode_weight: float = 256.0
@@ -88,18 +90,6 @@ def nanoseconds(
     if serving.decode_weight:
         total += serving.decode_weight * clock(decode)
     return max(1, round(total * 1e9))
-
-
-def best_time(call: Callable[[], object], repeats: int, device: torch.device) -> float:
-    """Shortest of several runs after one that does not count, in seconds."""
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        call()
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
 
 
 def ffn_calls(

@@ -1,12 +1,13 @@
 """What an inference engine accepts, as limits on every site's shape, and the named targets.
 
 The search never proposes a shape outside the target, so what is found can be exported.
-Torch-free: the command line lists the names, and export checks a plan against the same table.
+Torch-free: export checks a plan against the same table.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from lightstride.config.prune import TargetName
 from lightstride.errors import BudgetError, ConfigError
 from lightstride.models.engines import DECILM, LLAMA_CPP
 from lightstride.models.shapes import (
@@ -108,23 +109,20 @@ class Target:
         }
 
 
-TARGETS: Mapping[str, Target] = {
-    target.name: target
-    for target in (
-        Target(name="any"),
-        Target(name="hf"),
-        Target(name="vllm"),
-        Target(name="gguf"),
-        Target(
-            name="decilm",
-            min_channels=256,
-            channel_multiple=256,
-            heads_fixed=True,
-            attention_optional=True,
-            families=DECILM,
-        ),
-        Target(name="uniform", uniform=True),
-    )
+TARGETS: Mapping[TargetName, Target] = {
+    "any": Target(name="any"),
+    "hf": Target(name="hf"),
+    "vllm": Target(name="vllm"),
+    "gguf": Target(name="gguf"),
+    "decilm": Target(
+        name="decilm",
+        min_channels=256,
+        channel_multiple=256,
+        heads_fixed=True,
+        attention_optional=True,
+        families=DECILM,
+    ),
+    "uniform": Target(name="uniform", uniform=True),
 }
 """Blocks of 32 numbers are what Q8_0 and Q4_0 pack; for K-quants ask for multiples of 256."""
 
@@ -157,7 +155,7 @@ def for_model(target: Target, geometry: Geometry) -> Target:
 
 
 def named_target(
-    name: str, *, tensor_parallel: int = 1, channel_multiple: int | None = None
+    name: TargetName, *, tensor_parallel: int = 1, channel_multiple: int | None = None
 ) -> Target:
     """The target of this name, for so many devices and, if given, another FFN multiple."""
     if name not in TARGETS:
