@@ -137,8 +137,8 @@ def test_prune_heals_and_says_what_it_was_before(tmp_path: Path) -> None:
         json.loads((tmp_path / name / "result.json").read_text())["numbers"]["sizes"][0]
         for name in ("healed", "plain")
     )
-    assert healed["unhealed"] == plain["perplexity"]
-    assert healed["perplexity"] != plain["perplexity"]
+    assert healed["unhealed"] == pytest.approx(plain["perplexity"], rel=1e-6)
+    assert healed["perplexity"] != pytest.approx(plain["perplexity"], rel=1e-3)
     assert "unhealed" not in plain
     assert not list((tmp_path / "healed.work").glob("healing*"))
 

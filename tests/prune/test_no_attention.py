@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from helpers.agree import assert_close_logits, assert_same_greedy, assert_same_weights
+from helpers.agree import TIE, assert_close_logits, assert_same_greedy, assert_same_weights
 from helpers.ascii_tokenizer import ascii_tokenizer
 from helpers.divergence import plain_divergence
 from helpers.prune_runs import config_of, make_inputs
@@ -255,8 +255,9 @@ def test_the_folder_opens_without_this_package(tmp_path: Path) -> None:
         timeout=100,
     )
     with torch.no_grad():
-        expected = smaller(torch.arange(40, 60)[None]).logits[0, -1].topk(5).indices.tolist()
-    assert done.stdout.splitlines() == [str(expected)] * 2
+        best = smaller(torch.arange(40, 60)[None]).logits[0, -1].topk(6)
+    assert best.values.diff().abs().min() > TIE
+    assert done.stdout.splitlines() == [str(best.indices[:5].tolist())] * 2
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812
 
+from helpers.agree import TIE
 from lightstride.smash.train.loss import place_weights
 from lightstride.training import losses
 from lightstride.training.losses import divergence, in_slices, targets
@@ -46,7 +47,10 @@ def test_slices_add_up_to_the_loss_and_its_gradients(
     torch.testing.assert_close(total, expected)
     found = torch.autograd.grad(3 * total, (STUDENT, HEAD))
     torch.testing.assert_close(found, torch.autograd.grad(3 * expected, (STUDENT, HEAD)))
-    assert torch.equal(said, F.linear(STUDENT, HEAD).argmax(-1))
+    logits = F.linear(STUDENT, HEAD)
+    first, second = logits.topk(2).values.unbind(-1)
+    assert (first - second).min() > TIE
+    assert torch.equal(said, logits.argmax(-1))
     with torch.no_grad():
         again, _ = divergence(
             lambda v: F.linear(v, HEAD),

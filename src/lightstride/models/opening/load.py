@@ -79,7 +79,7 @@ def load_model(
 def share_heads() -> None:
     """Let masked attention on a CPU read each KV head once, not copied for each of its queries.
 
-    The same to the bit, and 1.2 to 6 times faster; with CUDA transformers' own choice stands.
+    The same but for rounding, and 1.2 to 6 times faster; with CUDA transformers' own choice stands.
     """
     if not torch.cuda.is_available():
         os.environ.setdefault("TRANSFORMERS_SDPA_FORCE_GQA", "1")
