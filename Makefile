@@ -1,9 +1,11 @@
 # Each target sets itself up from a bare Python 3.11: a virtual environment in .venv, or in VENV.
 #
 #   make demo    prune SmolLM2-135M-Instruct by a quarter and compare it with the original
-#   make test    run the tests
+#   make test    run the tests, two at a time (WORKERS=n: n at a time)
 #   make check   formatting, lint and types
 #   make bench   the benchmarks (long); TEXT=file TEST=file measure on these instead of pydoc
+#   make test-portable   the tests with the kernels of other processors and on two threads: a run
+#                        for each of VARIANTS, over ROOMS (about as long as four `make test`)
 
 PYTHON ?= python3.11
 VENV ?= .venv
@@ -13,14 +15,24 @@ SETTINGS := pyproject.toml constraints.txt
 MODEL := smollm2-135m
 TEXT ?= build/calibration.txt
 TEST ?= build/held-out.txt
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+VARIANTS ?= ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 \
+	TEST_THREADS=2
+ROOMS ?= tests
 
-.PHONY: demo test check bench setup setup-demo clean
+.PHONY: demo test test-portable check bench setup setup-demo clean
 
 demo: setup-demo
 	$(BIN)/python examples/demo.py
 
 test: setup
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+test-portable: setup
+	set -e; for variant in $(VARIANTS); do \
+		echo "the tests with $$variant"; env $$variant $(PYTEST) $(ROOMS); \
+	done
 
 check: setup
 	$(BIN)/ruff format --check .

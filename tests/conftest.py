@@ -1,4 +1,7 @@
-"""Every test runs without a network, on one thread, with its own cache folder."""
+"""Every test runs without a network, with its own cache folder, and on one thread.
+
+TEST_THREADS=2 runs them on two: no result may hang on how many there are.
+"""
 
 import os
 import socket
@@ -12,7 +15,7 @@ os.environ.setdefault("LIGHTSTRIDE_CACHE", tempfile.mkdtemp(prefix="lightstride-
 
 import torch  # after the environment is set, which the hub reads at import
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("TEST_THREADS", "1")))
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
