@@ -1,0 +1,182 @@
+"""The thread that steps a session for everybody, and the queue in front of it.
+
+Requests are taken in the order in which they come.  One that has to wait for its row holds back
+those behind it, so that a long prompt is not overtaken for ever.  Between two steps the thread
+takes in new requests and drops those that nobody wants any more; what a step brought is told to
+the event loop in one call.
+"""
+
+import itertools
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from lightstride.config.decoding import Settings
+from lightstride.errors import LightstrideError
+from lightstride.generate.session import Hooks, RowStep, Session
+from lightstride.serve.engine.choices import Choices
+from lightstride.serve.engine.ticket import EngineTicket
+from lightstride.serve.faults import ApiError, bad, internal, shutting_down
+from lightstride.serve.seam import Ask, Load, News, Scored
+
+LOG = logging.getLogger("lightstride.serve")
+Prepare = Callable[[Ask], tuple[Settings, Choices | None]]
+"""Settings of a row, and its say in what it chooses; raises ApiError."""
+
+
+class Engine:
+    """One session, its thread, its queue."""
+
+    def __init__(
+        self, open_session: Callable[[], Session], prepare: Prepare, *, rows: int, queue: int
+    ) -> None:
+        self.open_session = open_session
+        self.prepare = prepare
+        self.max_rows = rows
+        self.max_queue = queue
+        self.numbers = itertools.count()
+        self.lock = threading.Condition()
+        self.waiting: deque[EngineTicket] = deque()
+        self.cancelled: set[str] = set()
+        self.running: dict[str, EngineTicket] = {}
+        self.choices: dict[str, Choices] = {}
+        self.stopping = False
+        self.load = Load(0, 0, 0)
+        self.thread = threading.Thread(target=self.run, name="engine", daemon=True)
+        self.thread.start()
+
+    def submit(self, asks: Sequence[Ask]) -> list[EngineTicket]:
+        """Queue answers, all or none; ApiError 429 where the queue is full. Called in the loop."""
+        with self.lock:
+            if self.stopping:
+                raise shutting_down()
+            free = self.max_rows - len(self.running) if not self.waiting else 0
+            if len(self.waiting) + len(asks) > self.max_queue + free:
+                raise ApiError(
+                    429,
+                    f"{len(self.waiting)} answers are waiting already; come back later",
+                    code="queue_full",
+                )
+            tickets = [EngineTicket(str(next(self.numbers)), ask, self.cancel) for ask in asks]
+            self.waiting.extend(tickets)
+            self.lock.notify()
+        return tickets
+
+    def cancel(self, key: str) -> None:
+        """Drop an answer before the next step. Called in the loop."""
+        with self.lock:
+            self.cancelled.add(key)
+            self.lock.notify()
+
+    def stop(self) -> None:
+        """End all answers with a fault, and the thread."""
+        with self.lock:
+            self.stopping = True
+            self.lock.notify()
+
+    def run(self) -> None:
+        """The thread: sleep while there is nothing to do, else step."""
+        session = self.open_session()
+        while True:
+            with self.lock:
+                while not (self.waiting or self.running or self.cancelled or self.stopping):
+                    self.lock.wait()
+            if self.stopping:
+                self.give_up(shutting_down())
+                return
+            try:
+                self.turn(session)
+            except Exception:
+                LOG.exception("a step failed; all its answers are given up")
+                self.give_up(internal())
+                session = self.open_session()
+
+    def turn(self, session: Session) -> None:
+        """Drop, take in, step, tell."""
+        self.drop_cancelled(session)
+        told: list[tuple[EngineTicket, News | ApiError]] = self.take_in(session)
+        if self.running:
+            told += [self.read(step) for step in session.step()]
+        free = session.free_entries
+        with self.lock:
+            self.load = Load(len(self.running), len(self.waiting), 0 if free is None else free)
+        tell(told)
+
+    def drop_cancelled(self, session: Session) -> None:
+        """Forget answers that nobody wants any more."""
+        with self.lock:
+            gone, self.cancelled = self.cancelled, set()
+            self.waiting = deque(t for t in self.waiting if t.key not in gone)
+        for key in gone & self.running.keys():
+            session.cancel(key)
+            self.forget(key)
+
+    def take_in(self, session: Session) -> list[tuple[EngineTicket, News | ApiError]]:
+        """Give the first of the queue their rows; what comes back are those that never fit."""
+        refused: list[tuple[EngineTicket, News | ApiError]] = []
+        while self.waiting and len(self.running) < self.max_rows:
+            ticket = self.waiting[0]
+            try:
+                settings, choices = self.prepare(ticket.ask)
+                if self.running and not session.fits(len(ticket.ask.prompt), settings):
+                    break
+                hooks = None if choices is None else Hooks(processor=choices)
+                session.add(ticket.ask.prompt, settings, ticket.key, hooks=hooks)
+            except LightstrideError as error:
+                refused.append((ticket, bad(str(error))))
+            except ApiError as fault:
+                refused.append((ticket, fault))
+            else:
+                self.running[ticket.key] = ticket
+                if choices is not None:
+                    self.choices[ticket.key] = choices
+            with self.lock:
+                self.waiting.popleft()
+        return refused
+
+    def read(self, step: RowStep) -> tuple[EngineTicket, News | ApiError]:
+        """What one step brought to one answer, as its ticket tells it."""
+        ticket = self.running[step.key]
+        choices = self.choices.get(step.key)
+        if step.finish is not None:
+            self.forget(step.key)
+        if choices is not None and choices.problem is not None:
+            return ticket, bad(choices.problem, "response_format")
+        scored = None
+        if step.logprobs is not None:
+            scored = tuple(Scored(t.token, t.logprob, t.top) for t in step.logprobs)
+        return ticket, News(step.tokens, step.text, step.kv_entries, step.finish, scored)
+
+    def forget(self, key: str) -> None:
+        """A row has left."""
+        del self.running[key]
+        self.choices.pop(key, None)
+
+    def give_up(self, fault: ApiError) -> None:
+        """Tell the fault to everybody who waits."""
+        with self.lock:
+            everybody = [*self.running.values()]
+            if self.stopping:
+                everybody += self.waiting
+                self.waiting.clear()
+            self.running.clear()
+            self.choices.clear()
+            self.load = Load(0, len(self.waiting), self.load.free_entries)
+        tell([(ticket, fault) for ticket in everybody])
+
+
+def tell(told: Sequence[tuple[EngineTicket, News | ApiError]]) -> None:
+    """Tell the event loop of all tickets at once; where it has ended nobody listens any more."""
+    if not told:
+        return
+    try:
+        told[0][0].loop.call_soon_threadsafe(put_down, told)
+    except RuntimeError:
+        LOG.info("the event loop has ended: %d answers are lost", len(told))
+
+
+def put_down(told: Sequence[tuple[EngineTicket, News | ApiError]]) -> None:
+    """Give every ticket its news; runs in the loop."""
+    for ticket, news in told:
+        ticket.tell(news)

@@ -1,0 +1,170 @@
+"""A served model: its tokenizer and template in a thread of their own, its engine in another.
+
+A fast tokenizer is safe to share, but a template and a long text take milliseconds that the event
+loop does not have.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from typing import TypeVar
+
+from jinja2 import TemplateError
+from llguidance import LLTokenizer
+from transformers import PreTrainedTokenizerBase
+
+from lightstride.config.decoding import Settings
+from lightstride.errors import LightstrideError
+from lightstride.generate.session import Session
+from lightstride.serve.engine.choices import Choices, choices_of
+from lightstride.serve.engine.engine import Engine
+from lightstride.serve.engine.grammar import Matcher, compile_schema, token_trie
+from lightstride.serve.faults import ApiError, bad
+from lightstride.serve.limits import Limits
+from lightstride.serve.seam import Ask, Facts, Load, Messages, Ticket, Tools
+
+T = TypeVar("T")
+
+
+class ServedModel:
+    """What the API asks of a model, given a tokenizer and a way to open sessions."""
+
+    def __init__(
+        self,
+        facts: Facts,
+        tokenizer: PreTrainedTokenizerBase,
+        ends: Sequence[int],
+        open_session: Callable[[], Session],
+        limits: Limits,
+    ) -> None:
+        self.facts = facts
+        self.tokenizer = tokenizer
+        self.ends = tuple(ends)
+        self.limits = limits
+        self.words = ThreadPoolExecutor(1, thread_name_prefix="words")
+        self.grammars = ThreadPoolExecutor(1, thread_name_prefix="grammars")
+        self.engine = Engine(open_session, self.prepare, rows=limits.rows, queue=limits.queue)
+
+    @property
+    def load(self) -> Load:
+        """How busy the engine is."""
+        return self.engine.load
+
+    def close(self) -> None:
+        """End the engine and the threads."""
+        self.engine.stop()
+        self.words.shutdown(wait=False, cancel_futures=True)
+        self.grammars.shutdown(wait=False, cancel_futures=True)
+
+    async def aside(self, call: Callable[[], T]) -> T:
+        """The result of a call in the thread for words."""
+        return await asyncio.get_running_loop().run_in_executor(self.words, call)
+
+    async def chat(self, messages: Messages, tools: Tools | None) -> tuple[int, ...]:
+        """Tokens of a conversation up to the answer; ApiError where the template cannot say it."""
+        if not self.facts.has_chat:
+            raise bad(f"{self.facts.name} has no chat template; use /v1/completions", "messages")
+        return await self.aside(lambda: self.template(messages, tools))
+
+    def template(self, messages: Messages, tools: Tools | None) -> tuple[int, ...]:
+        """What `chat` gives, computed here."""
+        text = self.render(messages, tools)
+        if tools and text == self.render(messages, None):
+            raise bad(f"the chat template of {self.facts.name} has no place for tools", "tools")
+        return self.ids(text, special=False)
+
+    def render(self, messages: Messages, tools: Tools | None) -> str:
+        """The text of a conversation; ApiError where the template refuses it."""
+        try:
+            text = self.tokenizer.apply_chat_template(
+                [dict(message) for message in messages],  # type: ignore[arg-type]
+                tools=None if tools is None else [dict(tool) for tool in tools],
+                add_generation_prompt=True,
+                tokenize=False,
+            )
+        except (TemplateError, TypeError, KeyError, ValueError) as error:
+            reason = str(error).strip().splitlines()
+            told = reason[0][:200] if reason else type(error).__name__
+            raise bad(f"the chat template cannot say this: {told}", "messages") from None
+        assert isinstance(text, str)
+        return text
+
+    async def tokenize(self, text: str, *, special: bool) -> tuple[int, ...]:
+        """Tokens of a text, with or without those that are put around it."""
+        return await self.aside(lambda: self.ids(text, special=special))
+
+    def ids(self, text: str, *, special: bool) -> tuple[int, ...]:
+        """What `tokenize` gives, computed here; ApiError for what is no Unicode text."""
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise bad("half a surrogate pair is no text")
+        return tuple(self.tokenizer.encode(text, add_special_tokens=special, verbose=False))
+
+    async def detokenize(self, tokens: Sequence[int]) -> str:
+        """Text of tokens, special ones included."""
+        known = [token for token in tokens if token < len(self.tokenizer)]
+        return await self.aside(lambda: self.decode(known))
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """What `detokenize` gives, computed here."""
+        text = self.tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)
+        return text
+
+    @cached_property
+    def trie(self) -> LLTokenizer:
+        """All tokens as grammars need them; takes about a second, once."""
+        return token_trie(self.tokenizer, self.facts.vocab_size, self.ends)
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of one token; those of a special one are its name's."""
+        if token >= len(self.tokenizer):
+            return b""
+        if token in self.specials:
+            return self.specials[token]
+        return bytes(self.trie.decode_bytes([token]))
+
+    @cached_property
+    def specials(self) -> dict[int, bytes]:
+        """The names of special tokens."""
+        added = self.tokenizer.added_tokens_decoder
+        return {number: token.content.encode() for number, token in added.items()}
+
+    async def compile(self, schema: str) -> str:
+        """The grammar of a JSON schema; ApiError where it has none that can be used."""
+        loop = asyncio.get_running_loop()
+        work = loop.run_in_executor(self.grammars, lambda: compile_schema(schema, self.trie))
+        try:
+            async with asyncio.timeout(self.limits.schema_seconds):
+                return await work
+        except TimeoutError:
+            raise bad("the schema takes too long to compile", "response_format") from None
+        except (ValueError, LightstrideError) as error:
+            raise bad(
+                f"the schema cannot be used: {error}", "response_format", "invalid_json_schema"
+            ) from None
+
+    def submit(self, asks: Sequence[Ask]) -> list[Ticket]:
+        """Queue answers, all or none; ApiError 429 where the queue is full."""
+        return list(self.engine.submit(asks))
+
+    def prepare(self, ask: Ask) -> tuple[Settings, Choices | None]:
+        """The settings of a row and its say in what is chosen; in the engine's thread."""
+        if ask.kv not in (None, 1.0):
+            raise ApiError(400, "this model has no memory plans", param="kv")
+        settings = Settings(
+            max_new_tokens=ask.max_tokens,
+            temperature=ask.temperature,
+            top_k=ask.top_k,
+            top_p=ask.top_p,
+            min_p=ask.min_p,
+            repetition_penalty=ask.repetition_penalty,
+            seed=ask.seed,
+            stop=ask.stop,
+            ignore_end_tokens=ask.ignore_end_tokens,
+            mode=ask.mode,
+            confidence=ask.confidence,
+            logprobs=ask.top_logprobs,
+        )
+        matcher = None if ask.grammar is None else Matcher(ask.grammar, self.trie)
+        return settings, choices_of(ask, matcher)
