@@ -186,8 +186,8 @@ def test_a_view_is_the_whole_config_but_for_its_own_values():
     module = nn.Module()
     module.config = tiny_llama().config
     whole = module.config
-    LayerView.give(module, num_attention_heads=3)
-    LayerView.give(module, num_attention_heads=1)
+    LayerView.override_for(module, num_attention_heads=3)
+    LayerView.override_for(module, num_attention_heads=1)
     assert module.config.num_attention_heads == 1
     assert module.config.hidden_size == whole.hidden_size
     whole._attn_implementation = "eager"

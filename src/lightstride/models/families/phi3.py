@@ -50,4 +50,4 @@ class Phi3Adapter(LlamaAdapter):
         set_linear(getattr(module, layer_name), torch.cat([weights[name] for name in names]), None)
         if isinstance(shape, AttentionShape):
             remember(module, num_key_value_heads=shape.num_kv_heads)
-            LayerView.give(module, num_attention_heads=shape.num_heads)
+            LayerView.override_for(module, num_attention_heads=shape.num_heads)

@@ -7,40 +7,20 @@ built from its own layer's config.
 
 This file stands alone: it is copied into checkpoints as `modeling_lightstride.py`, so that
 `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` opens them anywhere.
-Nothing in it is run but the classes it defines.
+Importing it defines classes and runs nothing else.
+
+To add a family: a config with its `model_type`, a headless model with its `block_class`, a causal
+model with its `model_class`; and a line in `register.py`.
 """
 
 import copy
 from typing import Any, ClassVar, TypeVar, cast
 
 import torch
+import transformers
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
-from transformers import (
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
-    Gemma3TextModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    LlamaModel,
-    MistralConfig,
-    MistralForCausalLM,
-    MistralModel,
-    OPTConfig,
-    OPTForCausalLM,
-    OPTModel,
-    Phi3Config,
-    Phi3ForCausalLM,
-    Phi3Model,
-    PreTrainedConfig,
-    PreTrainedModel,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen2Model,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-    Qwen3Model,
-)
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.gemma3.modeling_gemma3 import Gemma3DecoderLayer
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
@@ -69,7 +49,7 @@ class LayerView:
         return getattr(self.whole, name)
 
     @classmethod
-    def give(cls, module: nn.Module, **own: int) -> None:
+    def override_for(cls, module: nn.Module, **own: int) -> None:
         """Let a module see these values in its config, whatever the whole config says."""
         config: Any = module.config
         view: Any = cls(getattr(config, "whole", config), own)
@@ -97,15 +77,15 @@ def has_attention(layer: PreTrainedConfig) -> bool:
     return "attention" not in getattr(layer, "skip", ())
 
 
-def shell(config: C) -> C:
+def without_layers(config: C) -> C:
     """A config to build everything but the layers from; global widths are the first layer's."""
     bare = cast(C, copy.copy(config.per_layer_config[0]))
     bare.num_hidden_layers = 0
     return bare
 
 
-def settle(model: PreTrainedModel, config: PreTrainedConfig) -> None:
-    """End of a constructor that began with a shell: the model gets the whole config."""
+def use_whole_config(model: PreTrainedModel, config: PreTrainedConfig) -> None:
+    """End of a constructor that began `without_layers`: the model gets the whole config."""
     config._attn_implementation_internal = model.config._attn_implementation_internal
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
@@ -141,211 +121,179 @@ def add_blocks(
         layers.append(block)
 
 
+class LayeredConfig:
+    """Part of the config of every family whose KV heads may have several query heads each."""
+
+    def validate_architecture(self) -> None:
+        """Check the widths of all layers, where the family's own config checks but one."""
+        check_heads(cast(PreTrainedConfig, self))
+
+
+class LayeredModel:
+    """Part of every headless model: blocks as wide as their own configs say."""
+
+    block_class: ClassVar[type[nn.Module]]
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__(without_layers(config))  # type: ignore[call-arg]
+        model: Any = self
+        add_blocks(getattr(model, "decoder", model).layers, config, self.block_class)
+        use_whole_config(model, config)
+
+
+class LayeredCausalLM:
+    """Part of every causal model: a layered headless model, and the family's own head."""
+
+    model_class: ClassVar[type[PreTrainedModel]]
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__(without_layers(config))  # type: ignore[call-arg]
+        self.model = self.model_class(config)
+        use_whole_config(cast(PreTrainedModel, self), config)
+
+
 @strict
-class LayeredLlamaConfig(LlamaConfig):
+class LayeredLlamaConfig(LayeredConfig, transformers.LlamaConfig):
     """Config of a Llama whose layers differ."""
 
     model_type: ClassVar[str] = "lightstride_llama"
 
-    def validate_architecture(self) -> None:
-        check_heads(self)
 
-
-class LayeredLlamaModel(LlamaModel):
+class LayeredLlamaModel(LayeredModel, transformers.LlamaModel):
     """A Llama whose layers differ, without its head."""
 
     config_class = LayeredLlamaConfig
-
-    def __init__(self, config: LayeredLlamaConfig) -> None:
-        super().__init__(shell(config))
-        add_blocks(self.layers, config, LlamaDecoderLayer)
-        settle(self, config)
+    block_class = LlamaDecoderLayer
 
 
-class LayeredLlamaForCausalLM(LlamaForCausalLM):
+class LayeredLlamaForCausalLM(LayeredCausalLM, transformers.LlamaForCausalLM):
     """A Llama whose layers differ."""
 
     config_class = LayeredLlamaConfig
-
-    def __init__(self, config: LayeredLlamaConfig) -> None:
-        super().__init__(shell(config))
-        self.model = LayeredLlamaModel(config)
-        settle(self, config)
+    model_class = LayeredLlamaModel
 
 
 @strict
-class LayeredMistralConfig(MistralConfig):
+class LayeredMistralConfig(LayeredConfig, transformers.MistralConfig):
     """Config of a Mistral whose layers differ."""
 
     model_type: ClassVar[str] = "lightstride_mistral"
 
-    def validate_architecture(self) -> None:
-        check_heads(self)
 
-
-class LayeredMistralModel(MistralModel):
+class LayeredMistralModel(LayeredModel, transformers.MistralModel):
     """A Mistral whose layers differ, without its head."""
 
     config_class = LayeredMistralConfig
-
-    def __init__(self, config: LayeredMistralConfig) -> None:
-        super().__init__(shell(config))
-        add_blocks(self.layers, config, MistralDecoderLayer)
-        settle(self, config)
+    block_class = MistralDecoderLayer
 
 
-class LayeredMistralForCausalLM(MistralForCausalLM):
+class LayeredMistralForCausalLM(LayeredCausalLM, transformers.MistralForCausalLM):
     """A Mistral whose layers differ."""
 
     config_class = LayeredMistralConfig
-
-    def __init__(self, config: LayeredMistralConfig) -> None:
-        super().__init__(shell(config))
-        self.model = LayeredMistralModel(config)
-        settle(self, config)
+    model_class = LayeredMistralModel
 
 
 @strict
-class LayeredQwen2Config(Qwen2Config):
+class LayeredQwen2Config(LayeredConfig, transformers.Qwen2Config):
     """Config of a Qwen2 whose layers differ."""
 
     model_type: ClassVar[str] = "lightstride_qwen2"
     head_dim: int | None = None
 
-    def validate_architecture(self) -> None:
-        check_heads(self)
 
-
-class LayeredQwen2Model(Qwen2Model):
+class LayeredQwen2Model(LayeredModel, transformers.Qwen2Model):
     """A Qwen2 whose layers differ, without its head."""
 
     config_class = LayeredQwen2Config
-
-    def __init__(self, config: LayeredQwen2Config) -> None:
-        super().__init__(shell(config))
-        add_blocks(self.layers, config, Qwen2DecoderLayer)
-        settle(self, config)
+    block_class = Qwen2DecoderLayer
 
 
-class LayeredQwen2ForCausalLM(Qwen2ForCausalLM):
+class LayeredQwen2ForCausalLM(LayeredCausalLM, transformers.Qwen2ForCausalLM):
     """A Qwen2 whose layers differ."""
 
     config_class = LayeredQwen2Config
-
-    def __init__(self, config: LayeredQwen2Config) -> None:
-        super().__init__(shell(config))
-        self.model = LayeredQwen2Model(config)
-        settle(self, config)
+    model_class = LayeredQwen2Model
 
 
 @strict
-class LayeredQwen3Config(Qwen3Config):
+class LayeredQwen3Config(LayeredConfig, transformers.Qwen3Config):
     """Config of a Qwen3 whose layers differ."""
 
     model_type: ClassVar[str] = "lightstride_qwen3"
 
-    def validate_architecture(self) -> None:
-        check_heads(self)
 
-
-class LayeredQwen3Model(Qwen3Model):
+class LayeredQwen3Model(LayeredModel, transformers.Qwen3Model):
     """A Qwen3 whose layers differ, without its head."""
 
     config_class = LayeredQwen3Config
-
-    def __init__(self, config: LayeredQwen3Config) -> None:
-        super().__init__(shell(config))
-        add_blocks(self.layers, config, Qwen3DecoderLayer)
-        settle(self, config)
+    block_class = Qwen3DecoderLayer
 
 
-class LayeredQwen3ForCausalLM(Qwen3ForCausalLM):
+class LayeredQwen3ForCausalLM(LayeredCausalLM, transformers.Qwen3ForCausalLM):
     """A Qwen3 whose layers differ."""
 
     config_class = LayeredQwen3Config
-
-    def __init__(self, config: LayeredQwen3Config) -> None:
-        super().__init__(shell(config))
-        self.model = LayeredQwen3Model(config)
-        settle(self, config)
+    model_class = LayeredQwen3Model
 
 
 @strict
-class LayeredGemma3TextConfig(Gemma3TextConfig):
+class LayeredGemma3TextConfig(LayeredConfig, transformers.Gemma3TextConfig):
     """Config of a Gemma 3 whose layers differ."""
 
     model_type: ClassVar[str] = "lightstride_gemma3_text"
 
-    def validate_architecture(self) -> None:
-        check_heads(self)
 
-
-class LayeredGemma3TextModel(Gemma3TextModel):
+class LayeredGemma3TextModel(LayeredModel, transformers.Gemma3TextModel):
     """A Gemma 3 whose layers differ, without its head."""
 
     config_class = LayeredGemma3TextConfig
-
-    def __init__(self, config: LayeredGemma3TextConfig) -> None:
-        super().__init__(shell(config))
-        add_blocks(self.layers, config, Gemma3DecoderLayer)
-        settle(self, config)
+    block_class = Gemma3DecoderLayer
 
 
-class LayeredGemma3ForCausalLM(Gemma3ForCausalLM):
+class LayeredGemma3ForCausalLM(LayeredCausalLM, transformers.Gemma3ForCausalLM):
     """A Gemma 3 whose layers differ."""
 
     config_class = LayeredGemma3TextConfig
-
-    def __init__(self, config: LayeredGemma3TextConfig) -> None:
-        super().__init__(shell(config))
-        self.model = LayeredGemma3TextModel(config)
-        settle(self, config)
+    model_class = LayeredGemma3TextModel
 
 
 @strict
-class LayeredPhi3Config(Phi3Config):
+class LayeredPhi3Config(LayeredConfig, transformers.Phi3Config):
     """Config of a Phi-3 whose layers differ."""
 
     model_type: ClassVar[str] = "lightstride_phi3"
     head_dim: int | None = None
 
-    def validate_architecture(self) -> None:
-        check_heads(self)
-
     def validate_rope(self) -> None:
         """As for the dense Phi-3, whose check takes the head size from the number of heads."""
-        dense = shell(self)
+        dense = without_layers(self)
         dense.num_attention_heads = self.hidden_size // (self.head_dim or 1)
-        Phi3Config.validate_rope(dense)
+        transformers.Phi3Config.validate_rope(dense)
 
 
-class LayeredPhi3Model(Phi3Model):
+class LayeredPhi3Model(LayeredModel, transformers.Phi3Model):
     """A Phi-3 whose layers differ, without its head."""
 
     config_class = LayeredPhi3Config
+    block_class = Phi3DecoderLayer
 
     def __init__(self, config: LayeredPhi3Config) -> None:
-        super().__init__(shell(config))
-        add_blocks(self.layers, config, Phi3DecoderLayer)
+        super().__init__(config)
         for index, block in enumerate(self.layers):
             heads = config.per_layer_config[index].num_attention_heads
-            LayerView.give(block.get_submodule("self_attn"), num_attention_heads=heads)
-        settle(self, config)
+            LayerView.override_for(block.get_submodule("self_attn"), num_attention_heads=heads)
 
 
-class LayeredPhi3ForCausalLM(Phi3ForCausalLM):
+class LayeredPhi3ForCausalLM(LayeredCausalLM, transformers.Phi3ForCausalLM):
     """A Phi-3 whose layers differ."""
 
     config_class = LayeredPhi3Config
-
-    def __init__(self, config: LayeredPhi3Config) -> None:
-        super().__init__(shell(config))
-        self.model = LayeredPhi3Model(config)
-        settle(self, config)
+    model_class = LayeredPhi3Model
 
 
 @strict
-class LayeredOPTConfig(OPTConfig):
+class LayeredOPTConfig(transformers.OPTConfig):
     """Config of an OPT whose layers differ."""
 
     model_type: ClassVar[str] = "lightstride_opt"
@@ -355,7 +303,7 @@ class LayeredOPTConfig(OPTConfig):
 class LayeredOPTDecoderLayer(OPTDecoderLayer):
     """OPT derives its head size from the number of heads, so it is built dense and then cut."""
 
-    def __init__(self, config: OPTConfig, layer_idx: int) -> None:
+    def __init__(self, config: transformers.OPTConfig, layer_idx: int) -> None:
         dense = copy.copy(config)
         dense.num_attention_heads = config.hidden_size // config.head_dim
         super().__init__(dense, layer_idx)
@@ -368,23 +316,15 @@ class LayeredOPTDecoderLayer(OPTDecoderLayer):
         attention.out_proj = nn.Linear(width, hidden_size, bias=bias)
 
 
-class LayeredOPTModel(OPTModel):
+class LayeredOPTModel(LayeredModel, transformers.OPTModel):
     """An OPT whose layers differ, without its head."""
 
     config_class = LayeredOPTConfig
-
-    def __init__(self, config: LayeredOPTConfig) -> None:
-        super().__init__(shell(config))
-        add_blocks(self.decoder.layers, config, LayeredOPTDecoderLayer)
-        settle(self, config)
+    block_class = LayeredOPTDecoderLayer
 
 
-class LayeredOPTForCausalLM(OPTForCausalLM):
+class LayeredOPTForCausalLM(LayeredCausalLM, transformers.OPTForCausalLM):
     """An OPT whose layers differ."""
 
     config_class = LayeredOPTConfig
-
-    def __init__(self, config: LayeredOPTConfig) -> None:
-        super().__init__(shell(config))
-        self.model = LayeredOPTModel(config)
-        settle(self, config)
+    model_class = LayeredOPTModel
