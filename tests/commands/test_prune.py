@@ -91,6 +91,20 @@ def test_one_size_is_the_output_folder_itself(
     assert "minutes on this machine" in told.err
 
 
+def test_the_papers_settings_run(folder: Path) -> None:
+    config = config_of(folder, "paper", preset="paper", sparsity=(0.5,))
+    result = prune(config)
+    used = result["config"]
+    assert isinstance(used, dict)
+    assert (used["search"], used["split"], used["accumulation"]) == (
+        "paper",
+        "fixed",
+        "expectation",
+    )
+    assert (used["token_weights"], used["correction"]) == ("equal", 0.0)
+    assert (Path(config.output) / "config.json").exists()
+
+
 @pytest.mark.parametrize("budget", ["memory", "latency"])
 def test_other_budgets(folder: Path, budget: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def table(geometry: Geometry, shapes: list[Shape], *_: object, **__: object) -> object:

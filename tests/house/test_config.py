@@ -52,7 +52,8 @@ def test_preset_fills_in_what_is_open_and_nothing_else() -> None:
     chosen = dataclasses.replace(PRUNE, generations=3, preset="demo").resolved()
     assert chosen.generations == 3
     assert chosen.offspring == preset_table()["prune"]["demo"]["offspring"]
-    assert dataclasses.replace(chosen, **dict.fromkeys(preset_table()["prune"]["demo"])) == (
+    open_fields = set(preset_table()["prune"]["demo"]) - set(PruneConfig.preset_only)
+    assert dataclasses.replace(chosen, **dict.fromkeys(open_fields)) == (
         dataclasses.replace(PRUNE, preset="demo")
     )
 
@@ -61,9 +62,19 @@ def test_preset_fills_in_what_is_open_and_nothing_else() -> None:
 def test_presets_name_fields_and_leave_none_open(command: type[PresetCommand]) -> None:
     fields = {field.name for field in dataclasses.fields(command)}
     for preset, values in preset_table()[command.command].items():
-        assert set(values) <= fields
+        assert set(values) - fields == set(command.preset_only)
         resolved = dataclasses.replace(PRUNE, preset=preset).resolved()  # type: ignore[arg-type]
-        assert all(getattr(resolved, key) is not None for key in values)
+        assert all(getattr(resolved, key) is not None for key in set(values) & fields)
+        assert all(resolved.preset_number(key) for key in command.preset_only)
+
+
+def test_paper_is_what_was_published() -> None:
+    paper = dataclasses.replace(PRUNE, preset="paper").resolved()
+    assert (paper.rounds, paper.levels, paper.generations, paper.offspring) == (4, 9, 50, 128)
+    assert (paper.calibration_tokens, paper.window) == (1024 * 4096, 4096)
+    assert (paper.search, paper.split, paper.accumulation) == ("paper", "fixed", "expectation")
+    assert (paper.token_weights, paper.correction, paper.damping) == ("equal", 0.0, 0.01)
+    assert paper.preset_number("early_share") == 1.0
 
 
 @pytest.mark.parametrize("sparsity", [(), (0.0,), (1.0,), (-0.5,), (0.5, 0.25), (0.5, 0.5)])

@@ -100,6 +100,16 @@ def test_order_and_company_change_nothing() -> None:
     assert list(reversed(evaluate(plans[::-1], Sample(32)))) == together
 
 
+def test_dense_answers_that_do_not_fit_are_made_again() -> None:
+    plans = some_plans(3)
+    samples = [Sample(32), Sample(32, first_window=3), Sample(32)]
+    few = fitness(cache_bytes=2 * FitnessSettings(top_k=260).answer_bytes(32))
+    roomy = fitness()
+    for sample in samples:
+        assert few(plans, sample) == pytest.approx(roomy(plans, sample), rel=1e-5)
+    assert len(few.teachers) == few.most_answers < len(roomy.teachers)
+
+
 def test_shared_first_blocks_run_once() -> None:
     base = some_plans(1)[0]
     last = Site(2, "ffn")
@@ -201,6 +211,6 @@ def test_renormalizing_forgets_the_rest() -> None:
 
 def test_too_much_to_remember_and_too_little_text_are_refused() -> None:
     with pytest.raises(ConfigError, match="MiB are allowed"):
-        fitness(cache_bytes=1000)
+        fitness(cache_bytes=1000)(some_plans(1), Sample(32))
     with pytest.raises(ConfigError, match="search text has 96"):
         fitness()(some_plans(1), Sample(97))

@@ -12,9 +12,6 @@ from lightstride.prune.space.targets import Target, for_model, named_target
 from lightstride.search.evolution import EvolutionSettings
 from lightstride.search.guided import GuidedSettings
 
-EARLY_SHARES = {"demo": 0.5, "fast": 0.25, "paper": 1.0}
-"""By preset: share of the calibration text that supernets are built from."""
-
 
 def target_of(config: PruneConfig, geometry: Geometry) -> Target:
     """The engine's limits for this model."""
@@ -45,6 +42,9 @@ def rounds_of(config: PruneConfig) -> Rounds:
     """How a plan is found."""
     assert config.rounds is not None
     assert config.levels is not None
+    assert config.split is not None
+    assert config.accumulation is not None
+    assert config.correction is not None
     fitness = FitnessSettings(top_k=config.top_k, cache_bytes=int(config.cache_gib * 2**30))
     return Rounds(
         search=search_of(config),
@@ -55,7 +55,7 @@ def rounds_of(config: PruneConfig) -> Rounds:
         relative=config.token_weights == "relative",
         correction=config.correction,
         damping=config.damping,
-        early_share=EARLY_SHARES[config.preset],
+        early_share=config.preset_number("early_share"),
         fitness=fitness,
         seed=config.seed,
     )

@@ -77,7 +77,7 @@ def prepare(config: PruneConfig, progress_for: ProgressFor[Plan] = no_progress) 
     )
     settings = rounds_of(config)
     if settings.search is not None:
-        settings.fitness.check_room(texts.search.num_tokens)
+        settings.fitness.check_room(settings.largest_sample(texts.search.num_tokens, space))
     work = Path(config.work_folder)
     owner = {**identity(config), "weights": model_hash(model), "texts": texts.hashes}
     open_work(work, owner, resume=config.resume)

@@ -26,9 +26,8 @@ Source = Annotated[str, arg(metavar="SOURCE")]
 OptionalSource = Annotated[str | None, arg(metavar="SOURCE", help_behavior_hint=OPTIONAL)]
 OptionalPath = Annotated[str | None, arg(metavar="PATH", help_behavior_hint=OPTIONAL)]
 Output = Annotated[str, arg(aliases=("-o",), metavar="DIR")]
-FromPreset = Annotated[
-    int | None, arg(metavar="N", help_behavior_hint="(default: the preset's)", constructor=int)
-]
+PRESET = "(default: the preset's)"
+FromPreset = Annotated[int | None, arg(metavar="N", help_behavior_hint=PRESET, constructor=int)]
 """A number that the preset gives unless a flag does."""
 
 
@@ -78,14 +77,24 @@ class PresetCommand(ModelCommand):
     """Flags of a command that has presets."""
 
     command: ClassVar[str]
+    preset_only: ClassVar[tuple[str, ...]] = ()
+    """Values of a preset that no flag changes."""
     preset: Literal["demo", "fast", "paper"] = "fast"
     """How much to spend: demo takes minutes, paper follows the publication."""
 
     def resolved(self) -> Self:
         """The same configuration with what was left open taken from the preset."""
         presets = preset_table()[self.command][self.preset]
-        missing = {k: v for k, v in presets.items() if getattr(self, k) is None}
+        fields = {k: v for k, v in presets.items() if k not in self.preset_only}
+        missing = {k: v for k, v in fields.items() if getattr(self, k) is None}
         return type(self).from_dict({**self.as_dict(), **missing})
+
+    def preset_number(self, name: str) -> float:
+        """A number of the preset that no flag changes."""
+        value = preset_table()[self.command][self.preset][name]
+        assert name in self.preset_only
+        assert isinstance(value, float)
+        return value
 
 
 def preset_table() -> dict[str, dict[str, dict[str, object]]]:

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 from tyro.conf import arg
 
 from lightstride.config.base import (
+    PRESET,
     FromPreset,
     Model,
     OptionalPath,
@@ -28,6 +29,7 @@ class PruneConfig(PresetCommand):
     """Make a model smaller where it hurts least, one checkpoint per sparsity."""
 
     command: ClassVar[str] = "prune"
+    preset_only: ClassVar[tuple[str, ...]] = ("early_share",)
     example: ClassVar[str] = (
         "lightstride prune smollm2-135m -o smollm2-pruned --sparsity 0.25 --preset demo"
     )
@@ -64,17 +66,23 @@ class PruneConfig(PresetCommand):
     held_out: OptionalSource = None
     """Text for the perplexity before and after; without it, other documents of the same source."""
     search: Annotated[
-        Search | None,
-        arg(metavar="{none,fast,paper}", help_behavior_hint="(default: the preset's)"),
+        Search | None, arg(metavar="{none,fast,paper}", help_behavior_hint=PRESET)
     ] = None
     """How to choose widths: none (all blocks alike), fast, or the paper's evolution."""
-    split: Literal["free", "fixed"] = "free"
+    split: Annotated[Split | None, arg(metavar="{free,fixed}", help_behavior_hint=PRESET)] = None
     """Whether attention and FFN trade parameters freely, or lose fixed shares (as published)."""
-    accumulation: Accumulation = "median"
-    """What the next block sees: the dense stream, the pruned one, or a mean over all levels."""
-    token_weights: Literal["relative", "equal"] = "relative"
+    accumulation: Annotated[
+        Accumulation | None,
+        arg(metavar="{none,median,expectation}", help_behavior_hint=PRESET),
+    ] = None
+    """Input of the next block: the dense stream, the pruned one, or a mean over all levels."""
+    token_weights: Annotated[
+        TokenWeights | None, arg(metavar="{relative,equal}", help_behavior_hint=PRESET)
+    ] = None
     """How tokens count in the statistics: by the inverse square of their stream, or all alike."""
-    correction: float = 0.35
+    correction: Annotated[
+        float | None, arg(metavar="S", help_behavior_hint=PRESET, constructor=float)
+    ] = None
     """Part of the error accumulated so far that each site's last refit undoes, from 0 to 1."""
     damping: float = 0.01
     """Ridge of the refit, as a share of the mean diagonal of a site's Gram matrix."""
@@ -117,11 +125,20 @@ class PruneConfig(PresetCommand):
         ascending = tuple(sorted(set(self.sparsity))) == self.sparsity
         require(ascending, "--sparsity", given, "ascending, each number once")
         require(bool(self.output), "-o", "''", "the name of a folder")
-        require_choice("--accumulation", self.accumulation, Accumulation)
+        for name, choices in (
+            ("split", Split),
+            ("accumulation", Accumulation),
+            ("token_weights", TokenWeights),
+        ):
+            chosen = getattr(self, name)
+            if chosen is not None:
+                require_choice(f"--{name.replace('_', '-')}", chosen, choices)
         for flag in ("prefill_weight", "decode_weight"):
             weight = getattr(self, flag)
             require(weight >= 0, f"--{flag.replace('_', '-')}", f"{weight:g}", "0 or more")
-        require(0 <= self.correction <= 1, "--correction", f"{self.correction:g}", "from 0 to 1")
+        if self.correction is not None:
+            given = f"{self.correction:g}"
+            require(0 <= self.correction <= 1, "--correction", given, "from 0 to 1")
         require(self.damping > 0, "--damping", f"{self.damping:g}", "above 0")
         require(self.heal >= 0, "--heal", self.heal, "0 or more")
         require(self.heal_rate > 0, "--heal-rate", f"{self.heal_rate:g}", "above 0")

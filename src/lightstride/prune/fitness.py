@@ -57,7 +57,7 @@ class FitnessSettings:
     slice_positions: int = 256
     """Positions whose logits exist at once."""
     cache_bytes: int = 2 << 30
-    """Memory for what the teacher said and for cut weights, half each."""
+    """Memory for the dense model's answers and for cut weights, half each."""
     renormalize: bool = False
     """Compare over the top k alone, as published."""
     hidden_weight: float = 0.0
@@ -65,9 +65,13 @@ class FitnessSettings:
     hidden_blocks: tuple[int, ...] = ()
     """Blocks after which hidden states are compared."""
 
+    def answer_bytes(self, num_tokens: int) -> int:
+        """Memory of the dense model's answers on so many tokens."""
+        return Teacher.bytes_per_position(self.top_k) * num_tokens // self.stride
+
     def check_room(self, num_tokens: int) -> None:
-        """Raise ConfigError unless the teacher's answers on so many tokens fit the cache."""
-        needed = Teacher.bytes_per_position(self.top_k) * num_tokens // self.stride
+        """Raise ConfigError unless the dense model's answers on so many tokens fit the cache."""
+        needed = self.answer_bytes(num_tokens)
         allowed = self.cache_bytes // 2
         if needed > allowed:
             raise ConfigError(
@@ -136,7 +140,7 @@ class Fitness:
     level_of: LevelOf
     settings: FitnessSettings = field(default_factory=FitnessSettings)
     teachers: dict[int, Lesson] = field(default_factory=dict)
-    """What the dense model said, by window; may be shared by fitnesses of equal settings."""
+    """The dense model's answers by window, last used last; fitnesses of equal settings share."""
 
     def __post_init__(self) -> None:
         self.device = next(self.model.parameters()).device
@@ -144,8 +148,9 @@ class Fitness:
         self.dense = DenseSites.of(self.model, self.adapter)
         self.installed = {site: self.dense.geometry.shape(site) for site in self.dense.weights}
         capacity = self.settings.cache_bytes // 2
+        window_bytes = self.settings.answer_bytes(self.windows_NL.shape[1])
+        self.most_answers = max(1, capacity // window_bytes)
         self.weights = WeightCache(self.dense, self.level_of, capacity)
-        self.settings.check_room(self.windows_NL.numel())
 
     def __call__(self, plans: Sequence[Plan], sample: Sample) -> list[float]:
         """Fitness of each plan in nats a token, lower is better; ranks share the plans out."""
@@ -249,6 +254,7 @@ class Fitness:
                 f"{self.windows_NL.numel()}"
             )
         wanted = [(sample.first_window + i) % num_windows for i in range(count)]
+        self.settings.check_room(sample.tokens)
         step = max(1, self.settings.batch_tokens // length)
         return [self.batch(wanted[start : start + step]) for start in range(0, count, step)]
 
@@ -260,7 +266,11 @@ class Fitness:
         if new:
             for i, lesson in zip(new, self.teach(self.calls(tokens_BL[new])), strict=True):
                 self.teachers[windows[i]] = lesson
-        batch.lessons.extend(self.teachers[window] for window in windows)
+        for window in windows:
+            self.teachers[window] = self.teachers.pop(window)
+            batch.lessons.append(self.teachers[window])
+        while len(self.teachers) > self.most_answers:
+            del self.teachers[next(iter(self.teachers))]
         return batch
 
     def calls(self, tokens_BL: Tensor) -> Batch:

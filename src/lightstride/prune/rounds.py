@@ -69,6 +69,12 @@ class Rounds:
     fitness: FitnessSettings = field(default_factory=FitnessSettings)
     seed: int = 0
 
+    def largest_sample(self, num_tokens: int, space: Space) -> int:
+        """Tokens of the largest sample that a search evaluates, of so many there are."""
+        if self.search is None or space.uniform:
+            return num_tokens
+        return min(num_tokens, max(self.search.tokens))
+
 
 @dataclass(frozen=True)
 class Outcome:
