@@ -1,16 +1,10 @@
-"""The grafts against their formulas, written out slowly."""
+"""The grafts' modules against their formulas, a segment and a step at a time."""
 
 import pytest
 import torch
-from torch.nn import functional as F  # noqa: N812
-from transformers import LlamaConfig
 
 from helpers.smash_toys import toy
 from helpers.toys import tiny_llama
-from lightstride.models.families.registry import adapter_for
-from lightstride.smash.model.adapters import GatedAdapters, merged_at
-from lightstride.smash.model.body import build_embedder, build_micro
-from lightstride.smash.model.config import SmashConfig, divisor, quarters
 from lightstride.smash.model.modules import Embedder, MicroDecoder, rotary_angles, rotate, stop_head
 
 K, D = 4, 16
@@ -122,86 +116,6 @@ def test_stop_heads_have_the_sizes_they_say(kind: str, count: int) -> None:
     head = stop_head(kind, D)
     assert sum(parameter.numel() for parameter in head.parameters()) == count
     assert head(torch.randn(3, D)).shape == (3, 1)
-
-
-LLAMA_1B = LlamaConfig(
-    vocab_size=128256,
-    hidden_size=2048,
-    intermediate_size=8192,
-    num_hidden_layers=16,
-    num_attention_heads=32,
-    num_key_value_heads=8,
-    head_dim=64,
-    tie_word_embeddings=True,
-)
-
-
-def test_the_paper_preset_has_the_published_sizes() -> None:
-    config = SmashConfig.paper(LLAMA_1B, adapter_for(LLAMA_1B).geometry(LLAMA_1B))
-    with torch.device("meta"):
-        parts = {
-            "embedder": build_embedder(config),
-            "micro": build_micro(config),
-            "stop": stop_head(config.stop_head, config.hidden_size),
-        }
-    millions = {
-        name: round(sum(p.numel() for p in part.parameters()) / 1e6, 1)
-        for name, part in parts.items()
-    }
-    assert millions == {"embedder": 21.0, "micro": 243.3, "stop": 8.4}
-    assert config.taps == [4, 8, 12, 16]
-    assert (config.max_segment, config.embedder_heads) == (4, 64)
-    assert config.micro_vocab_size is None
-
-
-def test_the_default_is_thin() -> None:
-    config = SmashConfig.thin(LLAMA_1B, adapter_for(LLAMA_1B).geometry(LLAMA_1B))
-    assert (config.micro_layers, config.stop_head) == (1, "linear")
-    assert config.micro_vocab_size is not None
-    assert config.micro_vocab_size < LLAMA_1B.vocab_size / 8
-
-
-def test_taps_are_at_quarters_of_any_depth() -> None:
-    assert quarters(16) == [4, 8, 12, 16]
-    assert quarters(30) == [8, 15, 23, 30]
-    assert quarters(2) == [1, 2]
-    assert quarters(1) == [1]
-    assert [divisor(576, 9), divisor(576, 64), divisor(7, 4)] == [9, 64, 1]
-
-
-def test_adapters_act_at_marked_positions_alone() -> None:
-    model = tiny_llama()
-    adapters = GatedAdapters(list(model.model.layers), rank=3, alpha=6.0)
-    ids = torch.randint(0, 256, (2, 7))
-    before = model(ids).logits
-    with torch.no_grad():
-        for up in adapters.up.values():
-            up.copy_(torch.randn(up.shape) * 0.3)
-    assert torch.equal(model(ids).logits, before)
-    nowhere = torch.zeros(2, 7, dtype=torch.bool)
-    with merged_at(nowhere):
-        assert torch.equal(model(ids).logits, before)
-    somewhere = nowhere.clone()
-    somewhere[0, 4] = True
-    with merged_at(somewhere):
-        after = model(ids).logits
-    assert torch.equal(after[0, :4], before[0, :4])
-    assert torch.equal(after[1], before[1])
-    assert (after[0, 4:] - before[0, 4:]).abs().amax(-1).min() > 1e-4
-    assert torch.equal(model(ids).logits, before)
-
-
-def test_an_adapter_adds_its_low_rank_product() -> None:
-    block = torch.nn.Sequential(torch.nn.Linear(5, 6))
-    adapters = GatedAdapters([block], rank=2, alpha=4.0)
-    (key,) = adapters.down
-    with torch.no_grad():
-        adapters.up[key].copy_(torch.randn(6, 2))
-    inputs = torch.randn(1, 3, 5)
-    with merged_at(torch.ones(1, 3, dtype=torch.bool)):
-        found = block(inputs)
-    change = 2.0 * adapters.up[key] @ adapters.down[key]
-    torch.testing.assert_close(found, F.linear(inputs, block[0].weight + change, block[0].bias))
 
 
 @pytest.mark.parametrize("num_layers", [1, 2])

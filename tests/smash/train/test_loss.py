@@ -1,91 +1,47 @@
-"""Losses in slices against losses written out."""
+"""The loss of one batch: short drafts beside long ones, and weights of places."""
+
+import random
+from collections import Counter
 
 import pytest
 import torch
-from torch.nn import functional as F  # noqa: N812
 
 from helpers.agree import TIE
-from lightstride.smash.train.loss import place_weights
-from lightstride.training import losses
-from lightstride.training.losses import divergence, in_slices, targets
-
-torch.manual_seed(0)
-HEAD = torch.randn(11, 6, requires_grad=True)
-TEACHER_HEAD = torch.randn(11, 6)
-STUDENT = torch.randn(17, 6, requires_grad=True)
-TEACHER = torch.randn(6, 6).repeat_interleave(3, dim=0)[:17]
-WEIGHTS = torch.rand(17)
+from helpers.answered_toys import sharp_llama
+from helpers.smash_runs import EXAMPLES
+from helpers.smash_toys import toy
+from lightstride.smash.data.packing import make_batch
+from lightstride.smash.train.loss import Learning, compare, place_weights, tokens_of_drafts
+from lightstride.smash.train.teacher_forced import find_starts, predict_drafts, tokens_at
 
 
-def written_out(kind: str) -> torch.Tensor:
-    total = torch.zeros(())
-    for student, teacher, weight in zip(STUDENT, TEACHER, WEIGHTS, strict=True):
-        ours, theirs = (HEAD @ student).log_softmax(-1), (TEACHER_HEAD @ teacher).softmax(-1)
-        if kind == "kl":
-            total = total + weight * (theirs * (theirs.log() - ours)).sum()
-        else:
-            total = total - weight * ours[theirs.argmax()]
-    return total
+def test_short_drafts_teach_their_places_as_long_ones_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = toy(sharp_llama(), num_layers=1, max_segment=5)
+    batch = make_batch([EXAMPLES[2:4], EXAMPLES[7:8]])
+    taps = model.read_segments(batch.apart())
+    found = []
+    for num_tokens in (3, 5):
+        starts = find_starts(batch.apart(), batch.documents_BL, num_tokens)
+        drafts = predict_drafts(model, taps, starts, tokens_at(batch.tokens_BL, starts))
+        leads = model.micro_logits(drafts.vectors_NKD).topk(2).values.diff().abs()
+        assert leads.min() > TIE  # so that no rounding changes what is likeliest
+        found.append(compare(model, drafts, batch, taps[-1], Learning()))
+        weights = torch.tensor([*place_weights(4, 0.85)[:2], 0, 0])
+        monkeypatch.setattr("lightstride.smash.train.loss.place_weights", lambda *_, w=weights: w)
+    short, long = found
+    assert short.loss > 0
+    torch.testing.assert_close(short.loss, long.loss)
+    assert torch.equal(short.agrees_NJ, long.agrees_NJ[:, :2])
 
 
-@pytest.mark.parametrize("kind", ["kl", "ce"])
-@pytest.mark.parametrize("rows", [1, 4, 100])
-def test_slices_add_up_to_the_loss_and_its_gradients(
-    kind: str, rows: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(losses, "SLICE_BYTES", 4 * 11 * rows)
-    total, said = divergence(
-        lambda v: F.linear(v, HEAD),
-        STUDENT,
-        TEACHER,
-        WEIGHTS,
-        kind=kind,
-        parameters=(HEAD,),
-        teacher_head=lambda v: F.linear(v, TEACHER_HEAD),
-    )
-    expected = written_out(kind)
-    torch.testing.assert_close(total, expected)
-    found = torch.autograd.grad(3 * total, (STUDENT, HEAD))
-    torch.testing.assert_close(found, torch.autograd.grad(3 * expected, (STUDENT, HEAD)))
-    logits = F.linear(STUDENT, HEAD)
-    first, second = logits.topk(2).values.unbind(-1)
-    assert (first - second).min() > TIE
-    assert torch.equal(said, logits.argmax(-1))
-    with torch.no_grad():
-        again, _ = divergence(
-            lambda v: F.linear(v, HEAD),
-            STUDENT,
-            TEACHER,
-            WEIGHTS,
-            kind=kind,
-            teacher_head=lambda v: F.linear(v, TEACHER_HEAD),
-        )
-    torch.testing.assert_close(again, expected)
-
-
-def test_equal_teachers_cost_one_row() -> None:
-    rows: list[int] = []
-
-    def head(vectors: torch.Tensor) -> torch.Tensor:
-        rows.append(len(vectors))
-        return F.linear(vectors, TEACHER_HEAD)
-
-    found = targets(head, TEACHER)
-    assert rows == [6]
-    torch.testing.assert_close(found, F.linear(TEACHER, TEACHER_HEAD).log_softmax(-1))
-
-
-def test_nothing_to_learn_is_no_loss() -> None:
-    none = torch.zeros(0, 6, requires_grad=True)
-    total, said = divergence(lambda v: F.linear(v, HEAD), none, none.detach(), torch.zeros(0))
-    assert float(total.detach()) == 0
-    assert said.shape == (0,)
-    total.backward()
-
-
-def test_slices_without_a_gradient_are_summed_alone() -> None:
-    total = in_slices(lambda v, rows: (v * WEIGHTS[rows, None]).sum(), TEACHER, 5)
-    torch.testing.assert_close(total, (TEACHER * WEIGHTS[:, None]).sum())
+def test_some_readings_have_short_drafts() -> None:
+    rng = random.Random(0)
+    lengths = Counter(tokens_of_drafts(6, 0.6, rng) for _ in range(1000))
+    assert set(lengths) == {2, 3, 6}
+    assert lengths[6] == pytest.approx(400, abs=50)
+    assert lengths[2] == pytest.approx(300, abs=50)
+    assert {tokens_of_drafts(2, 1.0, rng) for _ in range(20)} == {2}
+    assert {tokens_of_drafts(1, 0.5, rng) for _ in range(20)} == {1}
 
 
 def test_weights_of_places_sum_to_one_and_fall() -> None:

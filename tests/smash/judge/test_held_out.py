@@ -1,0 +1,50 @@
+"""What drafts of held-out answers come to, and that the decoder does as well."""
+
+from pathlib import Path
+
+import torch
+
+from helpers.agree import assert_same_greedy
+from helpers.answered_toys import example
+from helpers.smash_processes import fresh_learner
+from helpers.smash_runs import EXAMPLES, run
+from helpers.toys import byte_tokenizer
+from lightstride.generate import Settings, generate
+from lightstride.smash.decode.decoder import SmashDecoder
+from lightstride.smash.judge.held_out import (
+    Observed,
+    agreement,
+    lossless_tokens_per_step,
+    observe,
+    trusted,
+)
+
+
+def test_steps_by_hand() -> None:
+    agrees = torch.tensor([[1, 1], [1, 0], [0, 1], [0, 0], [1, 0], [0, 0]], dtype=torch.bool)
+    valid = torch.tensor([[1, 1], [1, 1], [1, 0], [0, 0], [1, 0], [0, 0]], dtype=torch.bool)
+    observed = Observed(torch.full((6, 2, 3), -9.0), agrees, valid, (4, 2))
+    # The first document: 3 tokens, then 1; the second: 2 tokens at once.
+    assert lossless_tokens_per_step(observed) == 6 / 3
+    found = trusted(observed, None, 0.5)
+    assert found["tokens_per_step"] == 6 / 3
+    assert agreement(observed) == [0.75, 0.5]
+    assert trusted(observed, None, 1.0)["tokens_per_step"] == 1
+
+
+def test_observed_steps_are_those_of_the_decoder(tmp_path: Path) -> None:
+    learner = fresh_learner()
+    run(tmp_path, learner, steps=30, learning_rate=1e-2, merged_share=0.0, row_tokens=200)
+    model = learner.inner.model
+    settings = Settings(max_new_tokens=12, mode="lossless", confidence=1e-6, ignore_end_tokens=True)
+    decoder = SmashDecoder(model, byte_tokenizer())
+    steps = 0
+    chosen = [e for e in EXAMPLES if len(e.answer_A) >= 12][:4]
+    cut = [example(e.id, e.prompt_P.tolist(), e.answer_A[:12].tolist(), model.base) for e in chosen]
+    for each in cut:
+        (found,) = generate(decoder, [each.prompt_P.tolist()], settings)
+        assert_same_greedy(model.base, each.prompt_P.tolist(), found.tokens, each.answer_A.tolist())
+        steps += found.macro_steps
+    seen = lossless_tokens_per_step(observe(model, cut, row_tokens=64, merged=False))
+    # The decoder's first step says one token alone; its trees hold the branch that is observed.
+    assert steps <= 12 * len(cut) / seen + len(cut)
