@@ -18,6 +18,7 @@ import tyro
 from lightstride import __version__
 from lightstride.config import (
     BenchConfig,
+    CacheConfig,
     Command,
     EvaluateConfig,
     ExportConfig,
@@ -84,6 +85,13 @@ def export(config: ExportConfig) -> Document:
     return export(config)
 
 
+def cache(config: CacheConfig) -> Document:
+    """List, verify or delete the converted copies of models; what is there, or what went."""
+    from lightstride.commands.cache import cache
+
+    return cache(config)
+
+
 COMMANDS: Mapping[str, tuple[type[Command], Callable[[Any], Document]]] = {
     "prune": (PruneConfig, prune),
     "smash": (SmashRunConfig, smash),
@@ -92,6 +100,7 @@ COMMANDS: Mapping[str, tuple[type[Command], Callable[[Any], Document]]] = {
     "bench": (BenchConfig, bench),
     "export": (ExportConfig, export),
     "report": (ReportConfig, report),
+    "cache": (CacheConfig, cache),
 }
 
 

@@ -42,8 +42,8 @@ def shipping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         monkeypatch.setattr(module, "GRAFTS", {NAME: "toy"}, raising=False)
     monkeypatch.setattr(script, "GRAFTS", {NAME: "toy"})
     monkeypatch.setattr(builtin, "ASSETS", tmp_path / "assets")
-    monkeypatch.setattr(load, "gguf_file", lambda _: base)
-    monkeypatch.setattr(load, "converted", lambda path: path)
+    monkeypatch.setattr(load, "gguf_source", lambda _: base)
+    monkeypatch.setattr(load, "converted", lambda folder: folder)
     return script
 
 

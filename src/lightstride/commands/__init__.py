@@ -3,4 +3,5 @@
 prune    texts, statistics, search, cut checkpoint    (prune_setup, prune_options, prune_texts)
 smash    prompts, answers, training, checkpoint    (smash_examples, smash_training)
 generate   evaluate   bench   export   report    a file each
+cache    the converted copies that are kept
 """

