@@ -1,6 +1,5 @@
-"""Fitness: the cached, cut, sliced way equals the plain one."""
+"""Fitness of cut candidates, against zeroed weights and whole logits."""
 
-import itertools
 from random import Random
 
 import pytest
@@ -13,7 +12,6 @@ from lightstride.errors import ConfigError
 from lightstride.models.families.adapter import OUTPUT_NAME
 from lightstride.models.families.registry import adapter_for
 from lightstride.models.shapes import Shape, Site
-from lightstride.models.sliced_logits import log_totals
 from lightstride.prune.cut.materialize import DenseSites, mask
 from lightstride.prune.cut.refit import Level, prune_site
 from lightstride.prune.devices import spread
@@ -23,7 +21,6 @@ from lightstride.prune.space.plan import Plan, Space, dense_plan
 from lightstride.prune.space.targets import Target
 from lightstride.search.evaluation_log import Sample
 from lightstride.search.moves import Moves
-from lightstride.training.top_k_kl import divergence, remember
 
 MODEL = tiny_llama(num_layers=3)
 ADAPTER = adapter_for(MODEL.config)
@@ -175,38 +172,6 @@ def test_hidden_terms_add_up() -> None:
         errors += (dense - cut).square().sum((1, 2)) / dense.square().sum((1, 2))
     expected = alone + 0.5 * float(errors.mean())
     assert with_hidden(plan, Sample(64))[0] == pytest.approx(expected, rel=1e-4)
-
-
-def test_divergence_of_the_top_and_the_rest() -> None:
-    generator = torch.Generator().manual_seed(1)
-    teacher_NV, student_NV = 3 * torch.randn(2, 40, 100, generator=generator)
-    whole_N = plain_divergence(teacher_NV, student_NV)
-    values = [divergence(remember(teacher_NV, k), student_NV) for k in (1, 10, 50, 99, 100)]
-    for fewer_N, more_N in itertools.pairwise(values):
-        assert (fewer_N <= more_N + 2e-3).all()
-    torch.testing.assert_close(values[-1].double(), whole_N, rtol=2e-3, atol=2e-3)
-    torch.testing.assert_close(values[-2].double(), whole_N, rtol=2e-3, atol=2e-3)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_totals_in_pieces_are_logsumexp(
-    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("lightstride.models.sliced_logits.CACHED_BYTES", 1000)
-    logits_NV = (20 * torch.randn(7, 100)).to(dtype)
-    before_NV = logits_NV.clone()
-    totals_N, tops_N = log_totals(logits_NV)
-    torch.testing.assert_close(totals_N, logits_NV.float().logsumexp(1))
-    assert torch.equal(tops_N, logits_NV.float().amax(1))
-    assert torch.equal(logits_NV, before_NV)
-
-
-def test_renormalizing_forgets_the_rest() -> None:
-    teacher_NV = torch.tensor([[3.0, 2.0, -9.0, -9.0]])
-    student_NV = torch.tensor([[3.0, 2.0, 9.0, 9.0]])
-    teacher = remember(teacher_NV, 2)
-    assert float(divergence(teacher, student_NV, renormalize=True)) == pytest.approx(0, abs=1e-3)
-    assert float(divergence(teacher, student_NV)) > 5
 
 
 def test_too_much_to_remember_and_too_little_text_are_refused() -> None:

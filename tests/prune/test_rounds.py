@@ -1,62 +1,26 @@
-"""Rounds: what is shared, what is measured last, what it will cost."""
+"""Rounds: what is shared, what is measured last, what is stored."""
 
 import json
-from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
 import torch
 
+from helpers.rounds import ADAPTER, MODEL, QUICK, TOKENS_NL, pruner
 from helpers.spaces import ffn_step
-from helpers.toys import tiny_llama
 from lightstride.errors import BudgetError
-from lightstride.models.families.registry import adapter_for
-from lightstride.models.shapes import AttentionShape, FFNShape, Site
+from lightstride.models.shapes import Site
 from lightstride.prune import rounds as rounds_module
 from lightstride.prune.cut.materialize import materialize
 from lightstride.prune.cut.refit import prune_site
 from lightstride.prune.cut.statistics import stream_blocks
 from lightstride.prune.cut.supernet import Supernet
-from lightstride.prune.forecast import (
-    Rates,
-    forecast,
-    measure_rates,
-    search_operations,
-    sentence,
-    supernet_operations,
-)
-from lightstride.prune.rounds import Outcome, Pruner, Rounds
-from lightstride.prune.space.budget import build_space, dense_cost, parameter_cost
-from lightstride.prune.space.plan import Plan, sparsity
+from lightstride.prune.rounds import Outcome, Pruner
+from lightstride.prune.space.plan import sparsity
 from lightstride.prune.space.targets import Target
 from lightstride.search.evaluation_log import read_evaluations
 from lightstride.search.evolution import EvolutionSettings
-from lightstride.search.guided import GuidedSettings
-
-MODEL = tiny_llama(num_layers=3)
-ADAPTER = adapter_for(MODEL.config)
-TOKENS_NL = torch.randint(0, 256, (24, 16), generator=torch.Generator().manual_seed(0))
-QUICK = GuidedSettings(
-    generations=2, offspring=4, probe_tokens=32, tokens=(32, 64), survivors=(2, 1)
-)
-
-
-def pruner(work: Path, target: Target | None = None, **changes: object) -> Pruner:
-    geometry = ADAPTER.geometry(MODEL.config)
-    cost = parameter_cost(geometry)
-    settings = replace(Rounds(search=QUICK, num_rounds=2), **changes)  # type: ignore[arg-type]
-    work.mkdir(parents=True, exist_ok=True)
-    return Pruner(
-        model=MODEL,
-        adapter=ADAPTER,
-        space=build_space(geometry, target or Target(name="toy", channel_multiple=4), cost),
-        dense_cost=dense_cost(geometry, cost),
-        calibration_NL=TOKENS_NL[:16],
-        search_NL=TOKENS_NL[16:],
-        work=work,
-        settings=settings,
-    )
 
 
 def test_plans_of_several_sizes(tmp_path: Path) -> None:
@@ -194,21 +158,6 @@ def test_impossible_sizes_are_refused_at_once(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_forecast_counts_what_happens(tmp_path: Path) -> None:
-    job = pruner(tmp_path)
-    works = forecast(job, (0.25, 0.5))
-    more = forecast(pruner(tmp_path, num_rounds=4), (0.25, 0.5))
-    one = forecast(pruner(tmp_path, num_rounds=1), (0.25, 0.5))["searches"].forward
-    later = works["searches"].forward - one
-    assert 0 < later < one
-    assert more["searches"].forward == pytest.approx(one + 3 * later)
-    assert works["supernets"].gram < more["supernets"].gram
-    assert works["closing rounds"] == more["closing rounds"]
-    rates = measure_rates(MODEL, ADAPTER, TOKENS_NL[:4])
-    assert min(rates.forward, rates.gram, rates.solve) > 0
-    assert "minutes on this machine (supernets" in sentence(works, rates)
-
-
 def test_bytes_of_a_supernet_are_what_it_takes(tmp_path: Path) -> None:
     job = pruner(tmp_path)
     space = job.narrowed(1, job.centre(0.5))
@@ -216,20 +165,3 @@ def test_bytes_of_a_supernet_are_what_it_takes(tmp_path: Path) -> None:
     taken = sum(path.stat().st_size for path in (tmp_path / "net").glob("*.safetensors"))
     expected = job.supernet_bytes([0.5])
     assert expected < taken < expected + 20_000
-
-
-def test_work_grows_as_it_should() -> None:
-    geometry = ADAPTER.geometry(MODEL.config)
-    site, attention = Site(0, "ffn"), Site(0, "attention")
-    few = supernet_operations(geometry, [(site, [FFNShape(24)])], 100)
-    many = supernet_operations(geometry, [(site, [FFNShape(24), FFNShape(12)])], 200)
-    assert many.gram == 2 * few.gram
-    assert many.solve > few.solve
-    heads = supernet_operations(geometry, [(attention, [AttentionShape(1, 1)])], 100)
-    rates = Rates(forward=1e9, gram=1e9, solve=1e9)
-    assert (few + heads).seconds(rates) == pytest.approx(few.seconds(rates) + heads.seconds(rates))
-    space = build_space(geometry, Target(name="toy", channel_multiple=8), parameter_cost(geometry))
-    plan = Plan({site: space.choices[site][-1] for site in space.sites})
-    paper = EvolutionSettings(generations=15, offspring=32, tokens=(1024, 4096), survivors=(8, 3))
-    slow, quick = search_operations(space, plan, paper), search_operations(space, plan, QUICK)
-    assert slow.forward > 5 * quick.forward

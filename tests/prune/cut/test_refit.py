@@ -1,4 +1,4 @@
-"""Cutting one site: costs, orders and refits against brute force and least squares."""
+"""Sites cut and refitted, against least squares and brute force."""
 
 import itertools
 import math
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightstride.errors import ConfigError
+from helpers.layers import HEAD, brute_loss, gram, layer
 from lightstride.models.shapes import (
     AttentionKept,
     AttentionShape,
@@ -20,11 +20,7 @@ from lightstride.models.shapes import (
     keep_all,
 )
 from lightstride.prune.cut.choose_units import (
-    Cut,
-    factorize,
     num_cuts,
-    removal_cost,
-    removal_order,
 )
 from lightstride.prune.cut.refit import (
     Level,
@@ -37,17 +33,6 @@ from lightstride.prune.cut.refit import (
     retarget,
 )
 
-HEAD = 4
-
-
-def layer(outputs: int, inputs: int, *, tokens: int = 400, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Random weights (O, I) and correlated calibration inputs (N, I)."""
-    generator = torch.Generator().manual_seed(seed)
-    mixing_II = torch.randn(inputs, inputs, generator=generator) / inputs**0.5
-    scale_I = torch.rand(inputs, generator=generator) + 0.1
-    inputs_NI = (torch.randn(tokens, inputs, generator=generator) @ mixing_II) * scale_I
-    return torch.randn(outputs, inputs, generator=generator), inputs_NI
-
 
 def all_cuts(shape: AttentionShape, dense: AttentionShape) -> Iterator[AttentionKept]:
     """Every way to cut a dense attention to a shape."""
@@ -57,34 +42,11 @@ def all_cuts(shape: AttentionShape, dense: AttentionShape) -> Iterator[Attention
             yield AttentionKept(groups, queries)
 
 
-def gram(inputs_NI: Tensor) -> Tensor:
-    return inputs_NI.T @ inputs_NI
-
-
 def padded(level: Level, dense: Shape, num_inputs: int, head_dim: int = HEAD) -> Tensor:
     """The level's weights with zeros where it lost inputs."""
     full_OI = torch.zeros(len(level.output_OK), num_inputs)
     full_OI[:, kept_columns(level.kept, dense, head_dim)] = level.output_OK
     return full_OI
-
-
-def brute_loss(weight_OI: Tensor, inputs_NI: Tensor, columns: list[int], damping: float) -> float:
-    """Ridge and data loss of the best weights on these inputs, by least squares."""
-    weight, inputs = weight_OI.double(), inputs_NI.double()
-    _, ridge = damp(gram(inputs_NI), damping)
-    rows = torch.cat([inputs, ridge**0.5 * torch.eye(inputs.shape[1], dtype=torch.float64)])
-    target = rows @ weight.T
-    fitted = torch.linalg.lstsq(rows[:, columns], target).solution
-    return float((target - rows[:, columns] @ fitted).square().sum()) / 2
-
-
-@pytest.mark.parametrize("removed", [[3], [0, 5], [1, 2, 7]])
-def test_removal_cost_is_the_loss_of_the_best_refit(removed: list[int]) -> None:
-    weight_OI, inputs_NI = layer(6, 8)
-    inverse_II = torch.cholesky_inverse(factorize(damp(gram(inputs_NI), 0.01)[0]))
-    kept = [i for i in range(8) if i not in removed]
-    cost = removal_cost(weight_OI.double(), inverse_II, torch.tensor(removed))
-    assert cost == pytest.approx(brute_loss(weight_OI, inputs_NI, kept, 0.01), rel=1e-5)
 
 
 def test_refit_is_least_squares() -> None:
@@ -93,23 +55,6 @@ def test_refit_is_least_squares() -> None:
     expected = torch.linalg.lstsq(inputs_NI[:, kept_K], inputs_NI @ weight_OI.T).solution.T
     fitted = refit(weight_OI, gram(inputs_NI), kept_K).float()
     torch.testing.assert_close(fitted, expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("chunk", [1, 3])
-def test_removal_order_is_brute_force_greedy(seed: int, chunk: int) -> None:
-    weight_OI, inputs_NI = layer(3, 14, seed=seed)
-    inverse_II = torch.cholesky_inverse(factorize(damp(gram(inputs_NI), 0.01)[0]))
-    order = removal_order(weight_OI, inverse_II, 12, chunk).tolist()
-    left = list(range(14))
-    for first in range(0, 12, chunk):
-        gone = order[first : first + chunk]
-        losses = {
-            c: brute_loss(weight_OI, inputs_NI, [i for i in left if i != c], 0.01) for c in left
-        }
-        assert gone == sorted(left, key=losses.__getitem__)[:chunk]
-        left = [channel for channel in left if channel not in gone]
-    assert sorted(order[12:]) == left
 
 
 @pytest.mark.parametrize("chunk", [1, 5, 64])
@@ -181,21 +126,6 @@ def test_greedy_cuts_come_close_to_the_best(seed: int) -> None:
     assert mean / len(shapes) < 1.1
 
 
-def test_costs_along_a_path_add_up_to_the_refit_loss() -> None:
-    dense = AttentionShape(3, 3)
-    weight_OI, inputs_NI = layer(8, dense.num_heads * HEAD)
-    inverse_II = torch.cholesky_inverse(factorize(damp(gram(inputs_NI), 0.01)[0]))
-    heads = tuple(itertools.product(range(3), range(3)))
-    start = Cut(weight_OI.double(), inverse_II, heads)
-    cut = start.without(heads[3:6]).without(heads[:1]).without(heads[7:])
-    columns = kept_columns(cut.kept, dense, HEAD)
-    assert columns.tolist() == [*range(4, 12), *range(24, 28)]
-    expected = brute_loss(weight_OI, inputs_NI, columns.tolist(), 0.01)
-    assert cut.cost == pytest.approx(expected, rel=1e-5)
-    fitted = refit(weight_OI, damp(gram(inputs_NI), 0.01)[0], columns)
-    torch.testing.assert_close(cut.weight_OK, fitted, rtol=1e-6, atol=1e-6)
-
-
 def test_dead_channels_go_first_and_keep_their_weights() -> None:
     weight_OC, inputs_NC = layer(6, 12)
     inputs_NC[:, [2, 7, 8]] = 0
@@ -223,12 +153,6 @@ def test_fewer_tokens_than_channels() -> None:
     assert level.loss < 0.01 * dense_power
 
 
-def test_singular_gram_without_damping_is_refused() -> None:
-    weight_OC, inputs_NC = layer(6, 32, tokens=10)
-    with pytest.raises(ConfigError, match="damping"):
-        prune_ffn(weight_OC, gram(inputs_NC), [FFNShape(16)], damping=0.0)
-
-
 def test_damping_draws_weights_to_the_dense_ones() -> None:
     weight_OC, inputs_NC = layer(6, 16)
     shape = [FFNShape(8)]
@@ -246,11 +170,6 @@ def test_prune_site_knows_the_kind(kind: str) -> None:
     levels = prune_site(weight_OI, gram(inputs_NI), [shape, dense], dense)
     assert [level.kept.shape for level in levels] == [shape, dense]
     assert levels[1].kept == keep_all(dense)
-
-
-def test_kept_columns_of_heads() -> None:
-    kept = AttentionKept((0, 2), ((1,), (0,)))
-    assert kept_columns(kept, AttentionShape(3, 2), 2).tolist() == [2, 3, 8, 9]
 
 
 def test_retargeted_weights_fit_other_targets() -> None:

@@ -1,16 +1,12 @@
-"""Timing decoders: equal work in every run, runs in turn, sizes by hand count."""
+"""Speed: the same work for every model, in turn."""
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-import torch
 
 from helpers.toys import byte_tokenizer, tiny_llama
-from lightstride.bench import machine
-from lightstride.bench.machine import Machine, PeakMemory, measure_machine
+from lightstride.bench.machine import Machine
 from lightstride.bench.measure import (
     Load,
     Run,
@@ -22,13 +18,8 @@ from lightstride.bench.measure import (
     run_once,
     summarize,
 )
-from lightstride.checkpoint import save_checkpoint
-from lightstride.commands import bench as run
-from lightstride.commands.bench import bench
-from lightstride.config import BenchConfig
 from lightstride.errors import ConfigError
 from lightstride.generate import PlainDecoder, Settings, Step
-from lightstride.results import read_result
 
 RUN = Run(first_seconds=0.5, decode_seconds=2.0, tokens=40, steps=20, kv_bytes=1000, peak_bytes=500)
 LOAD = Load(batch=2, prompt=10, new_tokens=21)
@@ -124,58 +115,3 @@ def test_ratios_are_of_runs_of_the_same_round() -> None:
     assert found["decode"] == {"median": 3, "low": 2, "high": 4}
     assert found["kv_bytes"] == 0.5
     assert Spread.of([3, 1, 2]) == Spread(2, 1, 3)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_peak_memory_sees_what_was_there_for_a_moment() -> None:
-    memory = PeakMemory(torch.device("cpu"))
-    for megabytes in (96, 32):
-        memory.start()
-        held = torch.ones(megabytes * 2**18)
-        del held
-        peak = memory.stop()
-        assert peak is not None
-        assert 0.8 * megabytes < peak / 2**20 < 1.5 * megabytes + 8
-
-
-def test_the_machine_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "READ_BYTES", {"cpu": 2**20})
-    monkeypatch.setattr(machine, "MATRIX_SIZE", {"cpu": 64})
-    found = measure_machine(torch.device("cpu"), torch.float32)
-    assert 1e7 < found.bandwidth < 1e13
-    assert 1e6 < found.matrix_rate < 1e14
-
-
-def test_bench_writes_and_tells(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(run, "measure_machine", lambda device, dtype: Machine(1e10, 1e11))
-    save_checkpoint(tiny_llama(), byte_tokenizer(), tmp_path / "dense")
-    save_checkpoint(tiny_llama(num_kv_heads=1), byte_tokenizer(), tmp_path / "small")
-    config = BenchConfig(
-        model=str(tmp_path / "small"),
-        against=str(tmp_path / "dense"),
-        batch=(1, 2),
-        prompt=(4,),
-        new_tokens=3,
-        repeats=2,
-        device="cpu",
-        dtype="float32",
-        output=str(tmp_path / "out"),
-    )
-    result = bench(config)
-    assert read_result(tmp_path / "out" / "result.json") == result
-    numbers = result["numbers"]
-    assert [load["batch"] for load in numbers["model"]["loads"]] == [1, 2]
-    assert [load["kv_bytes"] for load in numbers["ratios"]] == [0.5, 0.5]
-    assert result["config"]["dtype"] == "float32"
-    out = capsys.readouterr().out
-    assert "10.0 GB/s" in out
-    assert out.count("| 2 × 4") == 3
-
-
-def test_alone_there_are_no_ratios() -> None:
-    config = BenchConfig(model="m", batch=(1,), prompt=(4,), new_tokens=3, repeats=1)
-    numbers = run.measure(config, ["m"], [decoder()], Machine(1e10, 1e11))
-    assert set(numbers) == {"machine", "model"}
-    assert "ratio" not in run.describe(numbers)

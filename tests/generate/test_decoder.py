@@ -10,18 +10,8 @@ from helpers.agree import assert_no_ties, assert_same_greedy
 from helpers.toys import EOS, TINY, byte_tokenizer, tiny_gemma3, tiny_llama
 from lightstride.errors import ConfigError
 from lightstride.generate import Hooks, PlainDecoder, Settings, generate
-from lightstride.generate.detokenize import TextStream
 from lightstride.generate.masks import attention_argument
 from lightstride.generate.rows import Row
-from lightstride.generate.sampling import (
-    Purpose,
-    distribution,
-    draw,
-    penalize,
-    residual,
-    row_key,
-    uniform,
-)
 
 PROMPTS = [[72, 101, 108], [1, 2, 3, 4, 5, 6, 7, 8, 9], [200]]
 LENGTH = 24
@@ -89,86 +79,6 @@ def test_the_window_of_sliding_layers_is_kept_when_rows_are_padded() -> None:
     assert masks["sliding_attention"].sum() == window
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        Settings(temperature=0.7),
-        Settings(temperature=1.3, top_k=7),
-        Settings(temperature=1.0, top_p=0.6),
-        Settings(temperature=1.0, min_p=0.2),
-        Settings(temperature=0.9, top_k=30, top_p=0.9, min_p=0.02, repetition_penalty=1.3),
-    ],
-)
-def test_filters_are_those_of_transformers(settings: Settings) -> None:
-    logits_NV = torch.randn(4, 260) * 3
-    prompt = [3, 4, 5]
-    config = GenerationConfig(
-        do_sample=True,
-        temperature=settings.temperature,
-        top_k=settings.top_k,
-        top_p=settings.top_p,
-        min_p=settings.min_p or None,
-        repetition_penalty=settings.repetition_penalty,
-    )
-    model = tiny_llama()
-    processors = model._get_logits_processor(config, input_ids_seq_length=3)
-    expected = processors(torch.tensor([prompt] * 4), logits_NV.clone()).double().softmax(-1)
-    seen_NV = torch.zeros(4, 260, dtype=torch.bool)
-    seen_NV[:, prompt] = True
-    found = distribution(penalize(logits_NV, seen_NV, settings.repetition_penalty), settings)
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
-
-
-def test_draws_follow_the_distribution() -> None:
-    probabilities = torch.tensor([[0.0, 0.5, 0.0, 0.3, 0.2, 0.0]], dtype=torch.float64)
-    uniforms = torch.arange(1000, dtype=torch.float64) / 1000
-    tokens = draw(probabilities.expand(1000, -1), uniforms)
-    assert torch.bincount(tokens, minlength=6).tolist() == [0, 500, 0, 300, 200, 0]
-    assert draw(probabilities, torch.tensor([1.0], dtype=torch.float64)).tolist() == [4]
-
-
-def test_the_residual_makes_up_for_what_a_draft_took() -> None:
-    target, draft = torch.softmax(torch.randn(2, 3, 20).double(), -1)
-    accepted = torch.minimum(target, draft)
-    refused = 1 - accepted.sum(-1, keepdim=True)
-    torch.testing.assert_close(accepted + refused * residual(target, draft), target)
-    torch.testing.assert_close(residual(target, target), target)
-
-
-def test_uniform_numbers_are_uniform_and_depend_on_everything() -> None:
-    keys = [row_key(seed, prompt, copy) for seed in (0, 1) for prompt in PROMPTS for copy in (0, 1)]
-    numbers = [
-        uniform(key, index, purpose) for key in keys for index in range(200) for purpose in Purpose
-    ]
-    assert len(set(numbers)) == len(numbers)
-    histogram = torch.histc(torch.tensor(numbers), 10, 0, 1)
-    expected = len(numbers) / 10
-    assert ((histogram - expected) ** 2 / expected).sum() < 27.9  # chi-square, 9 d.f., p = 0.001
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        Settings(temperature=1.0, seed=5, max_new_tokens=LENGTH),
-        Settings(temperature=0.8, top_k=40, top_p=0.9, min_p=0.01, max_new_tokens=LENGTH),
-        Settings(repetition_penalty=1.5, max_new_tokens=LENGTH),
-    ],
-)
-def test_a_row_draws_the_same_alone_and_in_a_batch(settings: Settings) -> None:
-    decoder = PlainDecoder(tiny_llama(), byte_tokenizer())
-    together = generate(decoder, PROMPTS, settings)
-    alone = [generate(decoder, [prompt], settings)[0] for prompt in PROMPTS]
-    assert [answer.tokens for answer in together] == [answer.tokens for answer in alone]
-
-
-def test_copies_of_a_prompt_draw_differently_and_seeds_matter() -> None:
-    decoder = PlainDecoder(tiny_llama(), byte_tokenizer())
-    first, second = generate(decoder, [PROMPTS[0]] * 2, Settings(temperature=1, max_new_tokens=16))
-    assert first.tokens != second.tokens
-    other = Settings(temperature=1, max_new_tokens=16, seed=1)
-    assert generate(decoder, PROMPTS[:1], other)[0].tokens != first.tokens
-
-
 def test_greedy_repetition_penalty_is_that_of_transformers() -> None:
     model = tiny_llama()
     settings = Settings(repetition_penalty=1.7, max_new_tokens=LENGTH)
@@ -205,37 +115,6 @@ def test_rows_that_end_early_leave_the_others_alone() -> None:
     assert len(lengths) > 2
     for answer, whole in zip(together, alone, strict=True):
         assert answer.tokens == whole[: len(answer.tokens)]
-
-
-def feed(text: str, stop: Sequence[str]) -> tuple[list[str], bool]:
-    stream = TextStream(byte_tokenizer(), stop)
-    pieces = []
-    for byte in text.encode():
-        pieces.append(stream.feed(byte))
-        if stream.stopped:
-            break
-    return [*pieces, stream.flush()], stream.stopped
-
-
-@pytest.mark.parametrize("offset", range(12))
-def test_text_ends_before_a_stop_string_wherever_it_is(offset: int) -> None:
-    text = "é" * (offset // 2) + "a" * (offset % 2) + "<end>tail"
-    pieces, stopped = feed(text, ["<end>", "never"])
-    assert stopped
-    assert "".join(pieces) == text[: text.index("<end>")]
-
-
-def test_text_held_back_as_a_possible_stop_string_is_shown_after_all() -> None:
-    pieces, stopped = feed("a<<en<end€", ["<end>"])
-    assert not stopped
-    assert "".join(pieces) == "a<<en<end€"
-    assert not any("\ufffd" in piece for piece in pieces)
-
-
-def test_an_unfinished_character_is_shown_at_the_end_only() -> None:
-    stream = TextStream(byte_tokenizer(), [])
-    assert [stream.feed(byte) for byte in "€".encode()[:2]] == ["", ""]
-    assert stream.flush() == "\ufffd"
 
 
 def test_stop_strings_end_answers() -> None:

@@ -1,0 +1,52 @@
+"""What a run will cost, before it begins."""
+
+from pathlib import Path
+
+import pytest
+
+from helpers.rounds import ADAPTER, MODEL, QUICK, TOKENS_NL, pruner
+from lightstride.models.shapes import AttentionShape, FFNShape, Site
+from lightstride.prune.forecast import (
+    Rates,
+    forecast,
+    measure_rates,
+    search_operations,
+    sentence,
+    supernet_operations,
+)
+from lightstride.prune.space.budget import build_space, parameter_cost
+from lightstride.prune.space.plan import Plan
+from lightstride.prune.space.targets import Target
+from lightstride.search.evolution import EvolutionSettings
+
+
+def test_forecast_counts_what_happens(tmp_path: Path) -> None:
+    job = pruner(tmp_path)
+    works = forecast(job, (0.25, 0.5))
+    more = forecast(pruner(tmp_path, num_rounds=4), (0.25, 0.5))
+    one = forecast(pruner(tmp_path, num_rounds=1), (0.25, 0.5))["searches"].forward
+    later = works["searches"].forward - one
+    assert 0 < later < one
+    assert more["searches"].forward == pytest.approx(one + 3 * later)
+    assert works["supernets"].gram < more["supernets"].gram
+    assert works["closing rounds"] == more["closing rounds"]
+    rates = measure_rates(MODEL, ADAPTER, TOKENS_NL[:4])
+    assert min(rates.forward, rates.gram, rates.solve) > 0
+    assert "minutes on this machine (supernets" in sentence(works, rates)
+
+
+def test_work_grows_as_it_should() -> None:
+    geometry = ADAPTER.geometry(MODEL.config)
+    site, attention = Site(0, "ffn"), Site(0, "attention")
+    few = supernet_operations(geometry, [(site, [FFNShape(24)])], 100)
+    many = supernet_operations(geometry, [(site, [FFNShape(24), FFNShape(12)])], 200)
+    assert many.gram == 2 * few.gram
+    assert many.solve > few.solve
+    heads = supernet_operations(geometry, [(attention, [AttentionShape(1, 1)])], 100)
+    rates = Rates(forward=1e9, gram=1e9, solve=1e9)
+    assert (few + heads).seconds(rates) == pytest.approx(few.seconds(rates) + heads.seconds(rates))
+    space = build_space(geometry, Target(name="toy", channel_multiple=8), parameter_cost(geometry))
+    plan = Plan({site: space.choices[site][-1] for site in space.sites})
+    paper = EvolutionSettings(generations=15, offspring=32, tokens=(1024, 4096), survivors=(8, 3))
+    slow, quick = search_operations(space, plan, paper), search_operations(space, plan, QUICK)
+    assert slow.forward > 5 * quick.forward
