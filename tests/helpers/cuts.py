@@ -5,7 +5,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from helpers.toys import TINY, tiny_llama, tiny_opt
-from lightstride.models.families.adapter import OUTPUT_NAME, SiteWeights
+from lightstride.models.families.adapter import HEAD_NORMS, OUTPUT_NAME, SiteWeights
 from lightstride.models.families.registry import adapter_for
 from lightstride.models.shapes import KINDS, AttentionShape, FFNShape, Kind, Shape, Site
 
@@ -59,6 +59,7 @@ def cut(weights: SiteWeights, units: dict[str, list[int]], head_dim: int) -> Sit
         columns = elements(units["heads"], head_dim)
         kv_rows = elements(units["kv_heads"], head_dim)
         rows = {"query": columns, "key": kv_rows, "value": kv_rows}
+        rows |= {norm: rows[name] for norm, name in HEAD_NORMS.items()}
     narrow = {}
     for name, tensor in weights.items():
         own = rows.get(name.removesuffix("_bias"))
@@ -74,11 +75,22 @@ def cut(weights: SiteWeights, units: dict[str, list[int]], head_dim: int) -> Sit
 def mask(
     weights: SiteWeights, units: dict[str, list[int]], kind: Kind, head_dim: int
 ) -> SiteWeights:
-    """The same weights, with zeros for the inputs of the output layer that do not stay."""
+    """The same weights, with zeros for the inputs of the output layer that do not stay.
+
+    A norm over all heads sees zeros too, beside larger rows that make up for them.
+    """
     name = OUTPUT_NAME[kind]
     stay = torch.zeros(weights[name].shape[1])
     stay[elements(units["heads"], head_dim) if kind == "attention" else units["channels"]] = 1
-    return weights | {name: weights[name] * stay}
+    masked = weights | {name: weights[name] * stay}
+    for norm in HEAD_NORMS.keys() & weights.keys():
+        rows = elements(units["heads" if norm == "query_norm" else "kv_heads"], head_dim)
+        stay = torch.zeros(len(weights[norm]))
+        stay[rows] = 1
+        root = stay.mean().sqrt()
+        masked[HEAD_NORMS[norm]] = weights[HEAD_NORMS[norm]] * stay[:, None] / root
+        masked[norm] = weights[norm] * root
+    return masked
 
 
 def cut_block(model: PreTrainedModel, index: int, kinds: tuple[Kind, ...] = KINDS) -> None:

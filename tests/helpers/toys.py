@@ -297,6 +297,9 @@ TINY: Mapping[str, Callable[..., PreTrainedModel]] = MappingProxyType(
 )
 """A toy of every family, by the family's name."""
 
+CHANGED_ANSWERS = ("gemma3",)
+"""Families whose blocks do not add what a site answers as it is, but normalized or scaled."""
+
 
 def byte_tokenizer(*, add_bos: bool = False) -> PreTrainedTokenizerFast:
     """A tokenizer whose ids are the text's UTF-8 bytes, with four special tokens after them."""

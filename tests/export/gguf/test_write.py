@@ -19,6 +19,7 @@ from lightstride.config.export import GGUFType
 from lightstride.export.gguf.quantize import FILE_TYPES, MATRIX_TYPES, pack_with_engine
 from lightstride.export.gguf.weights import ModelWeights
 from lightstride.export.gguf.write import GGUFFile, write_gguf
+from lightstride.models.engines import LLAMA_CPP
 from lightstride.models.families.adapter import OUTPUT_NAME
 from lightstride.models.families.registry import adapter_for
 from lightstride.models.shapes import AttentionKept, FFNKept, Kept, Site
@@ -57,7 +58,7 @@ def even(model: PreTrainedModel) -> PreTrainedModel:
     """Every block cut to the same widths."""
     kept: dict[Site, Kept] = {}
     for block in range(model.config.num_hidden_layers):
-        if model.config.model_type != "phi3":  # whose heads llama.cpp wants all
+        if not LLAMA_CPP[adapter_for(model.config).family].all_heads:
             kept[Site(block, "attention")] = AttentionKept((0, 1), ((0,), (1,)))
         kept[Site(block, "ffn")] = FFNKept(tuple(range(block, block + 32)))
     return cut(model, kept)

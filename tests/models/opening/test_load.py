@@ -17,6 +17,7 @@ from helpers.toys import (
     tiny_llama,
 )
 from lightstride.errors import ModelError, NetworkError
+from lightstride.models.families.registry import ADAPTERS
 from lightstride.models.opening import load
 from lightstride.models.opening.load import load_model, load_tokenizer, share_heads
 
@@ -90,7 +91,8 @@ SPOILED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "another family": (
         lambda folder: set_config(folder, model_type="gpt2"),
-        "'gpt2' is not supported; supported: gemma3_text, llama, mistral, opt, phi3, qwen2, qwen3",
+        "'gpt2' is not supported; supported: "
+        + ", ".join(sorted(t for adapter in ADAPTERS for t in adapter.model_types)),
     ),
 }
 

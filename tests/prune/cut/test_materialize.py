@@ -77,7 +77,7 @@ def test_masked_twin_is_the_cut_model(family: str, seed: int) -> None:
     adapter = adapter_for(model.config)
     levels = random_levels(model, seed)
     smaller, twin = materialize(model, adapter, levels), mask(model, adapter, levels)
-    assert (logits(smaller) - logits(twin)).abs().max() < 1e-5
+    assert (logits(smaller) - logits(twin)).abs().max() < 5e-5
     assert (logits(twin) - before).abs().max() > 1e-2
     assert torch.equal(logits(model), before)
     geometry = adapter.geometry(smaller.config)

@@ -32,6 +32,8 @@ class Architecture:
     norm_offset: float = 0.0
     """What is added to norm weights (Gemma stores them less one)."""
     activation: str = "silu"
+    attention_bias: bool = True
+    """Whether q, k, v and o may have biases."""
 
 
 ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
@@ -40,9 +42,9 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
         for each in (
             Architecture(name="llama", interleaved=True),
             Architecture(name="deci", interleaved=True),
-            Architecture(name="openelm", fused=True),
+            Architecture(name="openelm", fused=True, attention_bias=False),
             Architecture(name="qwen2"),
-            Architecture(name="qwen3"),
+            Architecture(name="qwen3", attention_bias=False),
             Architecture(name="gemma3", norm_offset=1.0, activation="gelu_pytorch_tanh"),
             Architecture(name="phi3"),
         )
@@ -119,7 +121,7 @@ def check_config(config: PreTrainedConfig, geometry: Geometry, architecture: Arc
             "llama.cpp runs Qwen3 with widths that differ from block to block only where the head "
             "is tied to the embedding, and here it is not: prune with --target gguf"
         )
-    if architecture.name in ("qwen3", "openelm") and config.attention_bias:
+    if not architecture.attention_bias and config.attention_bias:
         raise ExportError(f"llama.cpp's {architecture.name} has no biases in attention")
     activation = getattr(config, "hidden_activation", None) or config.hidden_act
     if activation != architecture.activation and (activation, architecture.activation) != (

@@ -5,11 +5,12 @@ Only adapters know layer names.  A site's weights travel under canonical names:
     attention  query (H*d, D)   key (G*d, D)   value (G*d, D)   output (D, H*d)
     ffn        gate (C, D), absent without a gated FFN   up (C, D)   down (D, C)
 
-and `<name>_bias` where there is one.  Query heads are ordered group by group.  `output` and
-`down` are the *output weights*: the inputs of their layers are what is cut and refitted.
+and `<name>_bias` where there is one; `query_norm` (H*d,) and `key_norm` (G*d,) where one norm runs
+over all heads (a norm that every head shares is no part of a site).  Query heads are ordered group
+by group.  `output` and `down` are the *output weights*: the inputs of their layers are what is cut
+and refitted.
 
-To add a family: subclass `Adapter`, answer the questions, list it in `families.py`, give
-`tiny.py` a toy of it; the tests in `tests/test_adapters.py` then run on it by themselves.
+To add a family, follow `docs/recipes.md`.
 
 Shapes: D hidden size, H query heads, G KV heads, d head size, C FFN channels, B batch, L length.
 """
@@ -27,6 +28,8 @@ from lightstride.models.shapes import Geometry, Kind, Shape
 SiteWeights = dict[str, Tensor]
 Overrides = dict[str, int | list[str]]
 OUTPUT_NAME: Mapping[Kind, str] = {"attention": "output", "ffn": "down"}
+HEAD_NORMS: Mapping[str, str] = {"query_norm": "query", "key_norm": "key"}
+"""Norms over all heads, and the weights whose rows they belong to."""
 
 
 class Adapter(ABC):

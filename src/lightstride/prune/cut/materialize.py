@@ -27,6 +27,7 @@ from lightstride.models.shapes import (
     Site,
 )
 from lightstride.prune.cut.choose_units import head_columns
+from lightstride.prune.cut.head_norms import cut_norms, masked_norms
 from lightstride.prune.cut.refit import Level, kept_columns
 
 
@@ -46,17 +47,22 @@ def cut_weights(dense: SiteWeights, level: Level, shape: Shape, head_dim: int) -
         for part in (name, f"{name}_bias"):
             if part in dense:
                 cut[part] = dense[part].index_select(0, rows.to(dense[part].device))
-    return cut | output_weights(dense, level)
+    norms = cut_norms(dense, kept_rows(level.kept, shape, head_dim))
+    return cut | norms | output_weights(dense, level)
 
 
 def masked_weights(dense: SiteWeights, level: Level, shape: Shape, head_dim: int) -> SiteWeights:
-    """The weights of a site of dense `shape`, with zero output weights for what a level cuts."""
+    """The weights of a site of dense `shape`, with zero output weights for what a level cuts.
+
+    Norms over all heads and what goes into them are masked too (`head_norms.py`).
+    """
     cut = output_weights(dense, level)
     name = output_name(dense)
     columns_K = kept_columns(level.kept, shape, head_dim).to(dense[name].device)
     masked = torch.zeros_like(dense[name])
     masked[:, columns_K] = cut[name]
-    return dense | cut | {name: masked}
+    norms = masked_norms(dense, kept_rows(level.kept, shape, head_dim))
+    return dense | norms | cut | {name: masked}
 
 
 def output_name(weights: SiteWeights) -> str:

@@ -41,10 +41,11 @@ from lightstride.distributed import (
     rank,
     world_size,
 )
-from lightstride.models.families.adapter import Adapter, SiteWeights
+from lightstride.models.families.adapter import HEAD_NORMS, Adapter, SiteWeights
 from lightstride.models.shapes import KINDS, Geometry, Kind, Site
 from lightstride.prune.cut.gram import add_cross, add_gram, mirror
-from lightstride.prune.cut.materialize import masked_weights
+from lightstride.prune.cut.head_norms import masked_norms
+from lightstride.prune.cut.materialize import kept_rows, masked_weights
 from lightstride.prune.cut.refit import Level
 from lightstride.prune.cut.stream import Call, Output, Shelf, Store, Stream, embed, resident
 
@@ -181,6 +182,11 @@ class Streams:
             if self.dense is not None:
                 self.dense.step(block, kind, output, batch, call)
 
+    def reach_again(self, block: nn.Module, kind: Kind, calls: Mapping[int, Call]) -> None:
+        """Take the inputs of a site anew, now that a cut has changed the weights before them."""
+        for batch in self.layout.batches:
+            self.pruned.reach(block, kind, batch, calls[batch.stop - batch.start])
+
     def settle(self, kind: Kind, output: Output, dense: Output) -> None:
         """Let a site answer by `output` from now on, and by `dense` in the dense model."""
         self.pruned.settle(kind, output, self.layout.batches)
@@ -244,6 +250,25 @@ def agree(weights: SiteWeights, site: Site, geometry: Geometry, level: Level | N
     return Output(broadcast_tensor(mine.weight_OI), bias_O)
 
 
+def agree_on_inputs(
+    weights: SiteWeights, site: Site, geometry: Geometry, level: Level | None
+) -> SiteWeights:
+    """The weights that a cut changes before a site's output weights (`head_norms.py`), masked.
+
+    On every rank, at the level that rank 0 gives; nothing for most families.
+    """
+    if not HEAD_NORMS.keys() & weights.keys():
+        return {}
+    mine: SiteWeights = {}
+    if level is not None:
+        rows = kept_rows(level.kept, geometry.shape(site), geometry.head_dim)
+        mine = masked_norms(weights, rows)
+    names = broadcast_object(sorted(mine))
+    return {
+        name: broadcast_tensor(mine.get(name, torch.empty_like(weights[name]))) for name in names
+    }
+
+
 @dataclass(frozen=True)
 class Tour:
     """What it takes to settle one site after the other."""
@@ -272,7 +297,14 @@ class Tour:
                 gram_II, drift_IO = sums
                 statistics = SiteStatistics(gram_II, self.num_tokens, weights, drift_IO)
                 level = self.visit(site, statistics)
-        streams.settle(site.kind, agree(weights, site, self.geometry, level), output)
+        answer = agree(weights, site, self.geometry, level)
+        masked = agree_on_inputs(weights, site, self.geometry, level)
+        if masked:
+            shape = self.geometry.shape(site)
+            self.adapter.write(block, site.kind, weights | masked, shape)
+            streams.reach_again(block, site.kind, calls)
+            self.adapter.write(block, site.kind, weights, shape)
+        streams.settle(site.kind, answer, output)
 
 
 @torch.no_grad()

@@ -25,6 +25,7 @@ from lightstride.generate.masks import attention_argument
 from lightstride.generate.positions import slot_positions
 from lightstride.models.families.registry import adapter_for
 from lightstride.models.fingerprint import fingerprint
+from lightstride.models.head_logits import head_logits
 from lightstride.smash.model.adapters import GatedAdapters, merged_at
 from lightstride.smash.model.config import SmashConfig
 from lightstride.smash.model.modules import Embedder, MicroCache, MicroDecoder, stop_head
@@ -212,9 +213,8 @@ class SmashBody(PreTrainedModel):
         return logits_N1[..., 0]
 
     def cap(self, logits: Tensor) -> Tensor:
-        """Logits as the base's own forward limits them."""
-        limit = getattr(self.base.config, "final_logit_softcapping", None)
-        return logits if limit is None else torch.tanh(logits / limit) * limit
+        """Logits as the base's own forward scales or limits them."""
+        return head_logits(self.base.config, logits)
 
     def to_tokens(self, micro_ids: Tensor) -> Tensor:
         """Tokens that ids of the micro vocabulary stand for."""
