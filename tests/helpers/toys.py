@@ -17,6 +17,8 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
     OPTConfig,
     OPTForCausalLM,
     Phi3Config,
@@ -250,6 +252,35 @@ def tiny_phi3(
     return build(Phi3ForCausalLM, config, seed)
 
 
+def tiny_olmo2(
+    *,
+    seed: int = 0,
+    num_layers: int = 2,
+    hidden_size: int = 32,
+    num_kv_heads: int = 2,
+    queries_per_group: int = 2,
+    num_channels: int = 48,
+    vocab_size: int = VOCAB_SIZE,
+    tied: bool = False,
+) -> PreTrainedModel:
+    """An OLMo 2: norms after the sites, and over all heads of q and of k."""
+    config = Olmo2Config(
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        intermediate_size=num_channels,
+        num_hidden_layers=num_layers,
+        num_attention_heads=num_kv_heads * queries_per_group,
+        num_key_value_heads=num_kv_heads,
+        tie_word_embeddings=tied,
+        initializer_range=0.2,
+        max_position_embeddings=512,
+        bos_token_id=BOS,
+        eos_token_id=EOS,
+        pad_token_id=PAD,
+    )
+    return build(Olmo2ForCausalLM, config, seed)
+
+
 def tiny_opt(
     *,
     seed: int = 0,
@@ -292,12 +323,13 @@ TINY: Mapping[str, Callable[..., PreTrainedModel]] = MappingProxyType(
         "qwen3": tiny_qwen3,
         "gemma3": tiny_gemma3,
         "phi3": tiny_phi3,
+        "olmo2": tiny_olmo2,
         "opt": tiny_opt,
     }
 )
 """A toy of every family, by the family's name."""
 
-CHANGED_ANSWERS = ("gemma3",)
+CHANGED_ANSWERS = ("gemma3", "olmo2")
 """Families whose blocks do not add what a site answers as it is, but normalized or scaled."""
 
 

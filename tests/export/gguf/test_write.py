@@ -111,6 +111,7 @@ MODELS = {
     "qwen2 untied": {"tied": False},
     "qwen3": {},
     "gemma3": {},
+    "olmo2": {},
     "phi3": {},
 }
 UNEVEN = ["llama", "llama untied", "llama biased", "mistral", "qwen2", "qwen2 untied", "qwen3"]

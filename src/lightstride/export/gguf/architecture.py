@@ -46,6 +46,7 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
             Architecture(name="qwen2"),
             Architecture(name="qwen3", attention_bias=False),
             Architecture(name="gemma3", norm_offset=1.0, activation="gelu_pytorch_tanh"),
+            Architecture(name="olmo2", attention_bias=False),
             Architecture(name="phi3"),
         )
     }

@@ -7,6 +7,7 @@ from lightstride.models.families.adapter import Adapter
 from lightstride.models.families.gemma3 import Gemma3Adapter
 from lightstride.models.families.llama import LlamaAdapter
 from lightstride.models.families.mistral import MistralAdapter
+from lightstride.models.families.olmo2 import Olmo2Adapter
 from lightstride.models.families.opt import OPTAdapter
 from lightstride.models.families.phi3 import Phi3Adapter
 from lightstride.models.families.qwen2 import Qwen2Adapter
@@ -16,6 +17,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     Gemma3Adapter(),
     LlamaAdapter(),
     MistralAdapter(),
+    Olmo2Adapter(),
     OPTAdapter(),
     Phi3Adapter(),
     Qwen2Adapter(),

@@ -24,6 +24,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.gemma3.modeling_gemma3 import Gemma3DecoderLayer
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
+from transformers.models.olmo2.modeling_olmo2 import Olmo2DecoderLayer
 from transformers.models.opt.modeling_opt import OPTDecoderLayer
 from transformers.models.phi3.modeling_phi3 import Phi3DecoderLayer
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
@@ -256,6 +257,28 @@ class LayeredGemma3ForCausalLM(LayeredCausalLM, transformers.Gemma3ForCausalLM):
 
     config_class = LayeredGemma3TextConfig
     model_class = LayeredGemma3TextModel
+
+
+@strict
+class LayeredOlmo2Config(LayeredConfig, transformers.Olmo2Config):
+    """Config of an OLMo 2 whose layers differ."""
+
+    model_type: ClassVar[str] = "lightstride_olmo2"
+    head_dim: int | None = None
+
+
+class LayeredOlmo2Model(LayeredModel, transformers.Olmo2Model):
+    """An OLMo 2 whose layers differ, without its head."""
+
+    config_class = LayeredOlmo2Config
+    block_class = Olmo2DecoderLayer
+
+
+class LayeredOlmo2ForCausalLM(LayeredCausalLM, transformers.Olmo2ForCausalLM):
+    """An OLMo 2 whose layers differ."""
+
+    config_class = LayeredOlmo2Config
+    model_class = LayeredOlmo2Model
 
 
 @strict

@@ -36,6 +36,11 @@ LAYERED: Mapping[str, LayeredClasses] = MappingProxyType(
             layered.LayeredMistralModel,
             layered.LayeredMistralForCausalLM,
         ),
+        "olmo2": (
+            layered.LayeredOlmo2Config,
+            layered.LayeredOlmo2Model,
+            layered.LayeredOlmo2ForCausalLM,
+        ),
         "opt": (layered.LayeredOPTConfig, layered.LayeredOPTModel, layered.LayeredOPTForCausalLM),
         "phi3": (
             layered.LayeredPhi3Config,
