@@ -13,6 +13,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    GraniteConfig,
+    GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -252,6 +254,39 @@ def tiny_phi3(
     return build(Phi3ForCausalLM, config, seed)
 
 
+def tiny_granite(
+    *,
+    seed: int = 0,
+    num_layers: int = 2,
+    hidden_size: int = 32,
+    num_kv_heads: int = 2,
+    queries_per_group: int = 2,
+    num_channels: int = 48,
+    vocab_size: int = VOCAB_SIZE,
+    tied: bool = True,
+) -> PreTrainedModel:
+    """A Granite: multipliers of embeddings, of what sites add, of scores and of logits."""
+    config = GraniteConfig(
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        intermediate_size=num_channels,
+        num_hidden_layers=num_layers,
+        num_attention_heads=num_kv_heads * queries_per_group,
+        num_key_value_heads=num_kv_heads,
+        tie_word_embeddings=tied,
+        embedding_multiplier=3.0,
+        residual_multiplier=0.6,
+        attention_multiplier=0.25,
+        logits_scaling=1.5,
+        initializer_range=0.2,
+        max_position_embeddings=512,
+        bos_token_id=BOS,
+        eos_token_id=EOS,
+        pad_token_id=PAD,
+    )
+    return build(GraniteForCausalLM, config, seed)
+
+
 def tiny_olmo2(
     *,
     seed: int = 0,
@@ -323,13 +358,14 @@ TINY: Mapping[str, Callable[..., PreTrainedModel]] = MappingProxyType(
         "qwen3": tiny_qwen3,
         "gemma3": tiny_gemma3,
         "phi3": tiny_phi3,
+        "granite": tiny_granite,
         "olmo2": tiny_olmo2,
         "opt": tiny_opt,
     }
 )
 """A toy of every family, by the family's name."""
 
-CHANGED_ANSWERS = ("gemma3", "olmo2")
+CHANGED_ANSWERS = ("gemma3", "granite", "olmo2")
 """Families whose blocks do not add what a site answers as it is, but normalized or scaled."""
 
 

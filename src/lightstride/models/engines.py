@@ -42,6 +42,7 @@ LLAMA_CPP: Mapping[str, LlamaCpp] = MappingProxyType(
         "qwen2": LlamaCpp(same_widths="qwen2", all_heads=True, own_widths="deci"),
         "qwen3": LlamaCpp(same_widths="qwen3", own_widths="openelm", own_widths_tied=True),
         "gemma3": LlamaCpp(same_widths="gemma3"),
+        "granite": LlamaCpp(same_widths="granite"),
         "olmo2": LlamaCpp(same_widths="olmo2", all_heads=True),
         "phi3": LlamaCpp(same_widths="phi3", all_heads=True),
     }

@@ -111,6 +111,8 @@ MODELS = {
     "qwen2 untied": {"tied": False},
     "qwen3": {},
     "gemma3": {},
+    "granite": {},
+    "granite untied": {"tied": False},
     "olmo2": {},
     "phi3": {},
 }

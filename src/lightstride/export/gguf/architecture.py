@@ -46,6 +46,7 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
             Architecture(name="qwen2"),
             Architecture(name="qwen3", attention_bias=False),
             Architecture(name="gemma3", norm_offset=1.0, activation="gelu_pytorch_tanh"),
+            Architecture(name="granite", interleaved=True),
             Architecture(name="olmo2", attention_bias=False),
             Architecture(name="phi3"),
         )
@@ -178,8 +179,21 @@ def describe(
         **widths(geometry),
         **rope,
         **sliding(config, architecture),
+        **multipliers(config, architecture),
     }
     return Description({f"{architecture.name}.{key}": keys[key] for key in keys}, tables)
+
+
+def multipliers(config: PreTrainedConfig, architecture: Architecture) -> Metadata:
+    """Granite's multipliers."""
+    if architecture.name != "granite":
+        return {}
+    return {
+        "embedding_scale": float(config.embedding_multiplier),
+        "residual_scale": float(config.residual_multiplier),
+        "attention.scale": float(config.attention_multiplier),
+        "logit_scale": float(config.logits_scaling),
+    }
 
 
 def widths(geometry: Geometry) -> Metadata:

@@ -5,6 +5,7 @@ from transformers import PreTrainedConfig
 from lightstride.errors import UnknownFamilyError
 from lightstride.models.families.adapter import Adapter
 from lightstride.models.families.gemma3 import Gemma3Adapter
+from lightstride.models.families.granite import GraniteAdapter
 from lightstride.models.families.llama import LlamaAdapter
 from lightstride.models.families.mistral import MistralAdapter
 from lightstride.models.families.olmo2 import Olmo2Adapter
@@ -15,6 +16,7 @@ from lightstride.models.families.qwen3 import Qwen3Adapter
 
 ADAPTERS: tuple[Adapter, ...] = (
     Gemma3Adapter(),
+    GraniteAdapter(),
     LlamaAdapter(),
     MistralAdapter(),
     Olmo2Adapter(),

@@ -22,6 +22,7 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.gemma3.modeling_gemma3 import Gemma3DecoderLayer
+from transformers.models.granite.modeling_granite import GraniteDecoderLayer
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
 from transformers.models.olmo2.modeling_olmo2 import Olmo2DecoderLayer
@@ -257,6 +258,28 @@ class LayeredGemma3ForCausalLM(LayeredCausalLM, transformers.Gemma3ForCausalLM):
 
     config_class = LayeredGemma3TextConfig
     model_class = LayeredGemma3TextModel
+
+
+@strict
+class LayeredGraniteConfig(LayeredConfig, transformers.GraniteConfig):
+    """Config of a Granite whose layers differ."""
+
+    model_type: ClassVar[str] = "lightstride_granite"
+    head_dim: int | None = None
+
+
+class LayeredGraniteModel(LayeredModel, transformers.GraniteModel):
+    """A Granite whose layers differ, without its head."""
+
+    config_class = LayeredGraniteConfig
+    block_class = GraniteDecoderLayer
+
+
+class LayeredGraniteForCausalLM(LayeredCausalLM, transformers.GraniteForCausalLM):
+    """A Granite whose layers differ."""
+
+    config_class = LayeredGraniteConfig
+    model_class = LayeredGraniteModel
 
 
 @strict

@@ -26,6 +26,11 @@ LAYERED: Mapping[str, LayeredClasses] = MappingProxyType(
             layered.LayeredGemma3TextModel,
             layered.LayeredGemma3ForCausalLM,
         ),
+        "granite": (
+            layered.LayeredGraniteConfig,
+            layered.LayeredGraniteModel,
+            layered.LayeredGraniteForCausalLM,
+        ),
         "llama": (
             layered.LayeredLlamaConfig,
             layered.LayeredLlamaModel,
