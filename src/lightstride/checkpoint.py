@@ -25,8 +25,8 @@ from lightstride.files import whole_folder
 from lightstride.generate import Decoder, PlainDecoder
 from lightstride.models.opening.explain import quiet, reading
 from lightstride.models.opening.load import is_local, load_model, load_tokenizer, locate
+from lightstride.models.rebuild import rebuilt
 from lightstride.models.uneven import modeling as layered
-from lightstride.models.uneven.rebuild import rebuilt
 from lightstride.models.uneven.register import LAYERED
 from lightstride.smash.decode.decoder import SmashDecoder
 from lightstride.smash.hub import SmashModel

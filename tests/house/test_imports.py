@@ -1,8 +1,9 @@
-"""The house rules that a machine can check: imports, docstrings, lengths, public names."""
+"""The house rules that a machine can check: imports, the map, docstrings, lengths, names."""
 
 import ast
 import importlib
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 import lightstride
 
 ROOT = Path(lightstride.__file__).parent
+DESIGN = Path(__file__).parents[2] / "docs" / "design.md"
 FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path
     for path in sorted(ROOT.rglob("*.py"))
@@ -137,9 +139,73 @@ def test_every_room_is_in_the_table() -> None:
     assert {name.split(".")[0] for name in FILES} <= {*ALLOWED, "cli", "__main__"}
 
 
-def test_the_table_has_no_cycle() -> None:
+def assert_no_cycle(below: Mapping[str, set[str]]) -> None:
+    """Everything can be drawn above what it needs."""
     done: set[str] = set()
-    while len(done) < len(ALLOWED):
-        ready = {room for room, below in ALLOWED.items() if below <= done} - done
-        assert ready, f"a cycle among {set(ALLOWED) - done}"
+    while len(done) < len(below):
+        ready = {one for one, needs in below.items() if needs <= done} - done
+        assert ready, f"a cycle among {sorted(set(below) - done)}"
         done |= ready
+
+
+def imported_modules(path: Path) -> set[str]:
+    """The files of this package that one of them imports, without its `__init__` files."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name.removeprefix("lightstride.") for name in found} & set(FILES)
+
+
+def test_the_table_has_no_cycle() -> None:
+    assert_no_cycle(ALLOWED)
+
+
+def test_parts_of_a_room_have_no_cycle() -> None:
+    """A part is a folder in a room, or a file that lies beside such folders."""
+
+    def part(name: str) -> str:
+        return ".".join(name.split(".")[:2])
+
+    below: dict[str, set[str]] = {}
+    for name, path in FILES.items():
+        if not name.endswith("__init__"):
+            others = {part(other) for other in imported_modules(path)} - {part(name)}
+            below.setdefault(part(name), set()).update(others)
+    assert_no_cycle(below)
+
+
+def block_of_design(start: str) -> list[str]:
+    """The lines of the code block of `docs/design.md` that starts with this text."""
+    _, _, rest = DESIGN.read_text("utf-8").partition(f"```\n{start}")
+    assert rest, f"docs/design.md has no block that starts with {start!r}"
+    return (start + rest.partition("```")[0]).splitlines()
+
+
+def test_the_design_has_the_same_table() -> None:
+    told = {}
+    for line in block_of_design("errors "):
+        room, _, below = line.partition("←")
+        told[room.strip()] = set(re.sub(r"\(.*?\)", "", below).split())
+    expected = {
+        room: below for room, below in ALLOWED.items() if room not in ("__init__", "commands")
+    }
+    assert told == {**expected, "commands": {"everything"}}
+
+
+def test_the_map_is_the_tree() -> None:
+    """Every file beside the rooms, every room and every folder of code in one is on the map."""
+    told, above = set(), ""
+    for line in block_of_design("src/lightstride/\n")[1:]:
+        found = re.match(r"( +)([\w.]+/?)(?:  |$)", line)
+        if found is None:
+            continue
+        indent, name = found.groups()
+        above = name if len(indent) == 2 and name.endswith("/") else above
+        told.add(name if len(indent) == 2 else above + name)
+    parts = [path.relative_to(ROOT) for path in FILES.values()]
+    files = {str(path) for path in parts if len(path.parts) == 1}
+    folders = {f"{path.parent}/" for path in parts if len(path.parts) in (2, 3)}
+    assert told == (files | folders) - {"__init__.py", "__main__.py"}

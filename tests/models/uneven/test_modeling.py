@@ -13,12 +13,12 @@ from helpers.cuts import (
     tokens,
 )
 from helpers.toys import tiny_llama
+from lightstride.models.rebuild import rebuilt
 from lightstride.models.shapes import AttentionShape
 from lightstride.models.uneven.modeling import (
     LayeredLlamaConfig,
     LayerView,
 )
-from lightstride.models.uneven.rebuild import rebuilt
 
 CACHES = {"dynamic": {}, "static": {"cache_implementation": "static"}}
 

@@ -14,8 +14,8 @@ from helpers.cuts import (
     logits,
 )
 from helpers.toys import TINY, tiny_gemma3, tiny_llama, tiny_phi3
+from lightstride.models.rebuild import block_shapes, rebuilt
 from lightstride.models.shapes import AttentionShape, Site
-from lightstride.models.uneven.rebuild import block_shapes, rebuilt
 from lightstride.models.uneven.register import LAYERED
 
 

@@ -2,7 +2,7 @@
 
 Even widths are the family's own class wherever its config can say them.  Llama's refuses heads
 that do not divide the hidden size: those are Mistral's without a sliding window, which computes
-the same bits.  Everything else is a layered class (`layered.py`).
+the same bits.  Everything else is a layered class (`uneven/modeling.py`).
 """
 
 from collections.abc import Mapping
