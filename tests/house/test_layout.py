@@ -1,0 +1,149 @@
+"""Tests stand where the module that they test stands, and are as short."""
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+import lightstride
+
+SOURCE = Path(lightstride.__file__).parent
+TESTS = Path(__file__).parents[1]
+BENCHMARKS = TESTS.parent / "benchmarks"
+
+# Tests of what many modules do together, each in the room that it is about most.
+FEATURES = {
+    "commands/test_prune_resume.py",
+    "prune/test_no_attention.py",
+    "search/test_toy_space.py",
+    "test_old_files.py",
+}
+# Folders and modules that are tested through another test than their own.
+TESTED_BY = {
+    "announce.py": "models/uneven/test_register.py",
+    "commands/": "commands/test_prune.py",
+    "config/": "config/test_base.py",
+    "data/records.py": "data/test_documents.py",
+    "evaluate/tables.py": "commands/test_evaluate.py",
+    "export/": "export/test_decilm.py",
+    "export/gguf/": "export/gguf/test_write.py",
+    "generate/": "generate/test_decoder.py",
+    "models/": "models/opening/test_load.py",
+    "models/families/": "models/families/test_adapter.py",
+    "models/opening/explain.py": "models/opening/test_load.py",
+    "prune/cut/": "prune/cut/test_statistics.py",
+    "prune/space/even.py": "search/test_guided.py",
+    "serve/": "serve/test_http.py",
+    "serve/api/": "serve/test_http.py",
+    "serve/engine/": "serve/test_engine.py",
+    "serve/schemas/": "serve/test_chat.py",
+    "smash/hooks.py": "smash/test_hub.py",
+    "smash/decode/": "smash/decode/test_decoder.py",
+    "smash/train/": "smash/train/test_loop.py",
+    "training/fsdp.py": "smash/train/test_loop.py",
+    "work.py": "commands/test_prune_resume.py",
+}
+# Names that mean the same kind of thing wherever they stand.
+EVERYWHERE = {"LOG", "T", "VERSION"}
+# Names that stand in three modules or more and should not: the list may only shrink.
+TO_RENAME = {
+    "Answer",
+    "HUB_ID",
+    "Head",
+    "MIB",
+    "Numbers",
+    "OFFLINE",
+    "Plan",
+    "Reply",
+    "SHORTEST",
+    "agreement",
+    "describe",
+    "digest",
+    "pack",
+    "read_record",
+    "score",
+    "split",
+    "spread",
+    "table",
+}
+
+
+def files_of_tests() -> list[Path]:
+    return sorted(path.relative_to(TESTS) for path in TESTS.rglob("test_*.py"))
+
+
+@pytest.mark.parametrize("path", sorted(TESTS.rglob("*.py")), ids=str)
+def test_no_file_is_long(path: Path) -> None:
+    assert len(path.read_text("utf-8").splitlines()) <= 400
+
+
+def test_every_test_file_is_named_after_a_module() -> None:
+    strangers = set()
+    for path in files_of_tests():
+        module = path.with_name(path.name.removeprefix("test_"))
+        room = path.parts[0]
+        if room == "benchmarks":
+            known = (BENCHMARKS / module.name).exists()
+        else:
+            known = (SOURCE / module).exists() or room in ("house", "serve", "fuzz")
+        if not known:
+            strangers.add(path.as_posix())
+    assert strangers == FEATURES
+
+
+def imported(path: Path) -> set[str]:
+    """Modules of the package that a test imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            found |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def test_every_module_is_tested() -> None:
+    """By a file of its name, by another of its folder that imports it, or as it is said above."""
+    seen = defaultdict(set)
+    for path in files_of_tests():
+        seen[path.parent] |= imported(TESTS / path)
+    untested, needed = [], set()
+    for path in sorted(SOURCE.rglob("*.py")):
+        module = path.relative_to(SOURCE)
+        name = ".".join(("lightstride", *module.with_suffix("").parts))
+        own = TESTS / module.with_name(f"test_{module.name}")
+        if module.name.startswith("__") or own.exists() or name in seen[module.parent]:
+            continue
+        entry = {module.as_posix(), f"{module.parent}/"} & set(TESTED_BY)
+        needed |= entry
+        if not entry:
+            untested.append(module.as_posix())
+    assert not untested
+    assert needed == set(TESTED_BY)
+    assert all((TESTS / path).exists() for path in TESTED_BY.values())
+
+
+def public_names(path: Path) -> set[str]:
+    """Functions, classes and constants at the top of a module."""
+    found: set[str] = set()
+    for node in ast.parse(path.read_text("utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Assign):
+            found |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            found.add(node.target.id)
+    return {name for name in found if not name.startswith("_")}
+
+
+def test_a_name_means_one_thing() -> None:
+    """No name is defined in more than two modules (the command line's are the commands' own)."""
+    places = defaultdict(list)
+    for path in sorted(SOURCE.rglob("*.py")):
+        if path.name != "cli.py":
+            for name in public_names(path) - EVERYWHERE - TO_RENAME:
+                places[name].append(path.relative_to(SOURCE).as_posix())
+    assert {name: found for name, found in places.items() if len(found) > 2} == {}
+
+
+def test_the_readme_is_short() -> None:
+    assert len((TESTS.parent / "README.md").read_text("utf-8").splitlines()) <= 150
