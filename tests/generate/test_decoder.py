@@ -11,7 +11,6 @@ from helpers.toys import EOS, TINY, byte_tokenizer, tiny_gemma3, tiny_llama
 from lightstride.errors import ConfigError
 from lightstride.generate import Hooks, PlainDecoder, Settings, generate
 from lightstride.generate.masks import attention_argument
-from lightstride.generate.rows import Row
 
 PROMPTS = [[72, 101, 108], [1, 2, 3, 4, 5, 6, 7, 8, 9], [200]]
 LENGTH = 24
@@ -205,12 +204,12 @@ def test_a_plain_model_has_one_mode() -> None:
 
 
 def test_hooks_process_logits_and_end_rows() -> None:
-    def forbid(row: Row, tokens: Sequence[int], logits_V: torch.Tensor) -> torch.Tensor:
+    def forbid(tokens: Sequence[int], logits_V: torch.Tensor) -> torch.Tensor:
         logits_V = logits_V.clone()
         logits_V[list(tokens)] = -torch.inf
         return logits_V
 
-    hooks = Hooks(forbid, lambda rows: [len(tokens) >= 10 for tokens in rows])
+    hooks = Hooks(forbid, lambda tokens: len(tokens) >= 10)
     steps = list(PlainDecoder(tiny_llama(), byte_tokenizer()).steps(PROMPTS, Settings(), hooks))
     for row in range(len(PROMPTS)):
         tokens = sum((step.tokens[row] for step in steps), ())

@@ -59,7 +59,7 @@ def assert_no_ties(
     """Every likeliest token of these greedy answers leads by far, whatever rounds differently."""
     leads = []
 
-    def note(_row: object, _tokens: object, logits_V: Tensor) -> Tensor:
+    def note(_tokens: object, logits_V: Tensor) -> Tensor:
         first, second = logits_V.topk(2).values
         leads.append(float(first - second))
         return logits_V

@@ -1,17 +1,19 @@
 """Toy smashed models with random grafts, and decoders so slow that they are easy to trust."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from transformers import PreTrainedModel
 
 from helpers.agree import TIE
 from helpers.toys import tiny_llama, tiny_qwen3
+from lightstride.generate import Settings
+from lightstride.generate.rows import Row
 from lightstride.models.families.registry import adapter_for
 from lightstride.models.shapes import AttentionShape, FFNShape
 from lightstride.smash.hub import SmashModel
 from lightstride.smash.model.config import SmashConfig
-from lightstride.smash.model.lookup import CHANCES, LONGEST, Lookup
+from lightstride.smash.model.lookup import LONGEST, LOOKUP_ACCURACY, SHORTEST, Lookup
 from lightstride.smash.model.slots import Segmented
 
 PROMPTS = [[72, 101, 108], [1, 2, 3, 4, 5, 6, 7, 8, 9], [200], [40, 41, 42, 43]]
@@ -84,6 +86,20 @@ def toy(
     return model
 
 
+def a_row(
+    prompt: Sequence[int],
+    *,
+    pending: Sequence[int] = (),
+    ends: Iterable[int] = (),
+    limit: int = 99,
+    **settings: object,
+) -> Row:
+    """A row of a session that was never opened."""
+    row = Row("row", tuple(prompt), Settings(**settings), b"", limit, frozenset(ends))
+    row.pending = list(pending)
+    return row
+
+
 def segmented(prompt: Sequence[int], segments: Sequence[Sequence[int]]) -> Segmented:
     """One row: the prompt apart, then merged segments; every segment is to be predicted."""
     lengths = [1] * len(prompt) + [len(segment) for segment in segments]
@@ -134,7 +150,7 @@ def slow_segment(model: SmashModel, taps_1TD, text, confidence: float, room: int
         outputs, _ = model.micro(inputs, None)
         vector = outputs[:, -1]
         logits = model.micro_logits(vector)
-        token = int(model.to_tokens(torch.tensor(Judge.likeliest(logits))))
+        token = int(model.vocabulary_ids(torch.tensor(Judge.likeliest(logits))))
         if table is not None:
             scale, offset, by_odds, by_lookup = table[len(segment) - 1]
             odds = torch.logit(logits.softmax(-1).amax(-1))
@@ -147,6 +163,11 @@ def slow_segment(model: SmashModel, taps_1TD, text, confidence: float, room: int
     return segment
 
 
+def looked_up(text: Sequence[int], most: int) -> list[int]:
+    """What followed the last time the latest two tokens or more occurred."""
+    return Lookup(text).prediction(most, SHORTEST).tokens
+
+
 def slow_opinion(text: Sequence[int], said: Sequence[int], token: int) -> float:
     """What followed the last time the longest run at the text's end was there, searched for."""
     for size in range(min(LONGEST, len(text) - 1), 0, -1):
@@ -156,7 +177,7 @@ def slow_opinion(text: Sequence[int], said: Sequence[int], token: int) -> float:
                 follows = [period[index % len(period)] for index in range(len(said) + 1)]
                 if follows[:-1] != [*said]:
                     return 0.0
-                chance = CHANCES[min(size + len(said), len(CHANCES) - 1)]
+                chance = LOOKUP_ACCURACY[min(size + len(said), len(LOOKUP_ACCURACY) - 1)]
                 return chance if follows[-1] == token else -chance
     return 0.0
 
@@ -183,7 +204,7 @@ def slow_verify(
         taps = features(model, prompt, stored)
         text = [*prompt, *(token for step in steps for token in step)]
         draft = slow_segment(model, taps, text, confidence, length - said + 1)
-        found = Lookup(text).propose(min(lookup, model.config.max_segment) - 1)
+        found = looked_up(text, min(lookup, model.config.max_segment) - 1)
         draft = [first, *found] if found else draft
         draft = draft[: length - said]
         accepted = [first]

@@ -11,10 +11,9 @@ from lightstride.checkpoint import open_decoder
 from lightstride.config import GenerateConfig
 from lightstride.config.decoding import Settings
 from lightstride.errors import ConfigError
-from lightstride.generate.answer import Generation
-from lightstride.generate.answer import generate as answer
 from lightstride.generate.chat_template import chat_tokens, token_ids
-from lightstride.generate.decoder import Step
+from lightstride.generate.decoder import Generation, Step
+from lightstride.generate.decoder import generate as answer
 from lightstride.models.device import pick_device, pick_dtype, suitable_dtype
 
 COLORS = (36, 33, 35, 32)

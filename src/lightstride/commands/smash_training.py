@@ -52,7 +52,7 @@ class Before:
             teacher.requires_grad_(False)
             cast(nn.Module, model.base).float()
             model.base.requires_grad_(True)
-            model.refresh_head()
+            model.retie_head()
         return cls(Learner(model, learning_of(config), dtype, teacher, memory), teacher)
 
 
@@ -99,7 +99,7 @@ def settle(config: SmashRunConfig, model: SmashModel, dtype: torch.dtype) -> Non
     if config.train_base:
         cast(nn.Module, model.base).to(dtype)
         model.base.requires_grad_(False)
-        model.refresh_head()
+        model.retie_head()
         model.config.base = BASE_FOLDER
         model.config.base_fingerprint = fingerprint(model.base)
 

@@ -1,21 +1,25 @@
-"""Answering: the protocol that plain, pruned and smashed decoders share, and the plain decoder.
+"""Answering: an open batch that rows join, step and leave; the plain decoder; what smash shares.
 
-decoder    prompts in, steps out    answer    whole answers from any decoder
-forward    one forward of a batch    cache    keys and values, scratch columns at the end
-rows    what ends an answer    sampler, sampling   logits to tokens
-masks, positions   who sees whom    detokenize, chat_template   text
+session          the protocol: add, step, cancel       batch_session    the one implementation
+decoder          Decoder, PlainDecoder, generate()     modes            what a row asks, and answers
+forward          one forward of some rows              cache            keys and values by row
+rows             a row, and the cut that ends it       sampling         logits to tokens
+masks            who sees whom, and where it stands    detokenize, chat_template    text
 """
 
 from lightstride.config.decoding import Mode, Settings
-from lightstride.generate.answer import Generation, generate
-from lightstride.generate.decoder import Decoder, Hooks, PlainDecoder, Step
+from lightstride.generate.decoder import Decoder, Generation, PlainDecoder, Step, generate
+from lightstride.generate.session import Hooks, Limits, RowStep, Session
 
 __all__ = [
     "Decoder",
     "Generation",
     "Hooks",
+    "Limits",
     "Mode",
     "PlainDecoder",
+    "RowStep",
+    "Session",
     "Settings",
     "Step",
     "generate",

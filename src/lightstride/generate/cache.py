@@ -1,16 +1,19 @@
-"""A KV cache one decides about: where new entries go, which stay, which may be seen.
+"""A KV cache one decides about: where new entries go, which stay, which rows there are.
 
-Every layer that has an attention has one buffer of columns.  A forward writes either at the same
-columns for all rows (`slots` None: right behind the used ones) or at each row's own (`slots`);
-nothing is final until the caller says how many columns are used.  What is behind them is scratch,
-so a rejected draft costs nothing but being overwritten.
+Every layer that has an attention has one buffer.  A row's entries are its first columns, without
+gaps; what is behind them is scratch, so a rejected draft costs nothing but being overwritten.
 
-The buffer is allocated once ("static") or grows by chunks ("dynamic").  Growing is the default:
-how many entries a smashed answer needs is not known before it is there.
+    row 0   prompt prompt prompt | answer answer | scratch scratch
+    row 1   prompt | answer answer answer answer answer | scratch ...
 
-Shapes: B rows, G KV heads, W columns, Q new columns, d head size.
+A forward concerns a range of rows.  Buffers grow by chunks of columns ("dynamic": how many entries
+an answer needs is not known before it is there) or have `capacity` columns at once ("static").
+
+Shapes: R rows of the buffer, B rows of a forward, G KV heads, W columns, Q new columns, d size of
+a head.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -18,70 +21,96 @@ from torch import Tensor
 from transformers import Cache
 
 Storage = Literal["dynamic", "static"]
-CHUNK = 64
+GROWTH = 64
+"""Columns by which a dynamic buffer grows."""
 
 
-class SlotCache(Cache):
-    """Keys and values of every layer, shape (B, G, W, d) each, of which `used` columns count."""
+class KvBuffer(Cache):
+    """Keys and values of every layer, shape (R, G, W, d) each."""
 
-    def __init__(self, storage: Storage, capacity: int) -> None:
+    def __init__(self, storage: Storage) -> None:
         super().__init__(layers=[])
         self.storage = storage
-        self.capacity = capacity
-        self.used = 0
+        self.capacity = 0
+        """Columns of a static buffer."""
+        self.num_rows = 0
+        self.rows = slice(0, 0)
         self.width = 0
-        self.slots_BQ: Tensor | None = None
+        self.start = 0
+        self.columns_BQ: Tensor | None = None
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
+        self.entry_bytes = 0
+        """Bytes of one entry of one row, over all layers."""
 
-    def place(self, num_new: int, slots_BQ: Tensor | None, width: int) -> None:
-        """Say where the next forward writes, and how many columns it attends to in all."""
-        assert width <= self.capacity or self.storage == "dynamic"
-        self.slots_BQ = slots_BQ
-        self.width = width
-        assert slots_BQ is not None or width == self.used + num_new
+    def reserve(self, rows: slice, width: int, start: int, columns_BQ: Tensor | None) -> None:
+        """Say which rows the next forward concerns, how many columns it attends to in all, and
+        where it writes: at each row's own columns, or from `start` on in all of them."""
+        assert self.storage == "dynamic" or width <= self.capacity
+        self.rows, self.width, self.start, self.columns_BQ = rows, width, start, columns_BQ
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: object, **__: object
     ) -> tuple[Tensor, Tensor]:
-        """Write a layer's new entries; what comes back is all that the forward attends to."""
+        """Write a layer's new entries; all that the forward attends to, shape (B, G, W, d) each."""
         if layer_idx not in self.keys:
-            self.keys[layer_idx] = self.allocate(key_states)
-            self.values[layer_idx] = self.allocate(value_states)
-        if self.keys[layer_idx].shape[2] < self.width:
-            self.keys[layer_idx] = self.grow(self.keys[layer_idx])
-            self.values[layer_idx] = self.grow(self.values[layer_idx])
-        keys_BGWd, values_BGWd = self.keys[layer_idx], self.values[layer_idx]
-        if self.slots_BQ is None:
-            keys_BGWd[:, :, self.used : self.width] = key_states
-            values_BGWd[:, :, self.used : self.width] = value_states
+            for states in (key_states, value_states):
+                self.entry_bytes += states.shape[1] * states.shape[3] * states.element_size()
+        self.keys[layer_idx] = self.fitted(self.keys.get(layer_idx), key_states)
+        self.values[layer_idx] = self.fitted(self.values.get(layer_idx), value_states)
+        keys_BGWd = self.keys[layer_idx][self.rows]
+        values_BGWd = self.values[layer_idx][self.rows]
+        if self.columns_BQ is None:
+            keys_BGWd[:, :, self.start : self.width] = key_states
+            values_BGWd[:, :, self.start : self.width] = value_states
         else:
-            scatter(keys_BGWd, self.slots_BQ, key_states)
-            scatter(values_BGWd, self.slots_BQ, value_states)
+            write(keys_BGWd, self.columns_BQ, key_states)
+            write(values_BGWd, self.columns_BQ, value_states)
         return keys_BGWd[:, :, : self.width], values_BGWd[:, :, : self.width]
 
-    def allocate(self, states_BGQd: Tensor) -> Tensor:
-        num_rows, num_heads, _, head_dim = states_BGQd.shape
-        columns = self.capacity if self.storage == "static" else chunks(self.width)
-        return states_BGQd.new_zeros(num_rows, num_heads, columns, head_dim)
-
-    def grow(self, buffer_BGWd: Tensor) -> Tensor:
-        """The buffer with more columns behind it."""
-        num_rows, num_heads, _, head_dim = buffer_BGWd.shape
-        grown = buffer_BGWd.new_zeros(num_rows, num_heads, chunks(self.width), head_dim)
-        grown[:, :, : self.used] = buffer_BGWd[:, :, : self.used]
+    def fitted(self, buffer: Tensor | None, states: Tensor) -> Tensor:
+        """A layer's buffer, with room for all rows and for the forward at hand."""
+        rows, columns = (0, 0) if buffer is None else (buffer.shape[0], buffer.shape[2])
+        if rows >= self.num_rows and columns >= self.width:
+            assert buffer is not None
+            return buffer
+        if rows < self.num_rows:
+            rows = max(self.num_rows, rows + rows // 2)
+        if columns < self.width or self.storage == "static":
+            wanted = self.capacity if self.storage == "static" else chunks(self.width)
+            columns = max(columns, wanted)
+        grown = states.new_zeros(rows, states.shape[1], columns, states.shape[3])
+        if buffer is not None:
+            grown[: buffer.shape[0], :, : buffer.shape[2]] = buffer
         return grown
 
-    def move(self, sources_BQ: Tensor, targets_BQ: Tensor) -> None:
-        """Copy, in every layer and row, the entries at the sources to the targets."""
-        rows_B1 = torch.arange(len(sources_BQ), device=sources_BQ.device)[:, None]
-        for buffer_BGWd in self.buffers:
-            buffer_BGWd[rows_B1, :, targets_BQ] = buffer_BGWd[rows_B1, :, sources_BQ]
+    def move(self, rows: slice, sources_BQ: Tensor, targets_BQ: Tensor) -> None:
+        """Copy, in every layer and each of these rows, entries at the sources to the targets."""
+        rows_B1 = torch.arange(rows.start, rows.stop, device=sources_BQ.device)[:, None]
+        for buffer_RGWd in self.buffers:
+            buffer_RGWd[rows_B1, :, targets_BQ] = buffer_RGWd[rows_B1, :, sources_BQ]
 
-    def select_rows(self, rows_N: Tensor) -> None:
-        """Keep these rows alone."""
-        self.keys = {layer: keys[rows_N] for layer, keys in self.keys.items()}
-        self.values = {layer: values[rows_N] for layer, values in self.values.items()}
+    def copy_row(self, source: int, target: int, used: int) -> None:
+        """Write the first entries of a row over those of another."""
+        for buffer_RGWd in self.buffers:
+            buffer_RGWd[target, :, :used] = buffer_RGWd[source, :, :used]
+
+    def swap_rows(self, one: int, other: int, used: int) -> None:
+        """Exchange the first entries of two rows."""
+        for buffer_RGWd in self.buffers:
+            kept = buffer_RGWd[one, :, :used].clone()
+            buffer_RGWd[one, :, :used] = buffer_RGWd[other, :, :used]
+            buffer_RGWd[other, :, :used] = kept
+
+    def shrink(self, used: int) -> None:
+        """Give back memory once half of the rows have left; `used` columns are still needed."""
+        buffers = self.buffers
+        if not buffers or 2 * self.num_rows > buffers[0].shape[0]:
+            return
+        columns = self.capacity if self.storage == "static" else chunks(used)
+        for held in (self.keys, self.values):
+            for layer, buffer_RGWd in held.items():
+                held[layer] = buffer_RGWd[: self.num_rows, :, :columns].clone()
 
     @property
     def buffers(self) -> list[Tensor]:
@@ -89,17 +118,12 @@ class SlotCache(Cache):
         return [*self.keys.values(), *self.values.values()]
 
     @property
-    def entry_bytes(self) -> int:
-        """Bytes of one entry of one row, over all layers."""
-        return sum(b.shape[1] * b.shape[3] * b.element_size() for b in self.buffers)
-
-    @property
     def allocated_bytes(self) -> int:
         """Bytes of all buffers, used or not."""
         return sum(b.numel() * b.element_size() for b in self.buffers)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.used
+        return self.start
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         return self.width, 0
@@ -109,15 +133,22 @@ class SlotCache(Cache):
 
 
 def chunks(num_columns: int) -> int:
-    """The least whole number of chunks that holds so many columns."""
-    return -(-num_columns // CHUNK) * CHUNK
+    """The least whole number of chunks that holds so many columns, at least one."""
+    return max(1, -(-num_columns // GROWTH)) * GROWTH
 
 
-def scatter(buffer_BGWd: Tensor, slots_BQ: Tensor, states_BGQd: Tensor) -> None:
+def write(buffer_BGWd: Tensor, columns_BQ: Tensor, states_BGQd: Tensor) -> None:
     """Write each row's new entries at the row's own columns.
 
     By index: on a CPU `scatter_` copies the whole buffer first, 1.3 ms a layer where this takes
     0.02 (16 rows of 1,280 entries of 3 heads).
     """
-    rows_B1 = torch.arange(len(slots_BQ), device=slots_BQ.device)[:, None]
-    buffer_BGWd[rows_B1, :, slots_BQ] = states_BGQd.transpose(1, 2)
+    rows_B1 = torch.arange(len(columns_BQ), device=columns_BQ.device)[:, None]
+    buffer_BGWd[rows_B1, :, columns_BQ] = states_BGQd.transpose(1, 2)
+
+
+def padded(lists: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Lists as a tensor (B, K), zeros behind their ends, and their lengths (B,)."""
+    width = max(map(len, lists))
+    values_BK = torch.tensor([[*each, *[0] * (width - len(each))] for each in lists], device=device)
+    return values_BK, torch.tensor([len(each) for each in lists], device=device)

@@ -1,23 +1,30 @@
-"""What every decoder does: prompts in, steps out; and the plain one, a token a step."""
+"""What every decoder does: prompts in, answers out, by a small loop over a session."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightstride.config.decoding import Settings
 from lightstride.errors import ConfigError
+from lightstride.generate.batch_session import BatchSession
 from lightstride.generate.cache import Storage
-from lightstride.generate.forward import Sequences
-from lightstride.generate.rows import FinishReason, Row, Rows, Stopper
-from lightstride.generate.sampler import Processor, Sampler
+from lightstride.generate.modes import ColumnReader, OneToken
+from lightstride.generate.rows import ends_of
+from lightstride.generate.session import FinishReason, Hooks, Limits, RowStep, Session
+
+NO_LIMITS = Limits()
+ALL_AT_ONCE = Limits(chunk=sys.maxsize, idle_chunk=sys.maxsize)
+"""For prompts that are all there at the start: they are read in one forward."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one forward of the base model (a macro step) brought, row by row."""
+    """What one step of a session brought a fixed list of rows."""
 
     tokens: tuple[tuple[int, ...], ...]
     """Tokens added to each answer, after any cut; () for rows that had ended before."""
@@ -34,11 +41,36 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Hooks:
-    """What transformers' `generate` wants to have a say in, besides the settings."""
+class Generation:
+    """One answer and what it cost."""
 
-    processor: Processor | None = None
-    stopper: Stopper | None = None
+    text: str
+    """The answer, without stop string and special tokens."""
+    tokens: tuple[int, ...]
+    """Its tokens, an end token or those of the stop string included."""
+    steps: tuple[tuple[int, ...], ...]
+    """The same tokens, grouped by the forward of the base model that brought them."""
+    prompt_tokens: int
+    kv_entries: int
+    """KV entries stored for the answer (the last step's are not needed and not stored)."""
+    kv_bytes: int
+    """Bytes of those entries over all layers."""
+    seconds: float
+    """Wall time of the whole batch, up to this row's end."""
+    finish_reason: FinishReason
+
+    @property
+    def macro_steps(self) -> int:
+        """Forwards of the base model."""
+        return len(self.steps)
+
+    @property
+    def tokens_per_step(self) -> float:
+        return len(self.tokens) / len(self.steps)
+
+    @property
+    def tokens_per_second(self) -> float:
+        return len(self.tokens) / self.seconds
 
 
 class Decoder(Protocol):
@@ -54,8 +86,14 @@ class Decoder(Protocol):
         """The model's tokenizer."""
         ...
 
-    def steps(self, prompts: Sequence[Sequence[int]], settings: Settings) -> Iterator[Step]:
-        """Answer all prompts together, step by step, until every row has ended."""
+    def session(self, limits: Limits = NO_LIMITS, *, with_text: bool = True) -> Session:
+        """An open batch without rows; without text, rows have tokens alone."""
+        ...
+
+    def steps(
+        self, prompts: Sequence[Sequence[int]], settings: Settings, hooks: Hooks | None = None
+    ) -> Iterator[Step]:
+        """Answer these prompts together, step by step, until every row has ended."""
         ...
 
 
@@ -73,65 +111,112 @@ class PlainDecoder:
         self.tokenizer = tokenizer
         self.storage: Storage = storage
 
+    def session(self, limits: Limits = NO_LIMITS, *, with_text: bool = True) -> Session:
+        """An open batch without rows."""
+        return BatchSession(
+            self.model,
+            {"ar": OneToken()},
+            only_one_token,
+            reader=ColumnReader(),
+            tokenizer=self.tokenizer if with_text else None,
+            ends=ends_of(self.model, self.tokenizer),
+            limits=limits,
+            storage=self.storage,
+        )
+
     def steps(
         self, prompts: Sequence[Sequence[int]], settings: Settings, hooks: Hooks | None = None
     ) -> Iterator[Step]:
-        """Answer all prompts together, step by step, until every row has ended."""
-        if settings.mode not in (None, "ar"):
-            raise ConfigError(
-                f"mode is {settings.mode!r}; a model that is not smashed has only 'ar'"
-            )
-        hooks = hooks or Hooks()
-        rows = Rows(prompts, settings, self.model, self.tokenizer, hooks.stopper)
-        return self.decode(rows, Sampler(settings, hooks.processor))
-
-    def decode(self, rows: Rows, sampler: Sampler) -> Iterator[Step]:
-        """The steps of rows that were checked."""
-        batch = rows.active
-        capacity = max(len(r.prompt) for r in batch) + max(r.limit for r in batch)
-        sequences = Sequences(self.model, self.storage, capacity)
-        with torch.inference_mode():
-            forward = sequences.prefill([row.prompt for row in batch])
-        while True:
-            with torch.inference_mode():
-                tokens_B = sampler.choose(forward.logits_BQV[:, -1], batch, [[]] * len(batch))
-            yield make_step(rows, batch, [[token] for token in tokens_B.tolist()], sequences)
-            if not rows.active:
-                return
-            with torch.inference_mode():
-                batch, kept_N = drop_finished(batch, sequences)
-                tokens_B = tokens_B if kept_N is None else tokens_B[kept_N]
-                forward = sequences.step(tokens_B)
-            count_entry(batch)
+        """Answer these prompts together, step by step, until every row has ended."""
+        return steps_of(self.session(ALL_AT_ONCE), prompts, settings, hooks)
 
 
-def make_step(
-    rows: Rows, batch: Sequence[Row], proposed: Sequence[Sequence[int]], sequences: Sequences
-) -> Step:
-    """Accept what rows of the batch propose, and say what came of it."""
-    proposed = [t if r.finish_reason is None else () for r, t in zip(batch, proposed, strict=True)]
-    tokens, text = rows.extend(batch, proposed)
-    return Step(
-        tokens=tuple(tokens),
-        text=tuple(text),
-        finished=tuple(row.finish_reason for row in rows.all),
-        kv_entries=tuple(min(row.kv_entries, len(row.tokens)) for row in rows.all),
-        entry_bytes=sequences.cache.entry_bytes,
-        allocated_bytes=sequences.cache.allocated_bytes,
+def only_one_token(settings: Settings) -> Settings:
+    """The settings with the mode of a model that is not smashed."""
+    if settings.mode not in (None, "ar"):
+        raise ConfigError(f"mode is {settings.mode!r}; a model that is not smashed has only 'ar'")
+    return replace(settings, mode="ar")
+
+
+def add_all(
+    session: Session,
+    prompts: Sequence[Sequence[int]],
+    settings: Settings,
+    hooks: Callable[[int], Hooks | None],
+) -> list[str]:
+    """Add prompts to a session, those that are the same as copies that differ; their keys."""
+    if not prompts:
+        raise ConfigError("no prompt was given; give at least one")
+    copies: Counter[tuple[int, ...]] = Counter()
+    for index, prompt in enumerate(prompts):
+        copy = copies[tuple(prompt)]
+        copies[tuple(prompt)] += 1
+        session.add(prompt, settings, str(index), hooks=hooks(index), copy=copy)
+    return [str(index) for index in range(len(prompts))]
+
+
+def steps_of(
+    session: Session,
+    prompts: Sequence[Sequence[int]],
+    settings: Settings,
+    hooks: Hooks | None = None,
+) -> Iterator[Step]:
+    """The steps of a session that answers these prompts and no others."""
+    keys = add_all(session, prompts, settings, lambda _: hooks)
+    return run_steps(session, keys)
+
+
+def run_steps(session: Session, keys: Sequence[str]) -> Iterator[Step]:
+    """Step until all rows have ended."""
+    last: dict[str, RowStep] = {}
+    while session.keys:
+        found = {row.key: row for row in session.step()}
+        last |= found
+        yield Step(
+            tokens=tuple(found[key].tokens if key in found else () for key in keys),
+            text=tuple(found[key].text if key in found else "" for key in keys),
+            finished=tuple(last[key].finish if key in last else None for key in keys),
+            kv_entries=tuple(last[key].kv_entries if key in last else 0 for key in keys),
+            entry_bytes=session.entry_bytes,
+            allocated_bytes=session.allocated_bytes,
+        )
+
+
+def generate(
+    decoder: Decoder,
+    prompts: Sequence[Sequence[int]],
+    settings: Settings,
+    *,
+    on_step: Callable[[Step], None] | None = None,
+) -> list[Generation]:
+    """Answer every prompt; `on_step` is called with each step as it comes (streaming)."""
+    start = time.perf_counter()
+    steps: list[Step] = []
+    moments: list[float] = []
+    for step in decoder.steps(prompts, settings):
+        steps.append(step)
+        moments.append(time.perf_counter() - start)
+        if on_step is not None:
+            on_step(step)
+    return [answer_of_row(row, len(prompt), steps, moments) for row, prompt in enumerate(prompts)]
+
+
+def answer_of_row(
+    row: int, prompt_tokens: int, steps: Sequence[Step], moments: Sequence[float]
+) -> Generation:
+    """One row's answer out of all steps."""
+    last = next(i for i, step in enumerate(steps) if step.finished[row] is not None)
+    reason = steps[last].finished[row]
+    assert reason is not None
+    groups = tuple(step.tokens[row] for step in steps[: last + 1] if step.tokens[row])
+    entries = steps[last].kv_entries[row]
+    return Generation(
+        text="".join(step.text[row] for step in steps[: last + 1]),
+        tokens=tuple(token for group in groups for token in group),
+        steps=groups,
+        prompt_tokens=prompt_tokens,
+        kv_entries=entries,
+        kv_bytes=entries * steps[last].entry_bytes,
+        seconds=moments[last],
+        finish_reason=reason,
     )
-
-
-def count_entry(batch: Sequence[Row]) -> None:
-    """Note that every row of the batch that goes on has one more KV entry."""
-    for row in batch:
-        row.kv_entries += row.finish_reason is None
-
-
-def drop_finished(batch: list[Row], sequences: Sequences) -> tuple[list[Row], torch.Tensor | None]:
-    """Shrink the batch once half of it has ended; what comes back: rows, and which they were."""
-    active = [index for index, row in enumerate(batch) if row.finish_reason is None]
-    if 2 * len(active) > len(batch):
-        return batch, None
-    kept_N = torch.tensor(active, device=sequences.model.device)
-    sequences.select_rows(kept_N)
-    return [batch[index] for index in active], kept_N

@@ -1,10 +1,18 @@
-"""Who attends to whom, said outright.
+"""Who attends to whom, and where a slot stands.
 
 transformers 5 reads jumps in `position_ids` as borders of packed sequences when it is given no
 mask and no cache.  Merged positions jump, so the mask is always explicit here, built from what
 each query may see, with the window of sliding layers counted in entries that it sees.
 
-Shapes: B rows, Q queries, W columns.
+A slot is one KV entry: a token, or a segment merged into one.  It stands at the position of its
+last token: with n_t tokens in slot t,
+
+    position_t = n_0 + ... + n_t - 1,
+
+so positions jump over merged tokens as if they had stayed apart.  Padding is a slot of no tokens.
+In a packed row each document starts again at 0.
+
+Shapes: B rows, Q queries, W columns, S slots.
 """
 
 import torch
@@ -60,3 +68,21 @@ def check_attention(config: PreTrainedConfig) -> None:
         raise ConfigError(
             f"attention is {config._attn_implementation!r}; decoding needs 'sdpa' or 'eager'"
         )
+
+
+def slot_positions(
+    lengths_BS: Tensor, before_B: Tensor | None = None, documents_BS: Tensor | None = None
+) -> Tensor:
+    """Position of each slot, shape (B, S).
+
+    `before` is the position of the slot in front (none: -1); `documents` numbers the documents of
+    packed rows, ascending from any number.
+    """
+    last_BS = lengths_BS.cumsum(-1) - 1
+    if before_B is not None:
+        return last_BS + 1 + before_B[:, None]
+    if documents_BS is None:
+        return last_BS
+    first_BS = last_BS + 1 - lengths_BS
+    starts_BS = documents_BS.diff(dim=-1, prepend=documents_BS[:, :1] - 1) != 0
+    return last_BS - first_BS.where(starts_BS, first_BS.new_zeros(())).cummax(-1).values

@@ -1,4 +1,4 @@
-"""From logits to a token: pure functions of tensors, and a uniform number for every draw.
+"""From logits to tokens, by each row's own settings, history and random numbers.
 
 The order of the filters is that of transformers: repetition penalty (Keskar et al., 2019,
 arXiv 1909.05858: a logit l of a seen token becomes l / c if positive, else l * c), temperature,
@@ -17,6 +17,10 @@ import torch
 from torch import Tensor
 
 from lightstride.config.decoding import Settings
+from lightstride.generate.rows import Row
+
+Drafts = Sequence[Sequence[int]]
+"""For every row, tokens of the current step that are not in its answer yet."""
 
 
 class Purpose(IntEnum):
@@ -47,7 +51,10 @@ def penalize(logits_NV: Tensor, seen_NV: Tensor, penalty: float) -> Tensor:
 
 
 def distribution(logits_NV: Tensor, settings: Settings) -> Tensor:
-    """Probabilities to sample from, in float64, each row summing to 1."""
+    """Probabilities to sample from, in float64, each row summing to 1; greedy: all on one token."""
+    if settings.is_greedy:
+        best_N1 = logits_NV.argmax(-1, keepdim=True)
+        return torch.zeros_like(logits_NV, dtype=torch.float64).scatter_(-1, best_N1, 1)
     scores_NV = logits_NV.double() / settings.temperature
     if 0 < settings.top_k < scores_NV.shape[-1]:
         smallest_N1 = scores_NV.topk(settings.top_k, dim=-1).values[:, -1:]
@@ -84,3 +91,77 @@ def residual(target_NV: Tensor, draft_NV: Tensor) -> Tensor:
     excess_NV = (target_NV - draft_NV).clamp(min=0)
     total_N1 = excess_NV.sum(-1, keepdim=True)
     return torch.where(total_N1 > 0, excess_NV / total_N1, target_NV)
+
+
+def adjusted_logits(logits_NV: Tensor, rows: Sequence[Row], drafts: Drafts) -> Tensor:
+    """Logits after everything that reads history: the penalty and the rows' own processors."""
+    if not any(row.reads_history for row in rows):
+        return logits_NV
+    adjusted = []
+    for logits_V, row, draft in zip(logits_NV, rows, drafts, strict=True):
+        penalty, processor = row.settings.repetition_penalty, row.hooks.processor
+        changed_V = logits_V
+        if penalty != 1:
+            seen_V = torch.zeros_like(logits_V, dtype=torch.bool)
+            seen_V[[*row.prompt, *row.tokens, *draft]] = True
+            changed_V = penalize(changed_V, seen_V, penalty)
+        if processor is not None:
+            changed_V = processor([*row.tokens, *draft], changed_V)
+        adjusted.append(changed_V)
+    return torch.stack([each_V.float() for each_V in adjusted])
+
+
+def distributions(logits_NV: Tensor, rows: Sequence[Row]) -> Tensor:
+    """What each row's tokens are drawn from, given adjusted logits, shape (N, V)."""
+    groups: dict[tuple[float, ...], list[int]] = {}
+    for index, row in enumerate(rows):
+        asked = row.settings
+        key = (asked.temperature, asked.top_k, asked.top_p, asked.min_p)
+        groups.setdefault(key, []).append(index)
+    if len(groups) == 1:
+        return distribution(logits_NV, rows[0].settings)
+    found_NV = torch.empty_like(logits_NV, dtype=torch.float64)
+    for members in groups.values():
+        found_NV[members] = distribution(logits_NV[members], rows[members[0]].settings)
+    return found_NV
+
+
+def probabilities(logits_NV: Tensor, rows: Sequence[Row], drafts: Drafts) -> Tensor:
+    """What each row's tokens are drawn from, shape (N, V); greedy: all on the likeliest."""
+    return distributions(adjusted_logits(logits_NV, rows, drafts), rows)
+
+
+def choose(logits_NV: Tensor, rows: Sequence[Row], drafts: Drafts) -> list[int]:
+    """One token a row, from logits after `drafts`."""
+    logits_NV = adjusted_logits(logits_NV, rows, drafts)
+    chosen: list[int] = logits_NV.argmax(-1).tolist()
+    sampled = [index for index, row in enumerate(rows) if not row.settings.is_greedy]
+    if sampled:
+        theirs = [rows[index] for index in sampled]
+        drawn = draw_tokens(
+            distributions(logits_NV[sampled], theirs),
+            theirs,
+            [drafts[index] for index in sampled],
+            Purpose.TOKEN,
+        )
+        for index, token in zip(sampled, drawn, strict=True):
+            chosen[index] = token
+    return chosen
+
+
+def draw_tokens(
+    probabilities_NV: Tensor, rows: Sequence[Row], drafts: Drafts, purpose: Purpose
+) -> list[int]:
+    """One token a row, by the row's own random number for the place after its draft."""
+    uniforms_N = row_uniforms(rows, drafts, purpose).to(probabilities_NV)
+    drawn: list[int] = draw(probabilities_NV, uniforms_N).tolist()
+    return drawn
+
+
+def row_uniforms(rows: Sequence[Row], drafts: Drafts, purpose: Purpose) -> Tensor:
+    """Each row's random number for the token after its draft, shape (N,), float64."""
+    numbers = [
+        uniform(row.random_key, len(row.tokens) + len(draft), purpose)
+        for row, draft in zip(rows, drafts, strict=True)
+    ]
+    return torch.tensor(numbers, dtype=torch.float64)

@@ -7,12 +7,12 @@ the generation config (`model.generation_config.mode = "verify"`).
 Shapes: B rows, L columns.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Self, cast
 
 import torch
-from torch import Tensor
+from torch import FloatTensor, LongTensor, Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -22,15 +22,16 @@ from transformers import (
     PreTrainedModel,
     StoppingCriteriaList,
 )
+from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengthCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from lightstride.errors import ConfigError, ModelError
 from lightstride.generate import Hooks, Settings
-from lightstride.generate.rows import Rows
+from lightstride.generate.decoder import ALL_AT_ONCE, add_all, run_steps
+from lightstride.generate.session import Processor, Stopper
 from lightstride.models.end_tokens import end_tokens
 from lightstride.models.opening.load import load_model
-from lightstride.smash.decode.decoder import MacroSteps
-from lightstride.smash.hooks import filler_token, processing, stopping, unpadded
+from lightstride.smash.decode.decoder import smash_session
 from lightstride.smash.model.body import SmashBody
 from lightstride.smash.model.config import SmashConfig
 from lightstride.smash.model.graft_files import graft_state, read_config, read_grafts, write_grafts
@@ -84,7 +85,7 @@ class SmashModel(SmashBody, GenerationMixin):
             )
         model = cls(config, base)
         model.load_state_dict(read_grafts(str(source), graft_state(model)), strict=False)
-        model.refresh_head()
+        model.retie_head()
         return model
 
     def _prepare_cache_for_generation(self, *_: object) -> bool:
@@ -106,16 +107,20 @@ class SmashModel(SmashBody, GenerationMixin):
         mask_BL = model_kwargs.get("attention_mask")
         prompts = unpadded(input_ids, mask_BL if isinstance(mask_BL, Tensor) else None)
         width = input_ids.shape[1]
-        hooks = Hooks(
-            processing(logits_processor, input_ids),
-            stopping(stopping_criteria, input_ids, generation_config),
-        )
+
+        def hooks(row: int) -> Hooks:
+            padded_L = input_ids[row]
+            return Hooks(
+                processing(logits_processor, padded_L), stopping(stopping_criteria, padded_L)
+            )
+
         answers: list[list[int]] = [[] for _ in prompts]
         asked = settings(generation_config, width)
-        ends = frozenset(end_tokens(generation_config))
-        rows = Rows(prompts, asked, self.base, None, hooks.stopper, ends)
-        steps = MacroSteps(self, "dynamic").run(rows, asked, hooks)
-        for step in steps:
+        session = smash_session(
+            self, None, frozenset(end_tokens(generation_config)), limits=ALL_AT_ONCE
+        )
+        keys = add_all(session, prompts, asked, hooks)
+        for step in run_steps(session, keys):
             for answer, tokens in zip(answers, step.tokens, strict=True):
                 answer.extend(tokens)
             if streamer is not None and step.tokens[0]:
@@ -126,6 +131,57 @@ class SmashModel(SmashBody, GenerationMixin):
         filler = filler_token(generation_config)
         padded = [[*answer, *[filler] * (longest - len(answer))] for answer in answers]
         return torch.cat([input_ids, torch.tensor(padded).to(input_ids)], dim=-1)
+
+
+def unpadded(input_ids_BL: Tensor, mask_BL: Tensor | None) -> list[list[int]]:
+    """Prompts as lists, padding on the left taken off."""
+    if mask_BL is None:
+        rows: list[list[int]] = input_ids_BL.tolist()
+        return rows
+    return [ids[mask.bool()].tolist() for ids, mask in zip(input_ids_BL, mask_BL, strict=True)]
+
+
+def filler_token(config: GenerationConfig) -> int:
+    """What to put behind answers that ended early."""
+    named = config.pad_token_id if config.pad_token_id is not None else config.eos_token_id
+    token = named[0] if isinstance(named, list) else named
+    return token if isinstance(token, int) else 0
+
+
+def processing(processors: LogitsProcessorList, padded_L: Tensor) -> Processor | None:
+    """The processors as our hook: they see the row's prompt and answer up to the token at hand."""
+    if not processors:
+        return None
+
+    def process(tokens: Sequence[int], logits_V: Tensor) -> Tensor:
+        history = row_so_far(padded_L, tokens)
+        scores = processors(cast(LongTensor, history), cast(FloatTensor, logits_V[None].float()))
+        assert isinstance(scores, Tensor)
+        return scores[0]
+
+    return process
+
+
+def stopping(criteria: StoppingCriteriaList, padded_L: Tensor) -> Stopper | None:
+    """The criteria as our hook; length and end tokens are the session's own business.
+
+    They see one row, after every token.
+    """
+    own = (MaxLengthCriteria, EosTokenCriteria)
+    others = StoppingCriteriaList([c for c in criteria if not isinstance(c, own)])
+    if not others:
+        return None
+
+    def stop(tokens: Sequence[int]) -> bool:
+        return bool(others(row_so_far(padded_L, tokens), None).all())
+
+    return stop
+
+
+def row_so_far(padded_L: Tensor, tokens: Sequence[int]) -> Tensor:
+    """A row's prompt, padding included, and its answer, shape (1, L)."""
+    answer = torch.tensor(list(tokens), dtype=padded_L.dtype, device=padded_L.device)
+    return torch.cat([padded_L, answer])[None]
 
 
 def settings(config: GenerationConfig, width: int) -> Settings:

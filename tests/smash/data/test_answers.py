@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,9 +14,7 @@ from helpers.toys import byte_tokenizer, tiny_llama
 from lightstride.data.prompts import Message, Prompt, prompt_of
 from lightstride.errors import ConfigError, DataError, ModelError, OutputError, WorkError
 from lightstride.files import append_lines
-from lightstride.generate import PlainDecoder, Settings, Step, generate
-from lightstride.generate.rows import Rows
-from lightstride.generate.sampler import Sampler
+from lightstride.generate import Limits, PlainDecoder, Session, Settings, generate
 from lightstride.smash.data.answers import Answer, read_answers, read_log, regenerate
 
 PROMPTS = [prompt_of([Message("user", "x" * (1 + 3 * n % 11) + str(n))], "chat") for n in range(23)]
@@ -32,11 +30,11 @@ class Counting(PlainDecoder):
     num_batches = 0
     dies_in: int | None = None
 
-    def decode(self, rows: Rows, sampler: Sampler) -> Iterator[Step]:
+    def session(self, limits: Limits, *, with_text: bool = True) -> Session:
         self.num_batches += 1
         if self.num_batches == self.dies_in:
             raise KilledError
-        return super().decode(rows, sampler)
+        return super().session(limits, with_text=with_text)
 
 
 def ending_llama() -> PreTrainedModel:

@@ -20,7 +20,7 @@ from helpers.smash_toys import (
 from helpers.toys import byte_tokenizer
 from lightstride.errors import ConfigError
 from lightstride.generate import Generation, Hooks, PlainDecoder, Settings, generate
-from lightstride.generate.positions import slot_positions
+from lightstride.generate.masks import slot_positions
 from lightstride.generate.sampling import distribution
 from lightstride.models.opening.load import load_model, load_tokenizer
 from lightstride.smash.decode.decoder import SmashDecoder
@@ -227,7 +227,7 @@ def test_cached_decoding_has_the_logits_of_teacher_forcing(gist: bool, base: str
     model = toy(BASES[base](), gist=gist)
     recorded = []
 
-    def record(_row: object, _tokens: object, logits_V: torch.Tensor) -> torch.Tensor:
+    def record(_tokens: object, logits_V: torch.Tensor) -> torch.Tensor:
         recorded.append(logits_V)
         return logits_V
 
@@ -327,7 +327,7 @@ def test_rows_that_end_early_leave_the_others_alone(mode: str) -> None:
 def test_processors_see_the_tokens_of_the_current_step() -> None:
     histories = []
 
-    def forbid(row: object, tokens: list[int], logits_V: torch.Tensor) -> torch.Tensor:
+    def forbid(tokens: list[int], logits_V: torch.Tensor) -> torch.Tensor:
         histories.append(list(tokens))
         logits_V = logits_V.clone()
         logits_V[tokens] = -torch.inf
@@ -343,7 +343,7 @@ def test_processors_see_the_tokens_of_the_current_step() -> None:
 def test_a_segment_ends_where_no_micro_token_is_allowed() -> None:
     model = toy(micro_vocabulary=[0, 1, 2, 3])
 
-    def forbid(_row: object, _tokens: object, logits_V: torch.Tensor) -> torch.Tensor:
+    def forbid(_tokens: object, logits_V: torch.Tensor) -> torch.Tensor:
         logits_V = logits_V.clone()
         logits_V[:4] = -torch.inf
         return logits_V

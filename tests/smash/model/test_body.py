@@ -141,8 +141,8 @@ def test_only_grafts_learn(gist: bool) -> None:
 
 def test_the_micro_vocabulary_maps_there_and_back() -> None:
     model = toy(micro_vocabulary=[3, 7, 200])
-    assert model.to_tokens(torch.tensor([0, 1, 2])).tolist() == [3, 7, 200]
-    assert model.micro_targets(torch.tensor([200, 4, 3])).tolist() == [2, IGNORED, 0]
+    assert model.vocabulary_ids(torch.tensor([0, 1, 2])).tolist() == [3, 7, 200]
+    assert model.micro_ids(torch.tensor([200, 4, 3])).tolist() == [2, IGNORED, 0]
     vectors = torch.randn(5, 32)
     whole = model.base.get_output_embeddings()(vectors)
     torch.testing.assert_close(model.micro_logits(vectors), whole[:, [3, 7, 200]])

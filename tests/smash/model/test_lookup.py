@@ -3,8 +3,8 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightstride.generate.rows import Row
-from lightstride.smash.model.lookup import CHANCES, MOST_BRANCHES, Branch, Lookup, Lookups
+from helpers.smash_toys import looked_up
+from lightstride.smash.model.lookup import MAX_BRANCHES, Branch, Lookup
 
 TOKENS = st.lists(st.integers(0, 3), max_size=40)
 
@@ -28,9 +28,9 @@ def searched(tokens: list[int], most: int, longest: int, shortest: int) -> list[
 def test_proposals_are_what_followed_last_time(
     tokens: list[int], cut: int, most: int, shortest: int
 ) -> None:
-    lookup = Lookup(tokens[:cut], longest=3, shortest=shortest)
+    lookup = Lookup(tokens[:cut], longest=3)
     lookup.extend(tokens[cut:])
-    assert lookup.propose(most) == searched(tokens, most, 3, shortest)
+    assert lookup.prediction(most, shortest).tokens == searched(tokens, most, 3, shortest)
 
 
 @settings(deadline=None)
@@ -45,21 +45,13 @@ def test_branches_are_the_longest_runs_with_different_tokens_behind(
         for place in range(len(tokens) - 1, size - 1, -1):
             if size <= len(tokens) and tokens[place - size : place] == tokens[-size:]:
                 found.setdefault(tokens[place], Branch(place, size))
-    assert lookup.branches() == list(found.values())[:MOST_BRANCHES]
-
-
-def test_a_longer_run_is_the_likelier_to_go_on() -> None:
-    row = Row(0, [5, 1, 2, 9, 9, 2, 4, 1, 2], b"", 99)
-    (first, sure), (second, unsure) = Lookups(5, frozenset({9})).proposals(row, 10)
-    assert (first, second) == ([9], [4, 1, 2, 4])
-    assert sure == [CHANCES[2]]
-    assert unsure == [CHANCES[1], CHANCES[2], CHANCES[3], CHANCES[4]]
+    assert lookup.branches() == list(found.values())[:MAX_BRANCHES]
 
 
 def test_a_loop_goes_on() -> None:
-    assert Lookup([7, 1, 2, 3, 1, 2, 3]).propose(5) == [1, 2, 3, 1, 2]
+    assert looked_up([7, 1, 2, 3, 1, 2, 3], 5) == [1, 2, 3, 1, 2]
 
 
 def test_what_is_new_proposes_nothing() -> None:
-    assert Lookup([1, 2, 3, 4]).propose(3) == []
-    assert Lookup([]).propose(3) == []
+    assert looked_up([1, 2, 3, 4], 3) == []
+    assert looked_up([], 3) == []

@@ -22,14 +22,14 @@ from lightstride.errors import ConfigError, DataError, ModelError, WorkError
 from lightstride.files import append_lines, read_lines, write_json
 from lightstride.generate import PlainDecoder, Settings
 from lightstride.generate.chat_template import chat_tokens
-from lightstride.generate.rows import Rows, context_length, ends_of
-from lightstride.generate.sampler import Sampler
+from lightstride.generate.decoder import ALL_AT_ONCE
+from lightstride.generate.rows import context_length, ends_of
 from lightstride.models.fingerprint import fingerprint
 
 VERSION = 1
 HEADER, LINES = "answers.json", "answers.jsonl"
 CUT = "cut"
-WORTH_GOING_ON = 4
+CUT_FRACTION = 4
 """A batch is cut once less than 1/4 of it goes on."""
 
 
@@ -180,20 +180,25 @@ def answer_batch(
     decoder: PlainDecoder, batch: Sequence[Answer], settings: Settings, *, may_cut: bool
 ) -> list[Answer]:
     """The answers, each one step further; "cut" where the batch was left before their end."""
-    model = decoder.model
-    prompts = [(*each.prompt, *each.answer) for each in batch]
-    ends = ends_of(model, decoder.tokenizer)
-    rows = Rows(prompts, settings, model, None, ends=ends)
-    for row, each in zip(rows.all, batch, strict=True):
-        row.limit = min(row.limit, settings.max_new_tokens - len(each.answer))
-    enough = len(batch) // WORTH_GOING_ON if may_cut else 0
-    for _ in decoder.decode(rows, Sampler(settings)):
-        if len(rows.active) <= enough:
-            break
-    return [
-        replace(each, answer=(*each.answer, *row.tokens), finish=row.finish_reason or CUT)
-        for each, row in zip(batch, rows.all, strict=True)
-    ]
+    session = decoder.session(ALL_AT_ONCE, with_text=False)
+    for key, each in enumerate(batch):
+        session.add(
+            (*each.prompt, *each.answer),
+            replace(settings, max_new_tokens=settings.max_new_tokens - len(each.answer)),
+            str(key),
+            copy=sum(
+                (*other.prompt, *other.answer) == (*each.prompt, *each.answer)
+                for other in batch[:key]
+            ),
+        )
+    answers = list(batch)
+    enough = len(batch) // CUT_FRACTION if may_cut else 0
+    while len(session.keys) > enough:
+        for row in session.step():
+            before = answers[int(row.key)]
+            answer = (*before.answer, *row.tokens)
+            answers[int(row.key)] = replace(before, answer=answer, finish=row.finish or CUT)
+    return answers
 
 
 def open_folder(

@@ -1,11 +1,10 @@
-"""Speculative sampling: which drafted tokens the base agrees with, and what it says instead.
+"""Speculative sampling: which drafted tokens the base agrees with, and its own next token.
 
 Token y drawn from q is kept with probability min(1, p(y) / q(y)); at the first refusal the base
-says a token from the positive part of p - q, and after a segment kept whole one from p.  Each
-token then follows p exactly (Leviathan et al., arXiv 2211.17192).  Greedily: kept while likeliest.
+draws from the positive part of p - q, and after a segment kept whole from p.  Each token then
+follows p exactly (Leviathan et al., arXiv 2211.17192).  Greedily: kept while likeliest.
 
-Shapes: B rows, Q drafted tokens of a segment, N pairs of a row and a place in its segment,
-V vocabulary.
+Shapes: B rows, K tokens of a segment, N pairs of a row and a place in its segment, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -14,62 +13,89 @@ import torch
 from torch import Tensor
 
 from lightstride.generate.rows import Row
-from lightstride.generate.sampler import Sampler
-from lightstride.generate.sampling import Purpose, residual
-from lightstride.smash.decode.chain_drafter import Draft
+from lightstride.generate.sampling import (
+    Purpose,
+    draw_tokens,
+    probabilities,
+    residual,
+    row_uniforms,
+)
+from lightstride.smash.drafters.guesses import Guesses
 
 
-def check(
-    sampler: Sampler, batch: Sequence[Row], draft: Draft, logits_BQV: Tensor
+def accept(
+    rows: Sequence[Row], drafts: Sequence[Guesses], logits_BKV: Tensor
 ) -> tuple[list[int], list[int]]:
-    """How many tokens of each segment stay (at least its first), and the base's next token.
+    """How many drafted tokens of each row stay, and the base's next token.
 
-    `logits_BQV[b, i]` are the base's after the first i + 1 tokens of segment b.
+    `logits_BKV[b, k]` are the base's after the certain token and the first k drafted ones.
     """
-    if sampler.settings.is_greedy and not sampler.reads_history:
-        return agreement(draft.segments, logits_BQV.argmax(-1).tolist())
-    return rejection(sampler, batch, draft, logits_BQV)
+    likeliest = logits_BKV.argmax(-1).tolist()
+    counts, following = greedy_acceptance([draft.tokens for draft in drafts], likeliest)
+    others = [index for index, row in enumerate(rows) if not row.is_plain]
+    if others:
+        theirs = [rows[index] for index in others]
+        sampled = accept_sampled(theirs, [drafts[index] for index in others], logits_BKV[others])
+        for index, count, token in zip(others, *sampled, strict=True):
+            counts[index], following[index] = count, token
+    return counts, following
 
 
-def agreement(
-    segments: Sequence[Sequence[int]], best: Sequence[Sequence[int]]
+def greedy_acceptance(
+    drafts: Sequence[Sequence[int]], likeliest: Sequence[Sequence[int]]
 ) -> tuple[list[int], list[int]]:
     """The greedy check, given the base's likeliest token after each token."""
-    kept = []
-    for segment, wanted in zip(segments, best, strict=True):
-        pairs = zip(segment[1:], wanted, strict=False)
-        kept.append(next((i for i, (a, b) in enumerate(pairs, 1) if a != b), len(segment)))
-    return kept, [wanted[count - 1] for wanted, count in zip(best, kept, strict=True)]
+    counts = []
+    for drafted, wanted in zip(drafts, likeliest, strict=True):
+        pairs = zip(drafted, wanted, strict=False)
+        counts.append(next((i for i, (a, b) in enumerate(pairs) if a != b), len(drafted)))
+    return counts, [wanted[count] for wanted, count in zip(likeliest, counts, strict=True)]
 
 
-def rejection(
-    sampler: Sampler, batch: Sequence[Row], draft: Draft, logits_BQV: Tensor
+def accept_sampled(
+    rows: Sequence[Row], drafts: Sequence[Guesses], logits_BKV: Tensor
 ) -> tuple[list[int], list[int]]:
     """The check when sampling, place by place; each step looks at rows still in agreement."""
-    kept = [0] * len(batch)
-    following = [0] * len(batch)
-    alive = list(range(len(batch)))
+    counts, following = [0] * len(rows), [0] * len(rows)
+    alive = list(range(len(rows)))
     place = 0
     while alive:
-        rows = [batch[b] for b in alive]
-        said = [draft.segments[b][1 : place + 1] for b in alive]
-        target_NV = sampler.probabilities(logits_BQV[alive, place], rows, said)
-        drafted = [b for b in alive if len(draft.segments[b]) > place + 1]
+        theirs = [rows[b] for b in alive]
+        history = [drafts[b].tokens[:place] for b in alive]
+        target_NV = probabilities(logits_BKV[alive, place], theirs, history)
+        there = [place < len(drafts[b].guesses) for b in alive]
         source_NV, stays = target_NV, [False] * len(alive)
-        if drafted:
-            draft_NV = draft.probabilities[place][alive]
-            tokens_N = [(*draft.segments[b], 0)[place + 1] for b in alive]
-            ratio_N = accept_ratio(target_NV, draft_NV, tokens_N)
-            stays_N = sampler.uniforms(rows, said, Purpose.ACCEPT).to(ratio_N) < ratio_N
-            was_N = torch.tensor([b in drafted for b in alive], device=target_NV.device)
-            stays = (stays_N & was_N).tolist()
-            source_NV = torch.where(was_N[:, None], residual(target_NV, draft_NV), target_NV)
-        chosen = sampler.draw(source_NV, rows, said, Purpose.TOKEN).tolist()
+        if any(there):
+            there_N = torch.tensor(there, device=target_NV.device)
+            tokens = [
+                drafts[b].tokens[place] if t else 0 for b, t in zip(alive, there, strict=True)
+            ]
+            draft_NV = torch.stack(
+                [
+                    drawn_from(drafts[b], place, target_V) if is_there else target_V
+                    for b, is_there, target_V in zip(alive, there, target_NV, strict=True)
+                ]
+            )
+            ratio_N = accept_ratio(target_NV, draft_NV, tokens)
+            stays_N = row_uniforms(theirs, history, Purpose.ACCEPT).to(ratio_N) < ratio_N
+            stays = (stays_N & there_N).tolist()
+            source_NV = torch.where(there_N[:, None], residual(target_NV, draft_NV), target_NV)
+        chosen = draw_tokens(source_NV, theirs, history, Purpose.TOKEN)
         for b, token in zip(alive, chosen, strict=True):
-            kept[b], following[b] = place + 1, token
+            counts[b], following[b] = place, token
         alive = [b for b, stay in zip(alive, stays, strict=True) if stay]
         place += 1
-    return kept, following
+    return counts, following
+
+
+def drawn_from(draft: Guesses, place: int, like_V: Tensor) -> Tensor:
+    """What a drafted token was drawn from, shape (V,); a certain one: itself alone."""
+    known_V = draft.drawn_from[place] if place < len(draft.drawn_from) else None
+    if known_V is not None:
+        return known_V.to(like_V)
+    certain_V = torch.zeros_like(like_V)
+    certain_V[draft.tokens[place]] = 1
+    return certain_V
 
 
 def accept_ratio(target_NV: Tensor, draft_NV: Tensor, tokens: Sequence[int]) -> Tensor:

@@ -1,90 +1,154 @@
 """The mode `verify`: a drafted segment is checked in the forward that merges it.
 
-The columns m_2..m_n are the candidates, the first k tokens merged, and u_1..u_n the tokens as they
-are.  u_i sees the cache and u_1..u_i; m_k sees the cache and itself and, where it is a gist,
-u_1..u_k.  The logits at u check the draft; of all columns the one that holds the accepted prefix
-is kept.  `trust` with gists is the same forward, all of each segment believed.
+The columns u_1..u_n are the segment's tokens as they are, and m_2..m_n the candidates for its one
+entry, the first k tokens merged.  For n = 3:
 
-Shapes: B rows, T taps, D hidden size, Q new columns, K tokens of a segment.
+    columns   u_1 u_2 u_3 | m_2 m_3          u_i sees the cache and u_1..u_i;
+    positions  0   1   2  |  1   2           m_k sees the cache and itself, a gist also u_1..u_k
+
+The logits at u check the draft; of all columns the one that holds the accepted prefix is kept.
+
+Shapes: B rows, K columns with logits, Q columns, T taps, D hidden size, V vocabulary.
 """
 
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
-from lightstride.generate.forward import Forward, Sequences
-from lightstride.generate.positions import slot_positions
+from lightstride.config.decoding import Settings
+from lightstride.generate.forward import Forward
+from lightstride.generate.modes import Columns, Outcome
 from lightstride.generate.rows import Row
-from lightstride.generate.sampler import Sampler
-from lightstride.smash.decode.accept import check
-from lightstride.smash.decode.chain_drafter import Drafter
-from lightstride.smash.decode.outcome import Checked, pad, pick
-from lightstride.smash.model.adapters import merged_at
+from lightstride.generate.sampling import choose
+from lightstride.smash.decode.accept import accept
+from lightstride.smash.drafters.guesses import Budget, Guesses
+from lightstride.smash.drafters.lookups import LookupDrafter, LookupHistory
+from lightstride.smash.drafters.micro_chain import MicroChain
 from lightstride.smash.model.body import SmashBody
+from lightstride.smash.model.lookup import SHORTEST
 
 
-class Merging:
+class Verify:
     """Steps that leave one KV entry for all tokens they confirm."""
 
-    def __init__(self, model: SmashBody, sampler: Sampler, ends: frozenset[int]) -> None:
+    def __init__(self, model: SmashBody, history: LookupHistory) -> None:
         self.model = model
-        self.sampler = sampler
-        most = model.config.max_segment
-        longest = min(sampler.settings.lookup, most)
-        self.drafter = Drafter(model, sampler, ends, checked=True, longest=longest)
-        self.scratch = 2 * most - 1
+        self.lookups = LookupDrafter(history, shortest=SHORTEST, num_branches=1)
+        self.drafter = MicroChain(model, history, checked=True)
+        self.taps = self.drafter.taps
+        self.drafts: dict[str, Guesses] = {}
+        """The draft of each row in the step at hand."""
 
-    def take_step(
-        self, sequences: Sequences, batch: Sequence[Row], taps_BTD: Tensor, first: Sequence[int]
-    ) -> Checked:
-        """Draft after `first`, check, and keep what is confirmed as one entry a row."""
-        draft = self.drafter.draft(batch, taps_BTD, first)
-        forward = read_segments(self.model, sequences, draft.segments)
-        counts, following = check(self.sampler, batch, draft, forward.logits_BQV)
-        accepted = [s[1:count] for s, count in zip(draft.segments, counts, strict=True)]
-        kept_BTD = keep_prefixes(self.model, sequences, forward, counts)
-        return Checked(accepted, following, kept_BTD, [1] * len(batch))
+    def scratch(self, settings: Settings) -> int:
+        """A segment's tokens, and a column for each of its prefixes."""
+        return 2 * self.model.config.max_segment - 1
+
+    def begin(self, rows: Sequence[Row], forward: Forward) -> list[list[int]]:
+        """The first token of each answer."""
+        return begin_checked(rows, forward, self.taps)
+
+    def note_prompt(
+        self, rows: Sequence[Row], parts: Sequence[Sequence[int]], forward: Forward
+    ) -> None:
+        """Nothing is remembered of prompts."""
+
+    def ask(self, rows: Sequence[Row], num_rows: int) -> list[Columns]:
+        """Draft behind each row's certain token, and lay out what is to be checked."""
+        drafts = self.draft(rows)
+        self.drafts = {row.key: draft for row, draft in zip(rows, drafts, strict=True)}
+        columns = []
+        for row, draft in zip(rows, drafts, strict=True):
+            tokens = [row.pending[-1], *draft.tokens]
+            prefixes = range(2, len(tokens) + 1)
+            columns.append(merged_columns(tokens, prefixes, gist=self.model.config.gist))
+        return columns
+
+    def draft(self, rows: Sequence[Row]) -> list[Guesses]:
+        """What was looked up, and what the micro decoder drafts for the other rows."""
+        budgets = [
+            Budget(
+                num_guesses=self.model.config.max_segment - 1,
+                depth=row.limit - len(row.tokens),
+                least_probability=row.settings.confidence or 1.0,
+            )
+            for row in rows
+        ]
+        certain = [
+            Budget(
+                num_guesses=0 if row.pending[-1] in row.ends else budget.num_guesses,
+                depth=budget.depth,
+                least_probability=1.0 if budget.least_probability == 1 else 0.0,
+            )
+            for row, budget in zip(rows, budgets, strict=True)
+        ]
+        found = self.lookups.propose(rows, None, certain)
+        others = [index for index, each in enumerate(found) if not each.guesses]
+        if others:
+            taps_BTD = torch.stack([each for row in rows if (each := row.taps_TD) is not None])
+            drafts = self.drafter.propose(
+                [rows[index] for index in others],
+                taps_BTD[others],
+                [budgets[index] for index in others],
+            )
+            for index, draft in zip(others, drafts, strict=True):
+                found[index] = draft
+        return found
+
+    def answer(
+        self, rows: Sequence[Row], asked: Sequence[Columns], forward: Forward
+    ) -> list[Outcome]:
+        """What the base confirms of each draft, as one entry, and its next token."""
+        drafts = [self.drafts[row.key] for row in rows]
+        counts, following = accept(rows, drafts, forward.logits_BKV)
+        sizes = [each.num_logits for each in asked]
+        columns = [
+            size + count - 1 if count else 0 for size, count in zip(sizes, counts, strict=True)
+        ]
+        goes_on_from = counts if self.model.config.gist else columns
+        taps_BTD = forward.taps(self.taps, goes_on_from)
+        outcomes = []
+        for row, draft, count, token, column, taps_TD in zip(
+            rows, drafts, counts, following, columns, taps_BTD, strict=True
+        ):
+            row.pending, row.taps_TD = [token], taps_TD
+            outcomes.append(
+                Outcome(
+                    emitted=[*draft.tokens[:count], token],
+                    kept=[column],
+                    advance=count + 1,
+                    scored=list(range(count + 1)),
+                    drafted=len(draft.guesses),
+                    accepted=count,
+                )
+            )
+        return outcomes
 
 
-def read_segments(
-    model: SmashBody, sequences: Sequences, segments: Sequence[Sequence[int]]
-) -> Forward:
-    """The forward over columns m_2..m_n, then u_1..u_n; logits at u alone."""
-    tokens_BK, _ = pad(segments, model.device)
-    num_rows, width = tokens_BK.shape
-    positions_BK = slot_positions(torch.ones_like(tokens_BK), sequences.position_B)
-    embeddings_BKD = model.embed(tokens_BK)
-    if width == 1:
-        return sequences.forward(
-            embeddings_BQD=embeddings_BKD, positions_BQ=positions_BK, taps=model.taps
-        )
-    prefixes = torch.arange(2, width + 1, device=tokens_BK.device)
-    merged = model.merge(
-        tokens_BK.repeat_interleave(width - 1, dim=0), prefixes.repeat(num_rows)
-    ).view(num_rows, width - 1, -1)
-    sees_QQ = torch.eye(2 * width - 1, dtype=torch.bool, device=tokens_BK.device)
-    sees_QQ[width - 1 :, width - 1 :] = sees_QQ.new_ones(width, width).tril()
-    if model.config.gist:
-        sees_QQ[: width - 1, width - 1 :] = sees_QQ[width:, width - 1 :]
-    is_merged = torch.arange(2 * width - 1, device=tokens_BK.device) < width - 1
-    with merged_at(is_merged.expand(num_rows, -1)):
-        return sequences.forward(
-            embeddings_BQD=torch.cat([merged, embeddings_BKD], dim=1),
-            positions_BQ=torch.cat([positions_BK[:, 1:], positions_BK], dim=1),
-            sees_BQQ=sees_QQ[None],
-            taps=model.taps,
-            num_logits=width,
-        )
+def begin_checked(rows: Sequence[Row], forward: Forward, taps: Sequence[int]) -> list[list[int]]:
+    """The first token of each answer, which is certain; rows note the features before it."""
+    tokens = choose(forward.logits_BKV[:, -1], rows, [[]] * len(rows))
+    for index, (row, token) in enumerate(zip(rows, tokens, strict=True)):
+        row.pending = [token]
+        row.taps_TD = torch.stack([forward.hidden[tap][index, -1] for tap in taps])
+    return [[token] for token in tokens]
 
 
-def keep_prefixes(
-    model: SmashBody, sequences: Sequences, forward: Forward, counts: Sequence[int]
-) -> Tensor:
-    """Keep the column of each row's prefix; the features that go on from it, shape (B, T, D)."""
-    width = forward.logits_BQV.shape[1]
-    counts_B = torch.tensor(counts, device=model.device)
-    columns_B = torch.where(counts_B > 1, counts_B - 2, width - 1)
-    sequences.keep_one(columns_B)
-    sequences.advance(counts_B)
-    return pick(forward, width - 2 + counts_B if model.config.gist else columns_B)
+def merged_columns(tokens: list[int], prefixes: Sequence[int], *, gist: bool) -> Columns:
+    """A segment's tokens, and behind them a column for each of these prefixes."""
+    size, width = len(tokens), len(tokens) + len(prefixes)
+    if not prefixes:
+        return Columns.chain(tokens)
+    sees_QQ = torch.eye(width, dtype=torch.bool)
+    sees_QQ[:size, :size] = torch.ones(size, size).tril().bool()
+    merged = {}
+    for column, prefix in enumerate(prefixes, size):
+        merged[column] = tokens[:prefix]
+        if gist:
+            sees_QQ[column, :prefix] = True
+    return Columns(
+        [*tokens, *[tokens[prefix - 1] for prefix in prefixes]],
+        [*range(size), *[prefix - 1 for prefix in prefixes]],
+        size,
+        sees_QQ,
+        merged,
+    )

@@ -54,13 +54,13 @@ def lowered(model: SmashBody, dtype: torch.dtype) -> Iterator[None]:
     kept = [parameter.data for parameter in parameters]
     for parameter in parameters:
         parameter.data = parameter.data.to(dtype)
-    model.refresh_head()
+    model.retie_head()
     try:
         yield
     finally:
         for parameter, data in zip(parameters, kept, strict=True):
             parameter.data = data
-        model.refresh_head()
+        model.retie_head()
 
 
 def is_greedy(example: Example) -> bool:

@@ -21,8 +21,7 @@ from transformers import Cache, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from lightstride.errors import ModelError
-from lightstride.generate.masks import attention_argument
-from lightstride.generate.positions import slot_positions
+from lightstride.generate.masks import attention_argument, slot_positions
 from lightstride.models.families.registry import adapter_for
 from lightstride.models.fingerprint import fingerprint
 from lightstride.models.head_logits import head_logits
@@ -32,7 +31,7 @@ from lightstride.smash.model.modules import Embedder, MicroCache, MicroDecoder, 
 from lightstride.smash.model.slots import Segmented, columns_of, sees_before, tokens_of_slots
 
 IGNORED = -100
-"""What `micro_targets` answers outside the micro vocabulary; cross entropy skips it."""
+"""What `micro_ids` answers outside the micro vocabulary; cross entropy skips it."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ class SmashBody(PreTrainedModel):
         self.all_tied_weights_keys: dict[str, str] = {}
         for graft in self.grafts():
             graft.to(device=base.device, dtype=base.dtype)
-        self.refresh_head()
+        self.retie_head()
         self.train(False)
 
     @property
@@ -131,9 +130,9 @@ class SmashBody(PreTrainedModel):
         assert self.micro_vocabulary_M is not None
         assert tokens_M.shape == self.micro_vocabulary_M.shape
         self.micro_vocabulary_M = tokens_M.to(self.micro_vocabulary_M)
-        self.refresh_head()
+        self.retie_head()
 
-    def refresh_head(self) -> None:
+    def retie_head(self) -> None:
         """Take the micro head's rows from the base's head, which it is tied to."""
         self.register_buffer("micro_bias_M", None, persistent=False)
         for name, rows in self.head_rows().items():
@@ -187,24 +186,26 @@ class SmashBody(PreTrainedModel):
         assert isinstance(merged_ND, Tensor)
         return merged_ND
 
-    def start_micro(self, taps_NTD: Tensor, tokens_N: Tensor) -> tuple[Tensor, MicroCache]:
+    def first_micro_step(self, taps_NTD: Tensor, tokens_N: Tensor) -> tuple[Tensor, MicroCache]:
         """The vector that predicts token 2, given the first; shape (N, D), and a cache."""
         inputs = torch.cat([taps_NTD, self.embed(tokens_N)[:, None]], dim=1)
         outputs_N1D, cache = self.micro(inputs, None, 1)
         return outputs_N1D[:, 0], cache
 
-    def go_on_micro(self, tokens_N: Tensor, cache: MicroCache) -> tuple[Tensor, MicroCache]:
+    def next_micro_step(self, tokens_N: Tensor, cache: MicroCache) -> tuple[Tensor, MicroCache]:
         """The vector that predicts the token after `tokens`, and the longer cache."""
         outputs_N1D, cache = self.micro(self.embed(tokens_N)[:, None], cache)
         return outputs_N1D[:, 0], cache
 
     def base_logits(self, first_ND: Tensor) -> Tensor:
         """Logits of first tokens, over the whole vocabulary."""
-        return self.cap(self.base.get_output_embeddings()(first_ND))
+        return self.finish_logits(self.base.get_output_embeddings()(first_ND))
 
     def micro_logits(self, later_JD: Tensor) -> Tensor:
         """Logits of later tokens, over the micro vocabulary, shape (J, M)."""
-        return self.cap(nn.functional.linear(later_JD, self.micro_head_MD, self.micro_bias_M))
+        return self.finish_logits(
+            nn.functional.linear(later_JD, self.micro_head_MD, self.micro_bias_M)
+        )
 
     def stop_logits(self, vectors_ND: Tensor) -> Tensor:
         """Logits of "stop after the token this vector predicts", shape (N,)."""
@@ -212,15 +213,15 @@ class SmashBody(PreTrainedModel):
         assert isinstance(logits_N1, Tensor)
         return logits_N1[..., 0]
 
-    def cap(self, logits: Tensor) -> Tensor:
+    def finish_logits(self, logits: Tensor) -> Tensor:
         """Logits as the base's own forward scales or limits them."""
         return head_logits(self.base.config, logits)
 
-    def to_tokens(self, micro_ids: Tensor) -> Tensor:
+    def vocabulary_ids(self, micro_ids: Tensor) -> Tensor:
         """Tokens that ids of the micro vocabulary stand for."""
         return micro_ids if self.micro_vocabulary_M is None else self.micro_vocabulary_M[micro_ids]
 
-    def micro_targets(self, tokens_J: Tensor) -> Tensor:
+    def micro_ids(self, tokens_J: Tensor) -> Tensor:
         """Ids in the micro vocabulary, IGNORED for tokens that are not in it."""
         if self.micro_vocabulary_M is None:
             return tokens_J

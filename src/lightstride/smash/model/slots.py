@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightstride.generate.positions import slot_positions
+from lightstride.generate.masks import slot_positions
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from lightstride.smash.train.teacher_forced import Drafts, Starts, say_later, st
 def evidence(model: SmashBody, batch: Batch, drafts: Drafts) -> tuple[Tensor, Tensor]:
     """The tokens that micro steps would say, (N, J), and what tells of each, (N, J, F)."""
     said_NJ, odds_NJ = say_later(model, drafts)
-    opinions_NJ = opinions(batch, drafts.starts, said_NJ)
-    return said_NJ, torch.stack([stops(model, drafts), odds_NJ, opinions_NJ], dim=-1)
+    lookup_votes_NJ = lookup_votes(batch, drafts.starts, said_NJ)
+    return said_NJ, torch.stack([stops(model, drafts), odds_NJ, lookup_votes_NJ], dim=-1)
 
 
-def opinions(batch: Batch, starts: Starts, said_NJ: Tensor) -> Tensor:
+def lookup_votes(batch: Batch, starts: Starts, said_NJ: Tensor) -> Tensor:
     """What was said before in the place of each drafted token, given the true ones before it."""
     num_places = said_NJ.shape[1]
     found = {}
@@ -33,11 +33,11 @@ def opinions(batch: Batch, starts: Starts, said_NJ: Tensor) -> Tensor:
             for place in range(first, len(tokens)):
                 lookup.extend(tokens[place : place + 1])
                 following = tokens[place + 1 : place + 1 + num_places]
-                found[row, start + place - 1] = lookup.expect(num_places), following
+                found[row, start + place - 1] = lookup.prediction(num_places), following
             start += len(tokens)
     values = []
     keys = zip(starts.rows_N.tolist(), starts.ends_N.tolist(), strict=True)
     for key, said in zip(keys, said_NJ.tolist(), strict=True):
         expected, following = found[key]
-        values.append([expected.opinion(following[:k], token) for k, token in enumerate(said)])
+        values.append([expected.vote(following[:k], token) for k, token in enumerate(said)])
     return torch.tensor(values, device=said_NJ.device).view(said_NJ.shape)

@@ -239,7 +239,7 @@ def compare(
         return Compared(drafts.vectors_NKD.sum() * 0, agrees_NJ)
     num_places = model.config.max_segment - 1
     weights_K = place_weights(num_places, learning.place_decay).to(draft_J.device)
-    sayable_J = model.micro_targets(greedy_J) != IGNORED
+    sayable_J = model.micro_ids(greedy_J) != IGNORED
     total, said_J = divergence(
         model.micro_logits,
         drafts.vectors_NKD[draft_J, place_J],
@@ -247,7 +247,7 @@ def compare(
         weights_K[place_J - 1] * sayable_J,
         kind=learning.loss,
     )
-    agrees_NJ[draft_J, place_J - 1] = model.to_tokens(said_J) == greedy_J
+    agrees_NJ[draft_J, place_J - 1] = model.vocabulary_ids(said_J) == greedy_J
     return Compared(total, agrees_NJ)
 
 

@@ -99,7 +99,7 @@ def say_later(model: SmashBody, drafts: Drafts) -> tuple[Tensor, Tensor]:
         logits = model.micro_logits(piece)
         ids.append(logits.argmax(-1))
         odds.append(log_odds(logits))
-    return model.to_tokens(torch.cat(ids).view(shape)), torch.cat(odds).view(shape)
+    return model.vocabulary_ids(torch.cat(ids).view(shape)), torch.cat(odds).view(shape)
 
 
 def stops(model: SmashBody, drafts: Drafts) -> Tensor:

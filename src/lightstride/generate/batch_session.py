@@ -1,0 +1,310 @@
+"""The session of every decoder: admission, reading prompts in chunks, one forward a step.
+
+Rows stand in the batch in this order, and in the session's list in the same:
+
+    answering ... | reading ... | and those that wait for room are in no batch yet
+
+Shapes: B rows, V vocabulary.
+"""
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lightstride.config.decoding import Settings
+from lightstride.errors import ConfigError
+from lightstride.generate.cache import Storage
+from lightstride.generate.detokenize import TextStream
+from lightstride.generate.forward import CachedBatch, Forward
+from lightstride.generate.modes import ColumnReader, Columns, DecodingMode, Outcome
+from lightstride.generate.rows import NO_HOOKS, Row, check_prompt, context_length
+from lightstride.generate.sampling import row_key
+from lightstride.generate.session import Hooks, Limits, RowStep, TokenLogprob
+
+
+class BatchSession:
+    """Rows of one model in any of its modes; see `Session`."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        modes: Mapping[str, DecodingMode],
+        resolve: Callable[[Settings], Settings],
+        *,
+        reader: ColumnReader,
+        tokenizer: PreTrainedTokenizerBase | None,
+        ends: frozenset[int],
+        limits: Limits,
+        storage: Storage,
+    ) -> None:
+        self.model = model
+        self.modes = modes
+        self.resolve = resolve
+        """Fills in what the settings leave to the model; ConfigError for a mode it has not."""
+        self.reader = reader
+        self.tokenizer = tokenizer
+        self.ends = ends
+        self.limits = limits
+        self.batch = CachedBatch(model, storage)
+        self.rows: list[Row] = []
+        self.num_answering = 0
+        self.num_joined = 0
+        self.waiting: deque[Row] = deque()
+        self.cancelled: set[str] = set()
+
+    def add(
+        self,
+        prompt: Sequence[int],
+        settings: Settings,
+        key: str,
+        *,
+        hooks: Hooks | None = None,
+        copy: int = 0,
+    ) -> None:
+        """Take a row in; it joins at the first step with room for it."""
+        settings = self.resolve(settings)
+        context = context_length(self.model)
+        check_prompt(prompt, context, self.model.config.vocab_size)
+        if key in self.keys:
+            raise ConfigError(f"the key {key!r} is taken by a row that has not ended")
+        if settings.stop and self.tokenizer is None:
+            raise ConfigError("stop strings were given, but there is no tokenizer to read them")
+        limit = settings.max_new_tokens
+        row = Row(
+            key,
+            tuple(prompt),
+            settings,
+            row_key(settings.seed, prompt, copy),
+            limit if context is None else min(limit, context - len(prompt)),
+            frozenset() if settings.ignore_end_tokens else self.ends,
+            hooks or NO_HOOKS,
+            None if self.tokenizer is None else TextStream(self.tokenizer, settings.stop),
+        )
+        most = self.limits.entries
+        if most is not None and self.need(row) > most:
+            raise ConfigError(
+                f"the prompt has {len(prompt)} tokens and the answer up to {row.limit}: that is "
+                f"{self.need(row)} KV entries, and there is room for {most}"
+            )
+        self.waiting.append(row)
+
+    def need(self, row: Row) -> int:
+        """KV entries that a row is promised."""
+        return len(row.prompt) + row.limit + self.mode(row).scratch(row.settings)
+
+    def mode(self, row: Row) -> DecodingMode:
+        """How a row is decoded."""
+        assert row.settings.mode is not None
+        return self.modes[row.settings.mode]
+
+    def cancel(self, key: str) -> None:
+        """Drop a row before the next step."""
+        self.waiting = deque(row for row in self.waiting if row.key != key)
+        self.cancelled |= {row.key for row in self.inside if row.key == key}
+
+    @property
+    def inside(self) -> list[Row]:
+        """Rows of the batch that have not ended."""
+        return [
+            row for row in self.rows if row.finish_reason is None and row.key not in self.cancelled
+        ]
+
+    @property
+    def keys(self) -> Sequence[str]:
+        """Rows that have not ended: waiting, reading or answering."""
+        return [row.key for row in [*self.inside, *self.waiting]]
+
+    @property
+    def free_entries(self) -> int | None:
+        """KV entries, of the limit, that no row has been promised yet; None without a limit."""
+        if self.limits.entries is None:
+            return None
+        return self.limits.entries - self.promised([*self.inside, *self.waiting])
+
+    def promised(self, rows: Sequence[Row]) -> int:
+        """KV entries of a rectangle that holds these rows to their ends."""
+        return len(rows) * max(map(self.need, rows), default=0)
+
+    def fits(self, num_prompt: int, settings: Settings) -> bool:
+        """Whether a row of so many prompt tokens would join at the next step."""
+        if self.limits.entries is None:
+            return True
+        settings = self.resolve(settings)
+        assert settings.mode is not None
+        scratch = self.modes[settings.mode].scratch(settings)
+        row_needs = num_prompt + settings.max_new_tokens + scratch
+        others = [self.need(row) for row in [*self.inside, *self.waiting]]
+        return max([*others, row_needs]) * (len(others) + 1) <= self.limits.entries
+
+    @property
+    def entry_bytes(self) -> int:
+        """Bytes of one KV entry over all layers; 0 before the first step."""
+        return self.batch.cache.entry_bytes
+
+    @property
+    def allocated_bytes(self) -> int:
+        """Bytes of the KV cache as it is, room to grow included."""
+        return self.batch.cache.allocated_bytes
+
+    def step(self) -> Sequence[RowStep]:
+        """One forward of the base for all rows that answer, and one for the prompts being read."""
+        with torch.inference_mode():
+            self.leave()
+            self.join()
+            answering = self.num_answering
+            return [*self.answer(answering), *self.read(answering)]
+
+    def leave(self) -> None:
+        """Take rows that ended or were cancelled out of the batch."""
+        gone = [row.finish_reason is not None or row.key in self.cancelled for row in self.rows]
+        for index in reversed([index for index, is_gone in enumerate(gone) if is_gone]):
+            if index < self.num_answering:
+                self.num_answering -= 1
+                self.move(self.num_answering, index)
+                index = self.num_answering
+            self.move(len(self.rows) - 1, index)
+            self.rows.pop()
+            self.batch.drop_last()
+        self.cancelled.clear()
+
+    def move(self, source: int, target: int) -> None:
+        """Write a row over another."""
+        self.rows[target] = self.rows[source]
+        self.batch.move_row(source, target)
+
+    def join(self) -> None:
+        """Let rows that wait into the batch, as far as there is room for them."""
+        most = self.limits.entries
+        while self.waiting:
+            if most is not None and self.promised([*self.rows, self.waiting[0]]) > most:
+                break
+            self.rows.append(self.waiting.popleft())
+            self.rows[-1].number = self.num_joined
+            self.num_joined += 1
+            self.batch.add_row()
+        self.batch.cache.capacity = max(map(self.need, self.rows), default=0)
+
+    def read(self, answering: int) -> list[RowStep]:
+        """Read on in the prompts; rows that are through have their first tokens."""
+        if not self.rows[answering:]:
+            return []
+        budget = self.limits.chunk if answering else self.limits.idle_chunk
+        where, width = self.next_to_read(answering, budget)
+        rows = self.rows[where]
+        parts = [row.prompt[row.num_read : row.num_read + width] for row in rows]
+        forward = self.batch.read(where, parts, self.taps(rows))
+        for row, part in zip(rows, parts, strict=True):
+            row.num_read += len(part)
+        for mode, members in self.by_mode(rows):
+            theirs = [rows[index] for index in members]
+            mode.note_prompt(theirs, [parts[i] for i in members], forward.of_rows(members))
+        through = [index for index, row in enumerate(rows) if row.num_read == len(row.prompt)]
+        for index in through:
+            here, there = where.start + index, self.num_answering
+            self.rows[here], self.rows[there] = self.rows[there], self.rows[here]
+            self.batch.swap_rows(here, there)
+            self.num_answering += 1
+        return self.begin([rows[index] for index in through], forward.of_rows(through))
+
+    def next_to_read(self, answering: int, budget: int) -> tuple[slice, int]:
+        """Rows to read on in, the one that joined first and its neighbors, and how many tokens."""
+        start = min(range(answering, len(self.rows)), key=lambda i: self.rows[i].number)
+        stop, width = start, 0
+        for row in self.rows[start:]:
+            wider = max(width, min(len(row.prompt) - row.num_read, budget))
+            if stop > start and wider * (stop - start + 1) > budget:
+                break
+            stop, width = stop + 1, wider
+        return slice(start, stop), width
+
+    def begin(self, rows: Sequence[Row], forward: Forward) -> list[RowStep]:
+        """The first tokens of rows whose prompts were just read."""
+        found: list[RowStep] = []
+        for mode, members in self.by_mode(rows):
+            theirs = [rows[index] for index in members]
+            view = forward.of_rows(members)
+            for index, tokens in zip(members, mode.begin(theirs, view), strict=True):
+                outcome = Outcome(emitted=tokens, kept=[], advance=0, scored=[0])
+                found.append(self.emit(rows[index], outcome, forward.logits_BKV[index]))
+        return found
+
+    def answer(self, answering: int) -> list[RowStep]:
+        """One forward for all rows that answer."""
+        rows = self.rows[:answering]
+        if not rows:
+            return []
+        asked: list[Columns | None] = [None] * len(rows)
+        groups = self.by_mode(rows)
+        for mode, members in groups:
+            columns = mode.ask([rows[index] for index in members], len(rows))
+            for index, each in zip(members, columns, strict=True):
+                asked[index] = each
+        wanted = [each for each in asked if each is not None]
+        where = slice(0, answering)
+        forward = self.reader.read(self.batch, where, wanted, self.taps(rows))
+        outcomes: dict[int, Outcome] = {}
+        for mode, members in groups:
+            theirs = [rows[index] for index in members]
+            columns = [wanted[index] for index in members]
+            outcomes |= zip(
+                members, mode.answer(theirs, columns, forward.of_rows(members)), strict=True
+            )
+        ordered = [outcomes[index] for index in range(len(rows))]
+        self.batch.keep(where, [each.kept for each in ordered], [each.advance for each in ordered])
+        return [
+            self.emit(row, outcome, logits_KV)
+            for row, outcome, logits_KV in zip(rows, ordered, forward.logits_BKV, strict=True)
+        ]
+
+    def by_mode(self, rows: Sequence[Row]) -> list[tuple[DecodingMode, list[int]]]:
+        """The modes of these rows, and which rows have each."""
+        groups: dict[str, list[int]] = {}
+        for index, row in enumerate(rows):
+            assert row.settings.mode is not None
+            groups.setdefault(row.settings.mode, []).append(index)
+        return [(self.modes[name], members) for name, members in groups.items()]
+
+    def taps(self, rows: Sequence[Row]) -> list[int]:
+        """The base's hidden states that the modes of these rows need."""
+        return sorted({tap for row in rows for tap in self.mode(row).taps})
+
+    def emit(self, row: Row, outcome: Outcome, logits_KV: Tensor) -> RowStep:
+        """Accept a row's tokens up to its cut, and say what came of it."""
+        tokens, text = row.extend(outcome.emitted)
+        row.steps += 1
+        row.drafted += outcome.drafted
+        row.accepted += outcome.accepted
+        row.kv_entries += len(outcome.kept)
+        logprobs = None
+        if row.settings.logprobs is not None:
+            scored_KV = logits_KV[outcome.scored[: len(tokens)]]
+            logprobs = token_logprobs(scored_KV, tokens, row.settings.logprobs)
+        return RowStep(
+            key=row.key,
+            tokens=tokens,
+            text=text,
+            finish=row.finish_reason,
+            steps=row.steps,
+            drafted=row.drafted,
+            accepted=row.accepted,
+            kv_entries=min(row.kv_entries, len(row.tokens)),
+            logprobs=logprobs,
+        )
+
+
+def token_logprobs(
+    logits_KV: Tensor, tokens: Sequence[int], num_top: int
+) -> tuple[TokenLogprob, ...]:
+    """The log probability of each token, and those of the likeliest ones in its place."""
+    scores_KV = logits_KV.float().log_softmax(-1)
+    top = scores_KV.topk(num_top, dim=-1)
+    own = scores_KV[range(len(tokens)), list(tokens)].tolist()
+    return tuple(
+        TokenLogprob(token, score, tuple(zip(ids, values, strict=True)))
+        for token, score, ids, values in zip(
+            tokens, own, top.indices.tolist(), top.values.tolist(), strict=True
+        )
+    )

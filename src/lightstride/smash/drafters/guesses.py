@@ -1,0 +1,145 @@
+"""Guesses at the next tokens of a row, whoever makes them, and the tree that the base checks.
+
+    first = "The"                     guess   token   parent   joint probability
+                                      0       cat     ROOT     0.5
+    The - cat - sat                   1       dog     ROOT     0.3
+        \\     \\ is                    2       sat     0        0.4
+         dog - ran                    3       is      0        0.05
+                                      4       ran     1        0.2
+
+With room for four tokens, the first one included, the tree keeps the three likeliest guesses: cat,
+sat, dog.  A guess is never likelier than its parent, so what is kept hangs together.
+
+Shapes: T taps, D hidden size, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lightstride.generate.rows import Row
+
+ROOT = -1
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A token that may come, and the one that it follows."""
+
+    probability: float
+    """Of it and all tokens before it in its branch together."""
+    token: int
+    parent: int
+    """The guess before it in its list, or ROOT."""
+    depth: int
+    """Tokens from the first one, which is certain, to this one: at least 1."""
+
+
+@dataclass(frozen=True)
+class Guesses:
+    """What one drafter proposes for one row."""
+
+    guesses: Sequence[Guess] = ()
+    """A parent comes before its children."""
+    drawn_from: Sequence[Tensor | None] = ()
+    """Of a chain that was sampled: what each token was drawn from, (V,); None: it was certain."""
+
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens, in order."""
+        return [guess.token for guess in self.guesses]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How much to propose for one row."""
+
+    num_guesses: int
+    """Guesses that may be checked; more than these are not worth making."""
+    depth: int
+    """Most tokens of a branch: what is left of the answer."""
+    least_probability: float
+    """Least joint probability of a guess; 1 asks for none."""
+    rivals: Sequence[float] = ()
+    """Joint probabilities of what other drafters proposed already."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Tokens of a row that are now in its cache: a part of its prompt, or what a step confirmed."""
+
+    tokens: Sequence[int]
+    taps_KTD: Tensor
+    """The drafter's features of each, the base's own."""
+
+
+class Drafter(Protocol):
+    """Proposes further tokens of rows whose next token, `row.pending[-1]`, is certain."""
+
+    taps: Sequence[int]
+    """The base's hidden states that it drafts from."""
+    reads_context: bool
+    """Whether `accept` must be told of every token, the prompts' too."""
+
+    def cost(self, num_rows: int, num_guesses: int) -> float:
+        """What proposing so many guesses a row costs, in forwards of the base over one column."""
+        ...
+
+    def propose(
+        self, rows: Sequence[Row], taps_BTD: Tensor, budgets: Sequence[Budget]
+    ) -> list[Guesses]:
+        """Guesses of each row; `taps` are those of the row's last entry."""
+        ...
+
+    def accept(self, rows: Sequence[Row], kept: Sequence[Kept]) -> None:
+        """Move the drafter's own state on, where it has one."""
+        ...
+
+
+@dataclass
+class Tree:
+    """Tokens after one that is certain, the first; a token's parent always comes before it."""
+
+    tokens: list[int]
+    parents: list[int] = field(default_factory=lambda: [ROOT])
+    depths: list[int] = field(default_factory=lambda: [0])
+    children: dict[tuple[int, int], int] = field(default_factory=dict)
+    """Where a token is, by its parent and itself."""
+
+    def add(self, parent: int, token: int) -> int:
+        """Where the token is as a child of `parent`; it is added if it is not there."""
+        place = self.children.setdefault((parent, token), len(self.tokens))
+        if place == len(self.tokens):
+            self.tokens.append(token)
+            self.parents.append(parent)
+            self.depths.append(self.depths[parent] + 1)
+        return place
+
+    def attach(self, guesses: Sequence[Guess], size: int) -> None:
+        """Add the likeliest guesses, up to so many tokens of the tree in all."""
+        places: dict[int, int] = {ROOT: 0}
+        for index in sorted(range(len(guesses)), key=lambda i: -guesses[i].probability):
+            if len(self.tokens) == size:
+                return
+            places[index] = self.add(places[guesses[index].parent], guesses[index].token)
+
+    def mask(self) -> Tensor:
+        """Which tokens each sees: its own branch up to itself, shape (Q, Q)."""
+        sees_QQ = torch.eye(len(self.tokens), dtype=torch.bool)
+        for place, parent in enumerate(self.parents[1:], 1):
+            sees_QQ[place] |= sees_QQ[parent]
+        return sees_QQ
+
+
+def pooled(lists: Sequence[Sequence[Guess]]) -> list[Guess]:
+    """Guesses of several drafters as one list, each with its parent there."""
+    pool: list[Guess] = []
+    for guesses in lists:
+        start = len(pool)
+        for guess in guesses:
+            parent = guess.parent if guess.parent == ROOT else guess.parent + start
+            pool.append(Guess(guess.probability, guess.token, parent, guess.depth))
+    return pool

@@ -1,0 +1,84 @@
+"""The drafter that costs nothing: what followed the latest tokens the last times (`lookup.py`).
+
+It has no state of its own beyond the rows' tokens, which it reads as they come.
+"""
+
+from collections.abc import Sequence
+from weakref import WeakKeyDictionary
+
+from torch import Tensor
+
+from lightstride.generate.rows import Row
+from lightstride.smash.drafters.guesses import ROOT, Budget, Guess, Guesses, Kept
+from lightstride.smash.model.lookup import LOOKUP_ACCURACY, Lookup, continuation
+
+LAST = len(LOOKUP_ACCURACY) - 1
+
+
+class LookupHistory:
+    """The lookup of every row, as far as its tokens go; forgotten with the row."""
+
+    def __init__(self) -> None:
+        self.lookups: WeakKeyDictionary[Row, Lookup] = WeakKeyDictionary()
+
+    def of_row(self, row: Row) -> Lookup:
+        """All that a row's prompt and answer hold so far."""
+        if row not in self.lookups:
+            self.lookups[row] = Lookup(row.prompt)
+        lookup = self.lookups[row]
+        lookup.extend(row.tokens[len(lookup.tokens) - len(row.prompt) :])
+        return lookup
+
+
+class LookupDrafter:
+    """Continuations that were there before, likeliest first."""
+
+    taps: Sequence[int] = ()
+    reads_context = False
+
+    def __init__(self, history: LookupHistory, *, shortest: int, num_branches: int) -> None:
+        self.history = history
+        self.shortest = shortest
+        """Tokens of a run that is reason enough to propose what followed it."""
+        self.num_branches = num_branches
+
+    def cost(self, num_rows: int, num_guesses: int) -> float:
+        """Nothing."""
+        return 0.0
+
+    def propose(
+        self, rows: Sequence[Row], taps_BTD: Tensor | None, budgets: Sequence[Budget]
+    ) -> list[Guesses]:
+        """Up to `row.settings.lookup` - 1 tokens of each continuation."""
+        return [
+            Guesses(self.look_up(row, budget)) for row, budget in zip(rows, budgets, strict=True)
+        ]
+
+    def look_up(self, row: Row, budget: Budget) -> list[Guess]:
+        """Guesses of one row: each continuation counts given that no earlier one begins rightly."""
+        longest = min(budget.depth, budget.num_guesses, row.settings.lookup - 1)
+        if longest < 1 or budget.least_probability == 1:
+            return []
+        lookup = self.history.of_row(row)
+        guesses: list[Guess] = []
+        remaining = 1.0
+        for branch in lookup.branches(self.shortest)[: self.num_branches]:
+            tokens = until_end(continuation(lookup.tokens, branch.place, longest), row.ends)
+            probability, parent = remaining, ROOT
+            for depth, token in enumerate(tokens, 1):
+                probability *= LOOKUP_ACCURACY[min(branch.run + depth - 1, LAST)]
+                if probability < budget.least_probability:
+                    break
+                guesses.append(Guess(probability, token, parent, depth))
+                parent = len(guesses) - 1
+            remaining *= 1 - LOOKUP_ACCURACY[min(branch.run, LAST)]
+        return guesses
+
+    def accept(self, rows: Sequence[Row], kept: Sequence[Kept]) -> None:
+        """Nothing: the rows' tokens are read when they are needed."""
+
+
+def until_end(tokens: list[int], ends: frozenset[int]) -> list[int]:
+    """These tokens, up to an end token."""
+    end = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
+    return tokens[: end + 1]

@@ -1,0 +1,213 @@
+"""The micro decoder as a drafter of chains: one token after the other, while it is sure enough.
+
+The order of a micro step depends on whether the confidence is calibrated (`confidence.py`):
+
+    as published    stop head lets the row go on -> micro step -> token
+    calibrated      micro step -> likeliest token -> P(all tokens so far are right) -> token
+
+Shapes: B rows, T taps, D hidden size, M micro vocabulary, V vocabulary, F features.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lightstride.generate.rows import Row
+from lightstride.generate.sampling import (
+    Purpose,
+    adjusted_logits,
+    distributions,
+    draw_tokens,
+)
+from lightstride.smash.drafters.guesses import ROOT, Budget, Guess, Guesses, Kept
+from lightstride.smash.drafters.lookups import LookupHistory
+from lightstride.smash.drafters.micro_tree import STEP_COST
+from lightstride.smash.model.body import SmashBody
+from lightstride.smash.model.confidence import conditional, log_odds
+from lightstride.smash.model.lookup import LookupPrediction
+from lightstride.smash.model.modules import MicroCache
+
+NOTHING = LookupPrediction([], 0)
+
+
+@dataclass
+class Chain:
+    """One row's draft while it grows; its first token is the certain one."""
+
+    tokens: list[int]
+    active: bool
+    max_tokens: int
+    confidence: float
+    prediction: LookupPrediction
+    sure: float = 1.0
+    """P(all tokens so far and the next one are right), by the stop head or the calibration."""
+    probabilities: list[float] = field(default_factory=list)
+    drawn_from: list[Tensor | None] = field(default_factory=list)
+
+    @property
+    def drafted(self) -> list[int]:
+        """The tokens after the first."""
+        return self.tokens[1:]
+
+
+class MicroChain:
+    """Drafts a chain for every row by the micro decoder."""
+
+    reads_context = False
+
+    def __init__(self, model: SmashBody, history: LookupHistory, *, checked: bool) -> None:
+        self.model = model
+        self.taps: Sequence[int] = model.taps
+        self.history = history
+        self.checked = checked
+        """Whether the base checks the tokens: then the first is in the answer already, and draws
+        and their probabilities are a draft's."""
+
+    def cost(self, num_rows: int, num_guesses: int) -> float:
+        """A micro step for each token."""
+        return STEP_COST * min(num_guesses, self.model.config.max_segment - 1)
+
+    def propose(
+        self, rows: Sequence[Row], taps_BTD: Tensor, budgets: Sequence[Budget]
+    ) -> list[Guesses]:
+        """A chain for each row."""
+        chains = [self.chain(row, budget) for row, budget in zip(rows, budgets, strict=True)]
+        vectors_BD, cache = taps_BTD[:, -1], None
+        sure_B = torch.ones(len(rows), device=taps_BTD.device)
+        threshold_B = torch.tensor([each.confidence for each in chains], device=taps_BTD.device)
+        calibrated = self.model.config.calibration is not None
+        place = 0
+        while self.stop_head_allows(chains, vectors_BD, threshold_B):
+            last_B = torch.tensor([each.tokens[-1] for each in chains], device=taps_BTD.device)
+            before_BD = vectors_BD
+            vectors_BD, cache = self.micro_step(taps_BTD, last_B, cache)
+            logits_BM = self.model.micro_logits(vectors_BD)
+            if calibrated:
+                sure_B = sure_B * self.next_probability(before_BD, logits_BM, chains, place)
+                for each, sure in zip(
+                    chains, keep_confident(chains, sure_B, threshold_B), strict=True
+                ):
+                    each.sure = sure
+                if not any(each.active for each in chains):
+                    break
+            self.extend(rows, chains, logits_BM)
+            place += 1
+        return [chain_guesses(each) for each in chains]
+
+    def chain(self, row: Row, budget: Budget) -> Chain:
+        """A row's draft of no tokens yet."""
+        first = row.pending[-1]
+        most = min(budget.depth, budget.num_guesses, self.model.config.max_segment - 1)
+        active = budget.least_probability < 1 and first not in row.ends and most > 0
+        prediction = NOTHING
+        wants_votes = self.model.config.calibration is not None and row.settings.lookup > 0
+        if wants_votes and budget.least_probability < 1:
+            lookup = self.history.of_row(row)
+            if not self.checked:  # its first token is not in the answer yet, but will be
+                lookup.extend([first])
+            prediction = lookup.prediction(self.model.config.max_segment - 1)
+        return Chain([first], active, most + 1, budget.least_probability, prediction)
+
+    def micro_step(
+        self, taps_BTD: Tensor, last_B: Tensor, cache: MicroCache | None
+    ) -> tuple[Tensor, MicroCache]:
+        """The vectors that predict the next tokens."""
+        if cache is None:
+            return self.model.first_micro_step(taps_BTD, last_B)
+        return self.model.next_micro_step(last_B, cache)
+
+    def stop_head_allows(
+        self, chains: Sequence[Chain], vectors_BD: Tensor, threshold_B: Tensor
+    ) -> bool:
+        """Whether any row may have one more token; without a calibration the stop head decides."""
+        if any(each.active for each in chains) and self.model.config.calibration is None:
+            logits_B = self.model.stop_logits(vectors_BD).float()
+            for each, sure in zip(
+                chains, keep_confident(chains, torch.sigmoid(-logits_B), threshold_B), strict=True
+            ):
+                each.sure *= sure
+        return any(each.active for each in chains)
+
+    def next_probability(
+        self, before_BD: Tensor, logits_BM: Tensor, chains: Sequence[Chain], place: int
+    ) -> Tensor:
+        """P(a row's likeliest token is right), by the calibration, shape (B,)."""
+        calibration = self.model.config.calibration
+        assert calibration is not None
+        stops_B = self.model.stop_logits(before_BD).float()
+        likeliest = self.model.vocabulary_ids(logits_BM.argmax(-1)).tolist()
+        votes = [
+            each.prediction.vote(each.drafted, token)
+            for each, token in zip(chains, likeliest, strict=True)
+        ]
+        votes_B = torch.tensor(votes, device=stops_B.device)
+        features_BF = torch.stack([stops_B, log_odds(logits_BM), votes_B], dim=-1)
+        return conditional(features_BF[:, None], calibration[place:])[:, 0]
+
+    def extend(self, rows: Sequence[Row], chains: Sequence[Chain], logits_BM: Tensor) -> None:
+        """One more token for each active row, where one is allowed."""
+        for row, each, token in zip(
+            rows, chains, self.choose_tokens(rows, chains, logits_BM), strict=True
+        ):
+            each.active = each.active and token is not None
+            if each.active and token is not None:
+                each.tokens.append(token)
+                each.probabilities.append(each.sure)
+                each.active = token not in row.ends and len(each.tokens) < each.max_tokens
+
+    def choose_tokens(
+        self, rows: Sequence[Row], chains: Sequence[Chain], logits_BM: Tensor
+    ) -> list[int | None]:
+        """A token a row; None where nothing that micro steps can draft is allowed."""
+        likeliest = self.model.vocabulary_ids(logits_BM.argmax(-1))
+        chosen: list[int | None] = list(likeliest.tolist())
+        others = [index for index, row in enumerate(rows) if not row.is_plain]
+        if not others:
+            return chosen
+        theirs = [rows[index] for index in others]
+        emitted = int(self.checked)
+        drafts = [chains[index].tokens[emitted:] for index in others]
+        logits_NV = adjusted_logits(self.to_full_vocabulary(logits_BM[others]), theirs, drafts)
+        possible = (logits_NV.amax(-1) > -torch.inf).tolist()
+        nothing_N1 = ~torch.tensor(possible, device=logits_NV.device)[:, None]
+        probabilities_NV = distributions(logits_NV.masked_fill(nothing_N1, 0), theirs)
+        purpose = Purpose.DRAFT if self.checked else Purpose.TOKEN
+        drawn = draw_tokens(probabilities_NV, theirs, drafts, purpose)
+        for index, token, is_possible, probabilities_V in zip(
+            others, drawn, possible, probabilities_NV, strict=True
+        ):
+            chosen[index] = token if is_possible else None
+            chains[index].drawn_from.append(probabilities_V)
+        return chosen
+
+    def to_full_vocabulary(self, logits_BM: Tensor) -> Tensor:
+        """Logits over the whole vocabulary; what micro steps cannot draft is impossible."""
+        vocabulary_M = self.model.micro_vocabulary_M
+        if vocabulary_M is None:
+            return logits_BM
+        size = (len(logits_BM), self.model.config.vocab_size)
+        return logits_BM.new_full(size, -torch.inf).index_copy(1, vocabulary_M, logits_BM)
+
+    def accept(self, rows: Sequence[Row], kept: Sequence[Kept]) -> None:
+        """Nothing: the micro decoder remembers no step."""
+
+
+def keep_confident(chains: Sequence[Chain], sure_B: Tensor, threshold_B: Tensor) -> list[float]:
+    """Let only rows go on that are as sure as asked for; how sure each is."""
+    for each, enough in zip(chains, (sure_B >= threshold_B).tolist(), strict=True):
+        each.active = each.active and enough
+    found: list[float] = sure_B.tolist()
+    return found
+
+
+def chain_guesses(chain: Chain) -> Guesses:
+    """A chain as guesses, each with the one before it as its parent."""
+    guesses = [
+        Guess(probability, token, place - 1 if place else ROOT, place + 1)
+        for place, (token, probability) in enumerate(
+            zip(chain.drafted, chain.probabilities, strict=True)
+        )
+    ]
+    return Guesses(guesses, chain.drawn_from[: len(guesses)])

@@ -1,0 +1,142 @@
+"""The mode lossless: the walk through trees, against enumeration, and the answers."""
+
+import random
+from collections.abc import Sequence
+
+import pytest
+from torch import Tensor
+
+from helpers.agree import assert_same_greedy
+from helpers.smash_toys import BASES, PROMPTS, sharp, toy
+from helpers.toys import byte_tokenizer
+from helpers.trees import path_to, random_tree
+from lightstride.errors import ConfigError
+from lightstride.generate import PlainDecoder, Settings, generate
+from lightstride.generate.rows import Row
+from lightstride.smash.decode.decoder import SmashDecoder
+from lightstride.smash.decode.lossless import Lossless, follow_trees, tree_size
+from lightstride.smash.drafters.guesses import ROOT, Budget, Guess, Guesses, Kept
+from lightstride.smash.hub import SmashModel
+
+LENGTH = 16
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_walk_finds_the_branch_that_is_said(seed: int) -> None:
+    trees = [random_tree(seed, 12), random_tree(seed + 5, 7)]
+    said_next = [[random.Random(f"{seed}{b}{q}").randrange(9) for q in range(12)] for b in (0, 1)]
+
+    def choose(
+        rows: Sequence[int], places: Sequence[int], said: Sequence[Sequence[int]]
+    ) -> list[int]:
+        for row, place, tokens in zip(rows, places, said, strict=True):
+            assert [trees[row].tokens[q] for q in path_to(trees[row], place)[1:]] == tokens
+        return [said_next[row][place] for row, place in zip(rows, places, strict=True)]
+
+    paths, following = follow_trees(trees, choose)
+    for tree, wanted, path, token in zip(trees, said_next, paths, following, strict=True):
+        confirmed = [
+            place
+            for place in range(len(tree.tokens))
+            if all(
+                tree.tokens[below] == wanted[above]
+                for above, below in zip(
+                    path_to(tree, place), path_to(tree, place)[1:], strict=False
+                )
+            )
+        ]
+        assert path == path_to(tree, max(confirmed, key=lambda place: tree.depths[place]))
+        assert token == wanted[path[-1]]
+
+
+class Knowing:
+    """A drafter whose guesses hold the true continuation as the least likely of several.
+
+    It hears of every token that enters the cache, with its features.
+    """
+
+    reads_context = True
+
+    def __init__(self, model: SmashModel, truth: Sequence[Sequence[int]]) -> None:
+        self.taps = model.taps[-2:]
+        self.truth = truth
+        self.heard: dict[str, list[int]] = {}
+
+    def cost(self, num_rows: int, num_guesses: int) -> float:
+        return 0.0
+
+    def propose(
+        self, rows: Sequence[Row], taps_BTD: Tensor, budgets: Sequence[Budget]
+    ) -> list[Guesses]:
+        """The next three true tokens, each with two others that are held to be likelier."""
+        assert taps_BTD.shape[:2] == (len(rows), 2)
+        found = []
+        for row, budget in zip(rows, budgets, strict=True):
+            assert [*row.prompt, *row.tokens] == [*self.heard[row.key], *row.pending]
+            guesses: list[Guess] = []
+            parent, above, at = ROOT, 1.0, len(row.tokens)
+            truth = self.truth[int(row.key)][at : at + min(3, budget.depth)]
+            for depth, token in enumerate(truth, 1):
+                for other, share in ((1, 0.99), (2, 0.98), (0, 0.97)):
+                    guesses.append(Guess(above * share, (token + other) % 256, parent, depth))
+                parent, above = len(guesses) - 1, guesses[-1].probability
+            found.append(Guesses(guesses))
+        return found
+
+    def accept(self, rows: Sequence[Row], kept: Sequence[Kept]) -> None:
+        """Note the tokens; features must be there for each."""
+        for row, each in zip(rows, kept, strict=True):
+            assert each.taps_KTD.shape[:2] == (len(each.tokens), 2)
+            self.heard.setdefault(row.key, []).extend(each.tokens)
+
+
+@pytest.mark.parametrize("storage", ["dynamic", "static"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("base", BASES)
+def test_true_branches_are_followed(
+    base: str, temperature: float, storage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is kept of a tree leaves gaps in the cache, which must close up."""
+    model = toy(sharp(BASES[base]()))
+    settings = Settings(max_new_tokens=LENGTH, temperature=temperature, seed=4)
+    plain = generate(PlainDecoder(model.base, byte_tokenizer()), PROMPTS, settings)
+    knowing = Knowing(model, [a.tokens for a in plain])
+    monkeypatch.setattr(
+        "lightstride.smash.decode.decoder.smash_modes", lambda _: {"lossless": Lossless([knowing])}
+    )
+    asked = Settings(
+        max_new_tokens=LENGTH, temperature=temperature, seed=4, mode="lossless", tree=12, lookup=0
+    )
+    answers = generate(SmashDecoder(model, byte_tokenizer(), storage=storage), PROMPTS, asked)
+    for prompt, one, other in zip(PROMPTS, answers, plain, strict=True):
+        if temperature:
+            assert one.tokens == other.tokens
+        else:
+            assert_same_greedy(model.base, prompt, one.tokens, other.tokens)
+    assert min(len(a.tokens) / a.macro_steps for a in answers) > 2
+    assert all(len(a.tokens) - 1 <= a.kv_entries <= len(a.tokens) for a in answers)
+
+
+@pytest.mark.parametrize("tree", [1, 2, 5, None])
+@pytest.mark.parametrize("base", BASES)
+def test_sampled_answers_are_the_plain_decoders(base: str, tree: int | None) -> None:
+    model = toy(sharp(BASES[base]()))
+    plain_settings = Settings(max_new_tokens=LENGTH, temperature=1.2, top_k=20, seed=6)
+    plain = generate(PlainDecoder(model.base, byte_tokenizer()), PROMPTS, plain_settings)
+    settings = Settings(
+        max_new_tokens=LENGTH, temperature=1.2, top_k=20, seed=6, mode="lossless", tree=tree
+    )
+    answers = generate(SmashDecoder(model, byte_tokenizer()), PROMPTS, settings)
+    assert [a.tokens for a in answers] == [a.tokens for a in plain]
+    if tree == 1:
+        assert all(len(step) == 1 for a in answers for step in a.steps)
+
+
+def test_trees_are_smaller_in_batches() -> None:
+    assert [tree_size(None, rows) for rows in (1, 2, 3, 8, 16, 64)] == [16, 16, 10, 4, 3, 3]
+    assert [tree_size(24, rows) for rows in (1, 64)] == [24, 24]
+
+
+def test_a_tree_without_room_is_refused() -> None:
+    with pytest.raises(ConfigError, match="tree is 0; it must be at least 1"):
+        Settings(tree=0)
