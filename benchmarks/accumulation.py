@@ -45,7 +45,7 @@ class Setting:
     """One way to build a supernet."""
 
     accumulation: Accumulation
-    relative: bool
+    weigh_tokens: bool
     correction: float
     damping: float
 
@@ -104,7 +104,7 @@ def prune_evenly(
         centre,
         folder,
         accumulation=setting.accumulation,
-        relative=setting.relative,
+        weigh_tokens=setting.weigh_tokens,
         correction=setting.correction,
         damping=setting.damping,
         progress=True,

@@ -41,7 +41,7 @@ from lightstride.models.families.registry import adapter_for
 from lightstride.models.opening.load import load_model, load_tokenizer
 from lightstride.models.shapes import AttentionKept, AttentionShape, FFNKept, Geometry, Kept, Shape
 from lightstride.prune.cut.materialize import DenseSites, materialize
-from lightstride.prune.cut.refit import Level, kept_columns
+from lightstride.prune.cut.refit import CutSite, kept_inputs
 from lightstride.prune.space.budget import build_space, dense_cost, parameter_cost
 from lightstride.prune.space.narrow import limit_for, uniform_plan
 from lightstride.prune.space.plan import Plan
@@ -97,9 +97,9 @@ def cut(model: PreTrainedModel, plan: Plan) -> PreTrainedModel:
     levels = {}
     for site, shape in plan.shapes.items():
         kept = first_units(shape)
-        columns = kept_columns(kept, dense.geometry.shape(site), dense.geometry.head_dim)
+        columns = kept_inputs(kept, dense.geometry.shape(site), dense.geometry.head_dim)
         weight = dense.weights[site][OUTPUT_NAME[site.kind]][:, columns]
-        levels[site] = Level(kept, weight, 0.0)
+        levels[site] = CutSite(kept, weight, 0.0)
     return materialize(model, adapter, levels)
 
 

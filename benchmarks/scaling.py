@@ -23,7 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from lightstride.models.families.registry import adapter_for
 from lightstride.models.shapes import AttentionShape, FFNShape, Geometry
 from lightstride.prune.forecast import Rates, forecast, measure_rates
-from lightstride.prune.rounds import Pruner, Rounds
+from lightstride.prune.rounds import RoundRunner, RoundSettings
 from lightstride.prune.space.budget import build_space, dense_cost, parameter_cost
 from lightstride.prune.space.targets import TARGETS
 from lightstride.results import markdown_table
@@ -65,11 +65,11 @@ def geometry_of(blocks: int, hidden: int, heads: int, groups: int, channels: int
 
 def pruner_of(
     geometry: Geometry, model: PreTrainedModel, tokens: tuple[int, int], work: Path, **how: object
-) -> Pruner:
+) -> RoundRunner:
     """A run on random tokens, ready to be forecast or made."""
     cost = parameter_cost(geometry)
     calibration, search = tokens
-    return Pruner(
+    return RoundRunner(
         model=model,
         adapter=adapter_for(model.config),
         space=build_space(geometry, TARGETS["any"], cost),
@@ -77,7 +77,7 @@ def pruner_of(
         calibration_NL=torch.randint(VOCABULARY, (calibration // WINDOW, WINDOW)),
         search_NL=torch.randint(VOCABULARY, (search // 256, 256)),
         work=work,
-        settings=Rounds(**how),  # type: ignore[arg-type]
+        settings=RoundSettings(**how),  # type: ignore[arg-type]
     )
 
 
@@ -144,8 +144,8 @@ def check() -> list[dict[str, object]]:
             works = forecast(job, [0.5])
             predicted = sum(work.seconds(rates) for work in works.values())
             start = time.perf_counter()
-            [outcomes] = job.plans([0.5]).values()
-            job.close(0.5, outcomes[-1].plan)
+            [results] = job.plans([0.5]).values()
+            job.closing_round(0.5, results[-1].plan)
             seconds = time.perf_counter() - start
             disk = job.supernet_bytes([0.5])
         rows.append(
@@ -153,7 +153,7 @@ def check() -> list[dict[str, object]]:
                 "sizes": sizes,
                 "measured": seconds,
                 "predicted": predicted,
-                "search measured": sum(outcome.seconds for outcome in outcomes),
+                "search measured": sum(result.seconds for result in results),
                 "search predicted": works["searches"].seconds(rates),
                 "disk": disk,
                 "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

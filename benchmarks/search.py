@@ -30,10 +30,10 @@ from lightstride.models.families.registry import adapter_for
 from lightstride.models.opening.load import load_model, load_tokenizer
 from lightstride.models.shapes import Site
 from lightstride.prune.cut.materialize import mask, materialize
-from lightstride.prune.cut.refit import Level
-from lightstride.prune.fitness import Fitness, FitnessSettings, LevelOf
+from lightstride.prune.cut.refit import CutSite
+from lightstride.prune.fitness import CutSiteOf, Fitness, FitnessSettings
 from lightstride.prune.heal import Healing, heal
-from lightstride.prune.rounds import Pruner, Rounds, name_of
+from lightstride.prune.rounds import RoundRunner, RoundSettings, name_of
 from lightstride.prune.space.budget import build_space, dense_cost, parameter_cost
 from lightstride.prune.space.plan import Plan, sparsity
 from lightstride.prune.space.targets import named_target
@@ -76,12 +76,12 @@ class Bench:
     test_NL: Tensor
     flags: argparse.Namespace
 
-    def pruner(self, work: Path, seed: int, settings: Rounds) -> Pruner:
+    def runner(self, work: Path, seed: int, settings: RoundSettings) -> RoundRunner:
         """What the command does, on the protocol's windows."""
         geometry = self.adapter.geometry(self.model.config)
         cost = parameter_cost(geometry)
         flags = self.flags
-        return Pruner(
+        return RoundRunner(
             model=self.model,
             adapter=self.adapter,
             space=build_space(geometry, named_target(flags.target), cost),
@@ -106,7 +106,7 @@ class Bench:
         heal(cut, self.model, self.adapter, tokens_NL, healing, folder, progress=True)
         return perplexity(cut, self.test_NL).value
 
-    def perplexity(self, levels: dict[Site, Level] | None) -> float:
+    def perplexity(self, levels: dict[Site, CutSite] | None) -> float:
         """Perplexity of the model, cut or whole, on the test text."""
         cut = self.model if levels is None else materialize(self.model, self.adapter, levels)
         return perplexity(cut, self.test_NL).value
@@ -115,7 +115,7 @@ class Bench:
 def run_all(bench: Bench, seed: int) -> dict[str, object]:
     """All rounds at all sparsities; perplexities of the closing rounds."""
     flags = bench.flags
-    rounds = Rounds(
+    rounds = RoundSettings(
         search=None if flags.no_search else GuidedSettings(generations=flags.generations),
         num_rounds=flags.rounds,
         early_share=flags.early,
@@ -126,18 +126,18 @@ def run_all(bench: Bench, seed: int) -> dict[str, object]:
     )
     numbers: dict[str, object] = {"seed": seed}
     with tempfile.TemporaryDirectory(dir=flags.folder) as folder:
-        pruner = bench.pruner(Path(folder), seed, rounds)
+        runner = bench.runner(Path(folder), seed, rounds)
         start = time.perf_counter()
-        found = pruner.plans(flags.sparsity)
+        found = runner.plans(flags.sparsity)
         numbers["search_seconds"] = round(time.perf_counter() - start, 1)
-        for share, outcomes in found.items():
-            plan = outcomes[-1].plan if outcomes else pruner.centre(share)
-            levels = pruner.close(share, plan)
+        for share, results in found.items():
+            plan = results[-1].plan if results else runner.centre(share)
+            levels = runner.closing_round(share, plan)
             name = name_of(share)
             numbers[f"perplexity_{name}"] = bench.perplexity(levels)
-            numbers[f"sparsity_{name}"] = sparsity(plan, pruner.space.geometry)
+            numbers[f"sparsity_{name}"] = sparsity(plan, runner.space.geometry)
             numbers[f"plan_{name}"] = plan.key
-            numbers[f"fitness_{name}"] = [outcome.fitness for outcome in outcomes]
+            numbers[f"fitness_{name}"] = [result.fitness for result in results]
             cut = materialize(bench.model, bench.adapter, levels)
             chosen = Plan(plan.shapes, {site: level.kept for site, level in levels.items()})
             record = {
@@ -147,7 +147,7 @@ def run_all(bench: Bench, seed: int) -> dict[str, object]:
             bench.save(cut, name, record)
             if flags.heal:
                 numbers[f"healed_perplexity_{name}"] = bench.healed(
-                    cut, pruner.calibration_NL, Path(folder) / f"healing-{name}", seed
+                    cut, runner.calibration_NL, Path(folder) / f"healing-{name}", seed
                 )
                 bench.save(cut, f"{name}-healed", record)
             print({k: v for k, v in numbers.items() if "plan" not in k}, file=sys.stderr)
@@ -179,12 +179,12 @@ def compare(bench: Bench, seed: int) -> dict[str, object]:
     """Both searches on one supernet."""
     share = bench.flags.sparsity[-1]
     with tempfile.TemporaryDirectory(dir=bench.flags.folder) as folder:
-        pruner = bench.pruner(Path(folder), seed, Rounds(early_share=bench.flags.early))
-        centre, limit = pruner.centre(share), pruner.limit(share)
-        space = pruner.narrowed(1, centre)
-        count = round(len(pruner.calibration_NL) * bench.flags.early)
-        supernet = pruner.build(
-            Path(folder) / "net", pruner.calibration_NL[:count], pruner.levels([space]), centre
+        runner = bench.runner(Path(folder), seed, RoundSettings(early_share=bench.flags.early))
+        centre, limit = runner.centre(share), runner.limit(share)
+        space = runner.narrowed(1, centre)
+        count = round(len(runner.calibration_NL) * bench.flags.early)
+        supernet = runner.supernet_for(
+            Path(folder) / "net", runner.calibration_NL[:count], runner.shapes_of([space]), centre
         )
         losses = [[supernet.loss(s, shape) for shape in space.choices[s]] for s in space.sites]
         moves = Moves(space, limit)
@@ -193,13 +193,13 @@ def compare(bench: Bench, seed: int) -> dict[str, object]:
         def fitness_on(windows_NL: Tensor) -> Fitness:
             return Fitness(bench.model, bench.adapter, windows_NL, supernet.load, settings)
 
-        fitness = fitness_on(pruner.search_NL)
+        fitness = fitness_on(runner.search_NL)
         fitness([centre], Sample(16_384))
         unseen_NL = random_windows(bench.text_T, 16_384, bench.flags.window, seed + 2)
         judge = fitness_on(unseen_NL)
 
         def paper(log: EvaluationLog[Plan], report: OnGeneration[Plan]) -> None:
-            evolve(moves, centre, PAPER, log, seed, len(pruner.search_NL), report)
+            evolve(moves, centre, PAPER, log, seed, len(runner.search_NL), report)
 
         def fast(log: EvaluationLog[Plan], report: OnGeneration[Plan]) -> None:
             guided = GuidedSettings(generations=bench.flags.generations)
@@ -230,7 +230,7 @@ def candidate_cost(
     fitness: Fitness,
     moves: Moves[Plan],
     centre: Plan,
-    level_of: LevelOf,
+    level_of: CutSiteOf,
 ) -> dict[str, float]:
     """Seconds a candidate takes on 4,096 tokens: ours, and zeroed weights run uncached."""
     sample = Sample(4096)
@@ -266,7 +266,7 @@ def search_flags() -> argparse.ArgumentParser:
     parser.add_argument("--generations", type=int, default=6)
     parser.add_argument("--early", type=float, default=0.25, help="share for supernets")
     parser.add_argument("--stride", type=int, default=1, help="score every so many positions")
-    parser.add_argument("--correction", type=float, default=Rounds.correction)
+    parser.add_argument("--correction", type=float, default=RoundSettings.correction)
     parser.add_argument("--split", choices=["free", "fixed"], default="free")
     parser.add_argument("--target", default="any")
     parser.add_argument("--no-search", action="store_true", help="uniform plans")

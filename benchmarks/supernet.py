@@ -82,7 +82,7 @@ def watch() -> Seconds:
     timed(statistics, "add_gram", "gram", seconds)
     timed(statistics, "add_cross", "gram", seconds)
     timed(statistics, "mirror", "gram", seconds)
-    timed(supernet, "retarget", "local", seconds)
+    timed(supernet, "weights_for_targets", "local", seconds)
     timed(supernet, "prune_site", "local", seconds)
     timed(supernet, "write_site", "disk", seconds)
     return seconds
@@ -106,7 +106,7 @@ def build(
         centre,
         folder,
         accumulation=arguments.accumulation,
-        relative=arguments.relative,
+        weigh_tokens=arguments.weigh_tokens,
         correction=arguments.correction,
         batch_size=arguments.batch_size,
         store=arguments.store,

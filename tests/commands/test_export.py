@@ -26,7 +26,7 @@ from lightstride.models.families.registry import adapter_for
 from lightstride.models.opening.load import load_model, load_tokenizer
 from lightstride.models.shapes import FFNKept, Site
 from lightstride.prune.cut.materialize import DenseSites, materialize
-from lightstride.prune.cut.refit import Level
+from lightstride.prune.cut.refit import CutSite
 
 PROMPT = list(range(40, 60))
 
@@ -39,7 +39,7 @@ def narrowed(model: PreTrainedModel, *widths: int) -> PreTrainedModel:
     for block, width in enumerate(widths):
         site = Site(block, "ffn")
         weight = dense.weights[site][OUTPUT_NAME["ffn"]][:, :width]
-        levels[site] = Level(FFNKept(tuple(range(width))), weight, 0.0)
+        levels[site] = CutSite(FFNKept(tuple(range(width))), weight, 0.0)
     return materialize(model, adapter, levels)
 
 

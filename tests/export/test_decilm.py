@@ -26,7 +26,7 @@ from lightstride.models.families.registry import adapter_for
 from lightstride.models.shapes import AttentionShape, FFNKept, FFNShape, Site
 from lightstride.models.uneven.register import LAYERED
 from lightstride.prune.cut.materialize import DenseSites, materialize
-from lightstride.prune.cut.refit import Level
+from lightstride.prune.cut.refit import CutSite
 
 TOKENS = torch.arange(40, 60)[None]
 
@@ -37,7 +37,7 @@ def narrowed(model: PreTrainedModel) -> PreTrainedModel:
     dense = DenseSites.of(model, adapter)
     weight = dense.weights[Site(1, "ffn")][OUTPUT_NAME["ffn"]][:, :256]
     return materialize(
-        model, adapter, {Site(1, "ffn"): Level(FFNKept(tuple(range(256))), weight, 0.0)}
+        model, adapter, {Site(1, "ffn"): CutSite(FFNKept(tuple(range(256))), weight, 0.0)}
     )
 
 

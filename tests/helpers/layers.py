@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from lightstride.prune.cut.refit import (
-    damp,
+    add_ridge,
 )
 
 HEAD = 4
@@ -26,7 +26,7 @@ def gram(inputs_NI: Tensor) -> Tensor:
 def brute_loss(weight_OI: Tensor, inputs_NI: Tensor, columns: list[int], damping: float) -> float:
     """Ridge and data loss of the best weights on these inputs, by least squares."""
     weight, inputs = weight_OI.double(), inputs_NI.double()
-    _, ridge = damp(gram(inputs_NI), damping)
+    _, ridge = add_ridge(gram(inputs_NI), damping)
     rows = torch.cat([inputs, ridge**0.5 * torch.eye(inputs.shape[1], dtype=torch.float64)])
     target = rows @ weight.T
     fitted = torch.linalg.lstsq(rows[:, columns], target).solution

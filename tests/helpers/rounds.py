@@ -1,4 +1,4 @@
-"""A pruner of a toy, with a search that is soon done."""
+"""A runner of a toy, with a search that is soon done."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +7,7 @@ import torch
 
 from helpers.toys import tiny_llama
 from lightstride.models.families.registry import adapter_for
-from lightstride.prune.rounds import Pruner, Rounds
+from lightstride.prune.rounds import RoundRunner, RoundSettings
 from lightstride.prune.space.budget import build_space, dense_cost, parameter_cost
 from lightstride.prune.space.targets import Target
 from lightstride.search.guided import GuidedSettings
@@ -20,12 +20,12 @@ QUICK = GuidedSettings(
 )
 
 
-def pruner(work: Path, target: Target | None = None, **changes: object) -> Pruner:
+def runner(work: Path, target: Target | None = None, **changes: object) -> RoundRunner:
     geometry = ADAPTER.geometry(MODEL.config)
     cost = parameter_cost(geometry)
-    settings = replace(Rounds(search=QUICK, num_rounds=2), **changes)  # type: ignore[arg-type]
+    settings = replace(RoundSettings(search=QUICK, num_rounds=2), **changes)  # type: ignore[arg-type]
     work.mkdir(parents=True, exist_ok=True)
-    return Pruner(
+    return RoundRunner(
         model=MODEL,
         adapter=ADAPTER,
         space=build_space(geometry, target or Target(name="toy", channel_multiple=4), cost),

@@ -13,8 +13,8 @@ from lightstride.models.families.adapter import OUTPUT_NAME
 from lightstride.models.families.registry import adapter_for
 from lightstride.models.shapes import Shape, Site
 from lightstride.prune.cut.materialize import DenseSites, mask
-from lightstride.prune.cut.refit import Level, prune_site
-from lightstride.prune.devices import spread
+from lightstride.prune.cut.refit import CutSite, prune_site
+from lightstride.prune.devices import dispatched
 from lightstride.prune.fitness import Fitness, FitnessSettings
 from lightstride.prune.space.budget import build_space, parameter_cost
 from lightstride.prune.space.plan import Plan, Space, dense_plan
@@ -33,7 +33,7 @@ def space() -> Space:
     return build_space(DENSE.geometry, target, parameter_cost(DENSE.geometry))
 
 
-def level_of(site: Site, shape: Shape) -> Level:
+def level_of(site: Site, shape: Shape) -> CutSite:
     weight_OI = DENSE.weights[site][OUTPUT_NAME[site.kind]]
     rows_TI = torch.randn(200, weight_OI.shape[1], generator=torch.Generator().manual_seed(7))
     dense = DENSE.geometry.shape(site)
@@ -104,7 +104,7 @@ def test_dense_answers_that_do_not_fit_are_made_again() -> None:
     roomy = fitness()
     for sample in samples:
         assert few(plans, sample) == pytest.approx(roomy(plans, sample), rel=1e-5)
-    assert len(few.teachers) == few.most_answers < len(roomy.teachers)
+    assert len(few.dense_answers) == few.most_answers < len(roomy.dense_answers)
 
 
 def test_shared_first_blocks_run_once() -> None:
@@ -141,12 +141,12 @@ def test_a_model_spread_over_devices_is_scored_alike() -> None:
         return evaluate(plans, Sample(32))
 
     before = values()
-    with spread(model, ADAPTER, {"cpu": 1 << 30}):
+    with dispatched(model, ADAPTER, {"cpu": 1 << 30}):
         assert values() == before
     assert values() == before
     with (
         pytest.raises(ConfigError, match="all weights on accelerators"),
-        spread(model, ADAPTER, {"cpu": 1000}),
+        dispatched(model, ADAPTER, {"cpu": 1000}),
     ):
         pass
 

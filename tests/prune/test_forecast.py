@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.rounds import ADAPTER, MODEL, QUICK, TOKENS_NL, pruner
+from helpers.rounds import ADAPTER, MODEL, QUICK, TOKENS_NL, runner
 from lightstride.models.shapes import AttentionShape, FFNShape, Site
 from lightstride.prune.forecast import (
     Rates,
@@ -21,10 +21,10 @@ from lightstride.search.evolution import EvolutionSettings
 
 
 def test_forecast_counts_what_happens(tmp_path: Path) -> None:
-    job = pruner(tmp_path)
+    job = runner(tmp_path)
     works = forecast(job, (0.25, 0.5))
-    more = forecast(pruner(tmp_path, num_rounds=4), (0.25, 0.5))
-    one = forecast(pruner(tmp_path, num_rounds=1), (0.25, 0.5))["searches"].forward
+    more = forecast(runner(tmp_path, num_rounds=4), (0.25, 0.5))
+    one = forecast(runner(tmp_path, num_rounds=1), (0.25, 0.5))["searches"].forward
     later = works["searches"].forward - one
     assert 0 < later < one
     assert more["searches"].forward == pytest.approx(one + 3 * later)

@@ -20,7 +20,7 @@ from lightstride.models.families.registry import adapter_for
 from lightstride.models.shapes import AttentionKept, AttentionShape, FFNKept
 from lightstride.prune import heal as room
 from lightstride.prune.cut.materialize import DenseSites, materialize
-from lightstride.prune.cut.refit import Level, kept_columns
+from lightstride.prune.cut.refit import CutSite, kept_inputs
 from lightstride.prune.heal import Healing, Student, heal, steps_of, take_step
 from lightstride.training.checkpoint import TrainingFolder
 
@@ -40,8 +40,8 @@ def cut(dense: PreTrainedModel) -> PreTrainedModel:
             kept: AttentionKept | FFNKept = AttentionKept((0,), (queries,))
         else:
             kept = FFNKept(tuple(range(0, shape.num_channels, 2)))
-        columns = kept_columns(kept, shape, sites.geometry.head_dim)
-        levels[site] = Level(kept, sites.weights[site][OUTPUT_NAME[site.kind]][:, columns], 0.0)
+        columns = kept_inputs(kept, shape, sites.geometry.head_dim)
+        levels[site] = CutSite(kept, sites.weights[site][OUTPUT_NAME[site.kind]][:, columns], 0.0)
     return materialize(dense, adapter, levels)
 
 

@@ -42,11 +42,11 @@ from lightstride.models.shapes import (
 )
 from lightstride.models.uneven.modeling import LayeredLlamaConfig
 from lightstride.prune.cut.materialize import DenseSites, mask, materialize
-from lightstride.prune.cut.refit import Level, prune_site
+from lightstride.prune.cut.refit import CutSite, prune_site
 from lightstride.prune.cut.supernet import build_supernet
 from lightstride.prune.fitness import Fitness, FitnessSettings
-from lightstride.prune.space.budget import Memory, build_space, memory_cost, parameter_cost
-from lightstride.prune.space.latency import Serving, latency_table
+from lightstride.prune.space.budget import MemorySettings, build_space, memory_cost, parameter_cost
+from lightstride.prune.space.latency import LatencySettings, latency_table
 from lightstride.prune.space.narrow import limit_for, narrow, uniform_plan
 from lightstride.prune.space.plan import Plan, dense_plan, sparsity
 from lightstride.prune.space.targets import TARGETS, Target, for_model
@@ -68,10 +68,10 @@ MODELS = {
 }
 
 
-def lost(model: PreTrainedModel, *blocks: int) -> dict[Site, Level]:
+def lost(model: PreTrainedModel, *blocks: int) -> dict[Site, CutSite]:
     """These blocks without attention."""
     return {
-        Site(block, "attention"): Level(NOTHING, torch.zeros(model.config.hidden_size, 0), 0.0)
+        Site(block, "attention"): CutSite(NOTHING, torch.zeros(model.config.hidden_size, 0), 0.0)
         for block in blocks
     }
 
@@ -107,12 +107,12 @@ def test_the_target_says_where_attention_may_go() -> None:
 def test_it_costs_nothing_in_any_coin() -> None:
     biased = replace(FOUR, attention_fixed=16)
     assert biased.parameters(NO_ATTENTION) == 0
-    assert memory_cost(FOUR, Memory(context=64))(Site(1, "attention"), NO_ATTENTION) == 0
+    assert memory_cost(FOUR, MemorySettings(context=64))(Site(1, "attention"), NO_ATTENTION) == 0
     shapes = [NO_ATTENTION, AttentionShape(3, 3)]
     table = latency_table(
         FOUR,
         shapes,
-        Serving(context=4, repeats=1),
+        LatencySettings(context=4, repeats=1),
         dtype=torch.float32,
         device=torch.device("cpu"),
         timer=lambda call: 1.0 if call() is not None else 0.0,
@@ -300,7 +300,7 @@ def test_such_a_base_can_be_smashed() -> None:
     assert torch.equal(model.micro.layers[0].attention.query.weight, weights["query"])
 
 
-def level_of(dense: DenseSites, site: Site, shape: Shape) -> Level:
+def level_of(dense: DenseSites, site: Site, shape: Shape) -> CutSite:
     weight_OI = dense.weights[site][OUTPUT_NAME[site.kind]]
     rows_TI = torch.randn(600, weight_OI.shape[1], generator=torch.Generator().manual_seed(7))
     return prune_site(weight_OI, rows_TI.T @ rows_TI, [shape], dense.geometry.shape(site))[0]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers.rounds import ADAPTER, MODEL, QUICK, TOKENS_NL, pruner
+from helpers.rounds import ADAPTER, MODEL, QUICK, TOKENS_NL, runner
 from helpers.spaces import ffn_step
 from lightstride.errors import BudgetError
 from lightstride.models.shapes import Site
@@ -16,7 +16,7 @@ from lightstride.prune.cut.materialize import materialize
 from lightstride.prune.cut.refit import prune_site
 from lightstride.prune.cut.statistics import stream_blocks
 from lightstride.prune.cut.supernet import Supernet
-from lightstride.prune.rounds import Outcome, Pruner
+from lightstride.prune.rounds import RoundResult, RoundRunner
 from lightstride.prune.space.plan import sparsity
 from lightstride.prune.space.targets import Target
 from lightstride.search.evaluation_log import read_evaluations
@@ -24,12 +24,12 @@ from lightstride.search.evolution import EvolutionSettings
 
 
 def test_plans_of_several_sizes(tmp_path: Path) -> None:
-    job = pruner(tmp_path)
+    job = runner(tmp_path)
     found = job.plans((0.25, 0.5))
-    for share, outcomes in found.items():
-        assert [outcome.round for outcome in outcomes] == [1, 2]
-        for outcome in outcomes:
-            true = sparsity(outcome.plan, job.space.geometry)
+    for share, results in found.items():
+        assert [result.round for result in results] == [1, 2]
+        for result in results:
+            true = sparsity(result.plan, job.space.geometry)
             assert share <= true < share + ffn_step(job.space) / job.dense_cost
     assert not list(tmp_path.glob("round-*/"))
     scopes = {record["scope"] for record in read_evaluations(tmp_path / "search.jsonl")}
@@ -38,30 +38,30 @@ def test_plans_of_several_sizes(tmp_path: Path) -> None:
 
 def test_the_first_supernet_is_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[str] = []
-    original = Pruner.build
+    original = RoundRunner.supernet_for
 
-    def build(self: Pruner, folder: Path, *rest: object) -> Supernet:
+    def build(self: RoundRunner, folder: Path, *rest: object) -> Supernet:
         built.append(folder.name)
         return original(self, folder, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Pruner, "build", build)
-    pruner(tmp_path).plans((0.25, 0.5))
+    monkeypatch.setattr(RoundRunner, "supernet_for", build)
+    runner(tmp_path).plans((0.25, 0.5))
     assert built == ["round-1", "round-2-25", "round-2-50"]
 
 
 def test_finished_rounds_are_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = pruner(tmp_path).plans((0.5,))
+    first = runner(tmp_path).plans((0.5,))
 
     def fail(*_: object) -> None:
         raise AssertionError("searched again")
 
-    monkeypatch.setattr(Pruner, "build", fail)
-    assert pruner(tmp_path).plans((0.5,)) == first
+    monkeypatch.setattr(RoundRunner, "supernet_for", fail)
+    assert runner(tmp_path).plans((0.5,)) == first
 
 
 def test_one_size_alone_and_among_others_start_alike(tmp_path: Path) -> None:
-    together = pruner(tmp_path / "a", num_rounds=1).plans((0.4, 0.5))
-    alone = pruner(tmp_path / "b", num_rounds=1).plans((0.5,))
+    together = runner(tmp_path / "a", num_rounds=1).plans((0.4, 0.5))
+    alone = runner(tmp_path / "b", num_rounds=1).plans((0.5,))
     assert alone[0.5][0].plan.shapes.keys() == together[0.5][0].plan.shapes.keys()
     assert alone[0.5][0].fitness == pytest.approx(together[0.5][0].fitness, rel=0.5)
 
@@ -77,14 +77,14 @@ def test_rounds_halve_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         return original(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(rounds_module, "narrow", narrow)
-    pruner(tmp_path, num_rounds=4).plans((0.5,))
+    runner(tmp_path, num_rounds=4).plans((0.5,))
     assert steps == [Fraction(1, 8), Fraction(1, 16), Fraction(1, 32), Fraction(1, 64)]
 
 
 def test_closing_refits_on_the_pruned_stream(tmp_path: Path) -> None:
-    job = pruner(tmp_path, relative=False, correction=0.0)
+    job = runner(tmp_path, weigh_tokens=False, correction=0.0)
     plan = job.centre(0.5)
-    levels = job.close(0.5, plan)
+    levels = job.closing_round(0.5, plan)
     assert {site: level.kept.shape for site, level in levels.items()} == dict(plan.shapes)
 
     expected = {}
@@ -104,7 +104,7 @@ def test_closing_refits_on_the_pruned_stream(tmp_path: Path) -> None:
 
 
 def test_later_rounds_start_from_what_was_learned(tmp_path: Path) -> None:
-    job = pruner(tmp_path)
+    job = runner(tmp_path)
     first, second = job.plans((0.5,))[0.5]
     assert set(first.slopes) == set(job.space.sites)
     assert min(first.slopes.values()) >= 0
@@ -113,7 +113,7 @@ def test_later_rounds_start_from_what_was_learned(tmp_path: Path) -> None:
     probed = {record["scope"] for record in records if record.get("role") == "probe"}
     assert probed == {"round-1-50"}
     assert first.tokens > second.tokens
-    assert Outcome.from_json(json.loads(json.dumps(second.to_json()))) == second
+    assert RoundResult.from_json(json.loads(json.dumps(second.to_json()))) == second
 
 
 @pytest.mark.parametrize(
@@ -122,46 +122,46 @@ def test_later_rounds_start_from_what_was_learned(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("split", ["free", "fixed"])
 def test_both_searches_and_splits(tmp_path: Path, search: object, split: str) -> None:
-    job = pruner(tmp_path, search=search, split=split, num_rounds=1)
-    [outcome] = job.plans((0.5,))[0.5]
-    assert job.space.total(outcome.plan) <= job.limit(0.5)
+    job = runner(tmp_path, search=search, split=split, num_rounds=1)
+    [result] = job.plans((0.5,))[0.5]
+    assert job.space.total(result.plan) <= job.limit(0.5)
 
 
 def test_without_a_search_nothing_is_built(tmp_path: Path) -> None:
-    job = pruner(tmp_path, search=None)
+    job = runner(tmp_path, search=None)
     assert job.plans((0.5,)) == {0.5: []}
     assert not list(tmp_path.iterdir())
 
 
 def test_even_targets_race_even_plans(tmp_path: Path) -> None:
-    job = pruner(tmp_path, Target(name="even", channel_multiple=4, uniform=True), num_rounds=1)
-    [outcome] = job.plans((0.5,))[0.5]
-    blocks = outcome.plan.key.split("|")
+    job = runner(tmp_path, Target(name="even", channel_multiple=4, uniform=True), num_rounds=1)
+    [result] = job.plans((0.5,))[0.5]
+    blocks = result.plan.key.split("|")
     assert len(set(blocks)) == 1
 
 
 def test_the_winner_is_what_is_measured_last(tmp_path: Path) -> None:
-    job = pruner(tmp_path, num_rounds=1)
-    [outcome] = job.plans((0.5,))[0.5]
-    levels = job.close(0.5, outcome.plan)
+    job = runner(tmp_path, num_rounds=1)
+    [result] = job.plans((0.5,))[0.5]
+    levels = job.closing_round(0.5, result.plan)
     smaller = materialize(MODEL, ADAPTER, levels)
     geometry = ADAPTER.geometry(smaller.config)
-    assert {site: geometry.shape(site) for site in geometry.sites} == dict(outcome.plan.shapes)
+    assert {site: geometry.shape(site) for site in geometry.sites} == dict(result.plan.shapes)
     records = read_evaluations(tmp_path / "search.jsonl")
-    assert outcome.plan.key in {record["plan"] for record in records}
-    assert json.loads((tmp_path / "round-1-50.json").read_text())["fitness"] == outcome.fitness
+    assert result.plan.key in {record["plan"] for record in records}
+    assert json.loads((tmp_path / "round-1-50.json").read_text())["fitness"] == result.fitness
 
 
 def test_impossible_sizes_are_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(BudgetError, match="is possible"):
-        pruner(tmp_path).plans((0.5, 0.99))
+        runner(tmp_path).plans((0.5, 0.99))
     assert not list(tmp_path.iterdir())
 
 
 def test_bytes_of_a_supernet_are_what_it_takes(tmp_path: Path) -> None:
-    job = pruner(tmp_path)
+    job = runner(tmp_path)
     space = job.narrowed(1, job.centre(0.5))
-    job.build(tmp_path / "net", TOKENS_NL[:4], job.levels([space]), job.centre(0.5))
+    job.supernet_for(tmp_path / "net", TOKENS_NL[:4], job.shapes_of([space]), job.centre(0.5))
     taken = sum(path.stat().st_size for path in (tmp_path / "net").glob("*.safetensors"))
     expected = job.supernet_bytes([0.5])
     assert expected < taken < expected + 20_000

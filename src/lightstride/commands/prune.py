@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from lightstride import distributed
 from lightstride.checkpoint import save_checkpoint
 from lightstride.commands.outputs import check_output, save_result
-from lightstride.commands.prune_setup import Setup, prepare
+from lightstride.commands.prune_setup import PruneRun, open_run
 from lightstride.config import PruneConfig
 from lightstride.distributed import barrier, rank
 from lightstride.evaluate.perplexity import perplexity
@@ -27,7 +27,7 @@ from lightstride.files import write_json
 from lightstride.prune.cut.materialize import materialize
 from lightstride.prune.forecast import forecast, measure_rates, sentence
 from lightstride.prune.heal import Healing, heal
-from lightstride.prune.rounds import Outcome, name_of
+from lightstride.prune.rounds import RoundResult, name_of
 from lightstride.prune.space.plan import Plan, dense_plan, num_parameters, sparsity
 from lightstride.results import markdown_table
 from lightstride.search.result import GenerationReport, OnGeneration
@@ -41,30 +41,30 @@ def prune(config: PruneConfig) -> Mapping[str, object]:
     distributed.init()
     check_output(config)
     started = time.perf_counter()
-    setup = prepare(config, generations_bar)
-    tell_time(setup)
-    dense = measure(setup, setup.model, dense_plan(setup.geometry), "dense")
-    found = setup.pruner.plans(config.sparsity)
-    sizes = [make_size(setup, share, outcomes) for share, outcomes in found.items()]
+    run = open_run(config, generations_bar)
+    print_forecast(run)
+    dense = measure(run, run.model, dense_plan(run.geometry), "dense")
+    found = run.runner.plans(config.sparsity)
+    sizes = [finish_size(run, share, results) for share, results in found.items()]
     result: Mapping[str, object] = {}
     if rank() == 0:
         numbers = {"dense": dense, "sizes": sizes, "seconds": time.perf_counter() - started}
-        record = setup.pruner.work / "search.jsonl"
+        record = run.runner.work / "search.jsonl"
         if record.exists():
             shutil.copyfile(record, Path(config.output) / record.name)
-        result = save_result("prune", config, numbers, seed=config.seed, data=setup.texts.hashes)
+        result = save_result("prune", config, numbers, seed=config.seed, data=run.texts.hashes)
         sys.stdout.write(table([dense, *sizes]) + "\n")
     barrier()
     return result
 
 
-def tell_time(setup: Setup) -> None:
+def print_forecast(run: PruneRun) -> None:
     """Say on stderr how long the run will take, from what this machine does in a few seconds."""
     if rank() == 0:
-        pruner = setup.pruner
-        batch_BL = pruner.calibration_NL[: pruner.settings.batch_size]
-        rates = measure_rates(pruner.model, pruner.adapter, batch_BL)
-        stages = forecast(pruner, setup.config.sparsity, setup.config.heal)
+        runner = run.runner
+        batch_BL = runner.calibration_NL[: runner.settings.batch_size]
+        rates = measure_rates(runner.model, runner.adapter, batch_BL)
+        stages = forecast(runner, run.config.sparsity, run.config.heal)
         sys.stderr.write(f"lightstride: {sentence(stages, rates)}\n")
 
 
@@ -74,73 +74,75 @@ def size_folder(config: PruneConfig, share: float) -> Path:
     return output if len(config.sparsity) == 1 else output / name_of(share)
 
 
-def make_size(setup: Setup, share: float, outcomes: Sequence[Outcome]) -> Numbers:
+def finish_size(run: PruneRun, share: float, results: Sequence[RoundResult]) -> Numbers:
     """Refit, measure and save the plan of one sparsity; what was measured."""
-    pruner, name = setup.pruner, name_of(share)
-    note, folder = pruner.work / f"size-{name}.json", size_folder(setup.config, share)
+    runner, name = run.runner, name_of(share)
+    note, folder = runner.work / f"size-{name}.json", size_folder(run.config, share)
     is_saved = note.exists() and (folder / "lightstride.json").exists()
     if distributed.broadcast_object(is_saved):
         text = note.read_text("utf-8") if rank() == 0 else "{}"
         found: Numbers = distributed.broadcast_object(json.loads(text))
         return found
-    plan = outcomes[-1].plan if outcomes else pruner.centre(share)
-    levels = pruner.close(share, plan)
+    plan = results[-1].plan if results else runner.centre(share)
+    levels = runner.closing_round(share, plan)
     plan = Plan(plan.shapes, {site: level.kept for site, level in levels.items()})
-    smaller = materialize(setup.model, setup.adapter, levels)
-    numbers = measure(setup, smaller, plan, name)
-    if setup.config.heal:
-        numbers |= healed(setup, smaller, plan, name) | {"unhealed": numbers.get("perplexity")}
+    smaller = materialize(run.model, run.adapter, levels)
+    numbers = measure(run, smaller, plan, name)
+    if run.config.heal:
+        numbers |= heal_and_measure(run, smaller, plan, name) | {
+            "unhealed": numbers.get("perplexity")
+        }
     numbers |= {
         "asked": share,
         "folder": str(folder),
-        "rounds": [outcome.summary() for outcome in outcomes],
+        "rounds": [result.summary() for result in results],
     }
     if rank() == 0:
         record = {
             "kind": "prune",
             "plan": plan.to_json(),
             "numbers": numbers,
-            "config": setup.config.as_dict(),
-            "data": setup.texts.record,
+            "config": run.config.as_dict(),
+            "data": run.texts.record,
         }
         write_json(note, numbers)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        save_checkpoint(smaller, setup.tokenizer, folder, record=record)
+        save_checkpoint(smaller, run.tokenizer, folder, record=record)
         for part in ("closing", "healing"):
-            shutil.rmtree(pruner.work / f"{part}-{name}", ignore_errors=True)
+            shutil.rmtree(runner.work / f"{part}-{name}", ignore_errors=True)
     barrier()
     return numbers
 
 
-def healed(setup: Setup, smaller: PreTrainedModel, plan: Plan, name: str) -> Numbers:
+def heal_and_measure(run: PruneRun, smaller: PreTrainedModel, plan: Plan, name: str) -> Numbers:
     """Train what is left towards the dense model, and measure it again."""
-    pruner, config = setup.pruner, setup.config
+    runner, config = run.runner, run.config
     healing = Healing(passes=config.heal, learning_rate=config.heal_rate, seed=config.seed)
-    folder = pruner.work / f"healing-{name}"
+    folder = runner.work / f"healing-{name}"
     heal(
         smaller,
-        setup.model,
-        setup.adapter,
-        pruner.calibration_NL,
+        run.model,
+        run.adapter,
+        runner.calibration_NL,
         healing,
         folder,
         title=f"healing {name}",
         progress=True,
     )
-    return measure(setup, smaller, plan, name)
+    return measure(run, smaller, plan, name)
 
 
-def measure(setup: Setup, model: PreTrainedModel, plan: Plan, name: str) -> Numbers:
+def measure(run: PruneRun, model: PreTrainedModel, plan: Plan, name: str) -> Numbers:
     """Size of a model and its perplexity on the held-out text; on rank 0."""
     if rank() > 0:
         return {}
     parameters = list(model.parameters())
-    held_out = perplexity(model, setup.texts.held_out, batch_size=4, progress=True)
+    held_out = perplexity(model, run.texts.held_out, batch_size=4, progress=True)
     return {
         "name": name,
-        "sparsity": sparsity(plan, setup.geometry),
+        "sparsity": sparsity(plan, run.geometry),
         "parameters": sum(each.numel() for each in parameters),
-        "block_parameters": num_parameters(plan, setup.geometry),
+        "block_parameters": num_parameters(plan, run.geometry),
         "bytes": sum(each.numel() * each.element_size() for each in parameters),
         "perplexity": held_out.value,
         "plan": plan.key,

@@ -5,9 +5,9 @@ from dataclasses import replace
 from lightstride.config import PruneConfig
 from lightstride.models.shapes import Geometry
 from lightstride.prune.fitness import FitnessSettings
-from lightstride.prune.rounds import Rounds
-from lightstride.prune.space.budget import CostFunction, Memory, memory_cost, parameter_cost
-from lightstride.prune.space.latency import Serving
+from lightstride.prune.rounds import RoundSettings
+from lightstride.prune.space.budget import CostFunction, MemorySettings, memory_cost, parameter_cost
+from lightstride.prune.space.latency import LatencySettings
 from lightstride.prune.space.targets import Target, for_model, named_target
 from lightstride.search.evolution import EvolutionSettings
 from lightstride.search.guided import GuidedSettings
@@ -24,13 +24,13 @@ def target_of(config: PruneConfig, geometry: Geometry) -> Target:
 def cost_of(config: PruneConfig, geometry: Geometry) -> CostFunction:
     """What the budget counts; parameters stand in for time that has not been measured."""
     if config.budget == "memory":
-        return memory_cost(geometry, Memory(context=config.context, batch=config.batch))
+        return memory_cost(geometry, MemorySettings(context=config.context, batch=config.batch))
     return parameter_cost(geometry)
 
 
-def serving_of(config: PruneConfig) -> Serving:
+def serving_of(config: PruneConfig) -> LatencySettings:
     """What a latency budget times."""
-    return Serving(
+    return LatencySettings(
         context=config.context,
         batch=config.batch,
         prefill_weight=config.prefill_weight,
@@ -38,7 +38,7 @@ def serving_of(config: PruneConfig) -> Serving:
     )
 
 
-def rounds_of(config: PruneConfig) -> Rounds:
+def rounds_of(config: PruneConfig) -> RoundSettings:
     """How a plan is found."""
     assert config.rounds is not None
     assert config.levels is not None
@@ -46,13 +46,13 @@ def rounds_of(config: PruneConfig) -> Rounds:
     assert config.accumulation is not None
     assert config.correction is not None
     fitness = FitnessSettings(top_k=config.top_k, cache_bytes=int(config.cache_gib * 2**30))
-    return Rounds(
+    return RoundSettings(
         search=search_of(config),
         num_rounds=config.rounds,
         num_levels=config.levels,
         split=config.split,
         accumulation=config.accumulation,
-        relative=config.token_weights == "relative",
+        weigh_tokens=config.token_weights == "relative",
         correction=config.correction,
         damping=config.damping,
         early_share=config.preset_number("early_share"),

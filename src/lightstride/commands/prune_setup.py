@@ -21,9 +21,9 @@ from lightstride.models.families.registry import adapter_for
 from lightstride.models.fingerprint import model_hash
 from lightstride.models.opening.load import load_model, load_tokenizer
 from lightstride.models.shapes import Geometry, parse_shape, shape_text
-from lightstride.prune.devices import settle
+from lightstride.prune.devices import move_if_it_fits
 from lightstride.prune.heal import STATE_BYTES
-from lightstride.prune.rounds import Pruner
+from lightstride.prune.rounds import RoundRunner
 from lightstride.prune.space.budget import CostFunction, build_space, dense_cost, table_cost
 from lightstride.prune.space.latency import latency_table
 from lightstride.prune.space.narrow import limit_for
@@ -34,7 +34,7 @@ from lightstride.work import open_work
 
 
 @dataclass(frozen=True)
-class Setup:
+class PruneRun:
     """A run that can start."""
 
     config: PruneConfig
@@ -42,22 +42,22 @@ class Setup:
     tokenizer: PreTrainedTokenizerBase
     adapter: Adapter
     texts: Texts
-    pruner: Pruner
+    runner: RoundRunner
 
     @property
     def geometry(self) -> Geometry:
         """Sizes of the dense model."""
-        return self.pruner.space.geometry
+        return self.runner.space.geometry
 
 
-def prepare(config: PruneConfig, progress_for: ProgressFor[Plan] = no_progress) -> Setup:
+def open_run(config: PruneConfig, progress_for: ProgressFor[Plan] = no_progress) -> PruneRun:
     """Open and check all that a run needs; the work folder is ready afterwards."""
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, suitable_dtype(device))
     model = load_model(
         config.model, dtype=dtype, device="cpu", trust_remote_code=config.trust_remote_code
     )
-    settle(model, device)
+    move_if_it_fits(model, device)
     if config.heal and model.device.type != device:
         raise ConfigError(
             f"--heal trains the whole model on one device, and it does not fit on {device}; "
@@ -84,7 +84,7 @@ def prepare(config: PruneConfig, progress_for: ProgressFor[Plan] = no_progress) 
     if config.budget == "latency":
         cost = timed_sites(config, geometry, target, model)
         space = check_shares(config, geometry, target, cost)
-    pruner = Pruner(
+    runner = RoundRunner(
         model=model,
         adapter=adapter,
         space=space,
@@ -97,8 +97,8 @@ def prepare(config: PruneConfig, progress_for: ProgressFor[Plan] = no_progress) 
         progress=True,
         progress_for=progress_for,
     )
-    check_disk(config, pruner)
-    return Setup(config, model, tokenizer, adapter, texts, pruner)
+    check_disk(config, runner)
+    return PruneRun(config, model, tokenizer, adapter, texts, runner)
 
 
 def check_shares(
@@ -129,12 +129,12 @@ def timed_sites(
         raise WorkError(f"{path} is damaged: delete it") from error
 
 
-def check_disk(config: PruneConfig, pruner: Pruner) -> None:
+def check_disk(config: PruneConfig, runner: RoundRunner) -> None:
     """OutputError where a supernet and the checkpoints do not fit on the disk."""
-    model, geometry = pruner.model, pruner.space.geometry
+    model, geometry = runner.model, runner.space.geometry
     whole = sum(parameter.numel() for parameter in model.parameters())
     sizes = [whole - int(share * geometry.prunable_parameters) for share in config.sparsity]
-    needed = pruner.supernet_bytes(config.sparsity) + model.dtype.itemsize * sum(sizes)
+    needed = runner.supernet_bytes(config.sparsity) + model.dtype.itemsize * sum(sizes)
     if config.heal:
         needed += STATE_BYTES * geometry.prunable_parameters
     free = shutil.disk_usage(existing(Path(config.work_folder))).free

@@ -20,7 +20,7 @@ SHARE_FOR_WEIGHTS = 0.6
 """Of a device's memory; the rest is for activations, statistics and cut weights."""
 
 
-def settle(model: PreTrainedModel, device: str) -> None:
+def move_if_it_fits(model: PreTrainedModel, device: str) -> None:
     """Move a model to a device if it is small enough for it; else it stays where it is."""
     if device != "cpu" and weight_bytes(model) <= SHARE_FOR_WEIGHTS * device_bytes(device):
         model.to(torch.device(device))  # type: ignore[arg-type]
@@ -39,7 +39,7 @@ def device_bytes(device: str) -> int:
 
 
 @contextmanager
-def spread(
+def dispatched(
     model: PreTrainedModel, adapter: Adapter, memory: dict[int | str, int] | None
 ) -> Iterator[None]:
     """Inside, the model lies on all devices of `memory` (bytes by device); None leaves it."""
@@ -63,7 +63,7 @@ def spread(
 
 
 def accelerator_memory(model: PreTrainedModel, device: str) -> dict[int | str, int] | None:
-    """Memory that `spread` may use; None for a model that is where it computes."""
+    """Memory that `dispatched` may use; None for a model that is where it computes."""
     if device != "cuda" or model.device.type == device:
         return None
     count = torch.cuda.device_count()

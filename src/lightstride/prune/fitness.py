@@ -27,7 +27,7 @@ from lightstride.errors import ConfigError
 from lightstride.models.families.adapter import Adapter, SiteWeights
 from lightstride.models.shapes import KINDS, NO_ATTENTION, Shape, Site
 from lightstride.prune.cut.materialize import DenseSites
-from lightstride.prune.cut.refit import Level
+from lightstride.prune.cut.refit import CutSite
 from lightstride.prune.cut.stream import Call, Recorder, recorders
 from lightstride.prune.space.plan import Plan
 from lightstride.search.evaluation_log import Sample
@@ -40,7 +40,7 @@ from lightstride.training.top_k_kl import (
     split,
 )
 
-LevelOf = Callable[[Site, Shape], Level]
+CutSiteOf = Callable[[Site, Shape], CutSite]
 """A site at one of its shapes, as a supernet has it."""
 
 
@@ -81,7 +81,7 @@ class FitnessSettings:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class DenseAnswer:
     """What the dense model says about one window."""
 
     teacher: Teacher
@@ -90,19 +90,19 @@ class Lesson:
 
 
 @dataclass(frozen=True)
-class Batch:
+class WindowBatch:
     """Some windows, embedded, and how the decoder calls every block on them."""
 
     tokens_BL: Tensor
     hidden_BLD: Tensor
     calls: list[Call]
-    lessons: list[Lesson]
+    answers: list[DenseAnswer]
 
 
 class WeightCache:
     """The cut weights used last, up to a number of bytes."""
 
-    def __init__(self, dense: DenseSites, level_of: LevelOf, capacity: int) -> None:
+    def __init__(self, dense: DenseSites, level_of: CutSiteOf, capacity: int) -> None:
         self.dense = dense
         self.level_of = level_of
         self.capacity = capacity
@@ -137,9 +137,9 @@ class Fitness:
     model: PreTrainedModel
     adapter: Adapter
     windows_NL: Tensor
-    level_of: LevelOf
+    level_of: CutSiteOf
     settings: FitnessSettings = field(default_factory=FitnessSettings)
-    teachers: dict[int, Lesson] = field(default_factory=dict)
+    dense_answers: dict[int, DenseAnswer] = field(default_factory=dict)
     """The dense model's answers by window, last used last; fitnesses of equal settings share."""
 
     def __post_init__(self) -> None:
@@ -163,12 +163,12 @@ class Fitness:
             for batch in batches:
                 for i, value in enumerate(self.run_sorted(chosen, batch)):
                     sums[i] += value
-        num_windows = sum(len(batch.lessons) for batch in batches)
+        num_windows = sum(len(batch.answers) for batch in batches)
         answers = [total / num_windows for part in gather_objects(sums) for total in part]
         by_plan = dict(zip(order, answers, strict=True))
         return [by_plan[i] for i in range(len(plans))]
 
-    def run_sorted(self, plans: Sequence[Plan], batch: Batch) -> Iterator[float]:
+    def run_sorted(self, plans: Sequence[Plan], batch: WindowBatch) -> Iterator[float]:
         """Fitness of each plan on one batch; neighbours' common first blocks run once."""
         hidden = [batch.hidden_BLD]
         before: Plan | None = None
@@ -200,7 +200,7 @@ class Fitness:
             for site in self.installed:
                 self.install(site, self.dense.geometry.shape(site))
 
-    def run_block(self, index: int, batch: Batch, hidden_BLD: Tensor) -> Tensor:
+    def run_block(self, index: int, batch: WindowBatch, hidden_BLD: Tensor) -> Tensor:
         """Outputs of one block as it stands."""
         call, block = batch.calls[index], self.blocks[index]
         around: AbstractContextManager[None] = nullcontext()
@@ -210,9 +210,9 @@ class Fitness:
             output: Tensor = block(hidden_BLD, *call.args, **call.kwargs)
         return output
 
-    def score(self, batch: Batch, hidden: Sequence[Tensor]) -> float:
+    def score(self, batch: WindowBatch, hidden: Sequence[Tensor]) -> float:
         """Fitness on one batch, summed over its windows, given all hidden states."""
-        teacher = concatenate([lesson.teacher for lesson in batch.lessons])
+        teacher = concatenate([answer.teacher for answer in batch.answers])
         total, where = 0.0, 0
         for logits_PV in self.logits(batch.tokens_BL, hidden[-1]):
             rows = slice(where, where + len(logits_PV))
@@ -221,9 +221,9 @@ class Fitness:
                 teacher.rows(rows), logits_PV, renormalize=self.settings.renormalize
             )
             total += float(values_P.double().sum())
-        fitness = total / where * len(batch.lessons)
-        for row, lesson in enumerate(batch.lessons):
-            for index, dense_LD in lesson.hidden.items():
+        fitness = total / where * len(batch.answers)
+        for row, answer in enumerate(batch.answers):
+            for index, dense_LD in answer.hidden.items():
                 error = relative_error(dense_LD, hidden[index + 1][row])
                 fitness += self.settings.hidden_weight * float(error)
         return fitness
@@ -239,12 +239,12 @@ class Fitness:
         rows = max(1, most // len(scored_P))
         with recorders(self.model, self.adapter) as stand_ins:
             for tokens, hidden in zip(tokens_BL.split(rows), hidden_BLD.split(rows), strict=True):
-                with answer(stand_ins[-1], hidden):
+                with with_output(stand_ins[-1], hidden):
                     for positions_P in scored_P.split(most):
                         output = self.model(tokens, use_cache=False, logits_to_keep=positions_P)
                         yield output.logits.flatten(0, 1)
 
-    def sample_batches(self, sample: Sample) -> list[Batch]:
+    def sample_batches(self, sample: Sample) -> list[WindowBatch]:
         """The batches of a sample; the model must be dense."""
         num_windows, length = self.windows_NL.shape
         count = -(-sample.tokens // length)
@@ -258,28 +258,30 @@ class Fitness:
         step = max(1, self.settings.batch_tokens // length)
         return [self.batch(wanted[start : start + step]) for start in range(0, count, step)]
 
-    def batch(self, windows: list[int]) -> Batch:
-        """Some windows with their teachers; the dense model runs for those not seen before."""
+    def batch(self, windows: list[int]) -> WindowBatch:
+        """Some windows with the dense model's answers; it runs for those that it has none of."""
         tokens_BL = self.windows_NL[windows].to(self.device)
-        batch = self.calls(tokens_BL)
-        new = [i for i, window in enumerate(windows) if window not in self.teachers]
+        batch = self.embed(tokens_BL)
+        new = [i for i, window in enumerate(windows) if window not in self.dense_answers]
         if new:
-            for i, lesson in zip(new, self.teach(self.calls(tokens_BL[new])), strict=True):
-                self.teachers[windows[i]] = lesson
+            for i, answer in zip(new, self.record_dense(self.embed(tokens_BL[new])), strict=True):
+                self.dense_answers[windows[i]] = answer
         for window in windows:
-            self.teachers[window] = self.teachers.pop(window)
-            batch.lessons.append(self.teachers[window])
-        while len(self.teachers) > self.most_answers:
-            del self.teachers[next(iter(self.teachers))]
+            self.dense_answers[window] = self.dense_answers.pop(window)
+            batch.answers.append(self.dense_answers[window])
+        while len(self.dense_answers) > self.most_answers:
+            del self.dense_answers[next(iter(self.dense_answers))]
         return batch
 
-    def calls(self, tokens_BL: Tensor) -> Batch:
+    def embed(self, tokens_BL: Tensor) -> WindowBatch:
         """Embedded windows, and how the decoder calls its blocks on them."""
         with recorders(self.model, self.adapter) as stand_ins:
             self.adapter.decoder(self.model)(tokens_BL, use_cache=False)
-        return Batch(tokens_BL, stand_ins[0].hidden_BLD, [each.call for each in stand_ins], [])
+        return WindowBatch(
+            tokens_BL, stand_ins[0].hidden_BLD, [each.call for each in stand_ins], []
+        )
 
-    def teach(self, batch: Batch) -> list[Lesson]:
+    def record_dense(self, batch: WindowBatch) -> list[DenseAnswer]:
         """What the dense model says about each window."""
         hidden = [batch.hidden_BLD]
         for index in range(len(self.blocks)):
@@ -288,13 +290,13 @@ class Fitness:
         teachers = split(concatenate(parts), len(batch.tokens_BL))
         compared = self.settings.hidden_blocks if self.settings.hidden_weight else ()
         return [
-            Lesson(teacher, {index: hidden[index + 1][row] for index in compared})
+            DenseAnswer(teacher, {index: hidden[index + 1][row] for index in compared})
             for row, teacher in enumerate(teachers)
         ]
 
 
 @contextmanager
-def answer(stand_in: Recorder, hidden_BLD: Tensor) -> Iterator[None]:
+def with_output(stand_in: Recorder, hidden_BLD: Tensor) -> Iterator[None]:
     """Inside, a stand-in answers these hidden states whatever it is given."""
     with stand_in.register_forward_hook(lambda *_: hidden_BLD):
         yield

@@ -28,7 +28,7 @@ from lightstride.models.shapes import FFNShape, Geometry, Shape, Site
 from lightstride.prune.cut.gram import add_gram
 from lightstride.prune.cut.refit import prune_ffn
 from lightstride.prune.cut.stream import recorders
-from lightstride.prune.rounds import Pruner
+from lightstride.prune.rounds import RoundRunner
 from lightstride.prune.space.plan import Plan, Space, num_parameters
 from lightstride.search.evolution import EvolutionSettings
 from lightstride.search.guided import GuidedSettings
@@ -136,21 +136,23 @@ def healing_operations(geometry: Geometry, plans: Sequence[Plan], num_tokens: in
     return Operations(forward=total)
 
 
-def forecast(pruner: Pruner, shares: Sequence[float], passes: int = 0) -> dict[str, Operations]:
+def forecast(
+    runner: RoundRunner, shares: Sequence[float], passes: int = 0
+) -> dict[str, Operations]:
     """Operations of all supernets, searches and closing rounds of a run, and passes of healing.
 
     Where a round's space lies is not known before the round: that of the uniform plan stands in.
     """
-    settings, geometry = pruner.settings, pruner.space.geometry
+    settings, geometry = runner.settings, runner.space.geometry
     supernets, searches, closing = Operations(), Operations(), Operations()
-    early = round(pruner.calibration_NL.numel() * settings.early_share)
-    centres = {share: pruner.centre(share) for share in shares}
+    early = round(runner.calibration_NL.numel() * settings.early_share)
+    centres = {share: runner.centre(share) for share in shares}
     if settings.search is not None:
         for number in range(1, settings.num_rounds + 1):
-            spaces = {share: pruner.narrowed(number, centres[share]) for share in shares}
+            spaces = {share: runner.narrowed(number, centres[share]) for share in shares}
             groups = [list(shares)] if number == 1 else [[share] for share in shares]
             for group in groups:
-                levels = pruner.levels(spaces[share] for share in group)
+                levels = runner.shapes_of(spaces[share] for share in group)
                 supernets += supernet_operations(geometry, list(levels.items()), early)
             for share in shares:
                 searches += search_operations(
@@ -162,9 +164,9 @@ def forecast(pruner: Pruner, shares: Sequence[float], passes: int = 0) -> dict[s
                 )
     for share in shares:
         chosen = [(site, [shape]) for site, shape in centres[share].shapes.items()]
-        closing += supernet_operations(geometry, chosen, pruner.calibration_NL.numel())
+        closing += supernet_operations(geometry, chosen, runner.calibration_NL.numel())
     healing = healing_operations(
-        geometry, list(centres.values()), passes * pruner.calibration_NL.numel()
+        geometry, list(centres.values()), passes * runner.calibration_NL.numel()
     )
     stages = {"supernets": supernets, "searches": searches, "closing rounds": closing}
     return stages | ({"healing": healing} if passes else {})

@@ -29,10 +29,10 @@ from lightstride.errors import WorkError
 from lightstride.files import write_json
 from lightstride.models.families.adapter import Adapter
 from lightstride.models.shapes import Shape, Site
-from lightstride.prune.cut.refit import Level
+from lightstride.prune.cut.refit import CutSite
 from lightstride.prune.cut.supernet import Supernet, build_supernet, supernet_bytes
-from lightstride.prune.devices import accelerator_memory, spread
-from lightstride.prune.fitness import Fitness, FitnessSettings, Lesson
+from lightstride.prune.devices import accelerator_memory, dispatched
+from lightstride.prune.fitness import DenseAnswer, Fitness, FitnessSettings
 from lightstride.prune.space.even import even_plans
 from lightstride.prune.space.narrow import limit_for, narrow, uniform_plan
 from lightstride.prune.space.plan import Plan, Space, kind_cost
@@ -47,7 +47,7 @@ FIRST_STEP = Fraction(1, 8)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rounds:
+class RoundSettings:
     """How to go from a space to a plan."""
 
     search: GuidedSettings | EvolutionSettings | None = field(default_factory=GuidedSettings)
@@ -57,7 +57,7 @@ class Rounds:
     split: Split = "free"
     """Whether attention and FFN trade parameters, or keep the uniform plan's shares."""
     accumulation: Accumulation = "median"
-    relative: bool = True
+    weigh_tokens: bool = True
     """Whether tokens count by the inverse of their residual stream's square, or all alike."""
     correction: float = 0.35
     """Part of the accumulated drift that each site of the closing round undoes."""
@@ -77,7 +77,7 @@ class Rounds:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RoundResult:
     """What one search of one round found."""
 
     share: float
@@ -105,7 +105,7 @@ class Outcome:
         return {**vars(self), "plan": self.plan.to_json(), "slopes": slopes}
 
     @classmethod
-    def from_json(cls, document: Mapping[str, object]) -> "Outcome":
+    def from_json(cls, document: Mapping[str, object]) -> "RoundResult":
         """What `to_json` wrote."""
         slopes = document["slopes"]
         assert isinstance(slopes, dict)
@@ -115,7 +115,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Quest:
+class SearchTask:
     """One search of one round."""
 
     share: float
@@ -132,7 +132,7 @@ class Quest:
 
 
 @dataclass
-class Pruner:
+class RoundRunner:
     """A dense model with its texts, a space of plans, and a work folder."""
 
     model: PreTrainedModel
@@ -143,7 +143,7 @@ class Pruner:
     calibration_NL: Tensor
     search_NL: Tensor
     work: Path
-    settings: Rounds
+    settings: RoundSettings
     device: str | None = None
     """Where statistics are computed, if not where the model is."""
     progress: bool = False
@@ -151,7 +151,7 @@ class Pruner:
     """What is called after each generation of a search."""
 
     def __post_init__(self) -> None:
-        self.lessons: dict[int, Lesson] = {}
+        self.answers: dict[int, DenseAnswer] = {}
 
     def centre(self, share: float) -> Plan:
         """The uniform plan of a sparsity."""
@@ -161,43 +161,43 @@ class Pruner:
         """What a plan of this sparsity may cost; raises BudgetError if there is none."""
         return limit_for(share, self.dense_cost, self.space)
 
-    def plans(self, shares: Sequence[float]) -> dict[float, list[Outcome]]:
+    def plans(self, shares: Sequence[float]) -> dict[float, list[RoundResult]]:
         """For every sparsity, what each round found; the last is the plan to take."""
-        found: dict[float, list[Outcome]] = {share: [] for share in shares}
+        found: dict[float, list[RoundResult]] = {share: [] for share in shares}
         if self.settings.search is None:
             return found
         for number in range(1, self.settings.num_rounds + 1):
-            quests = [self.quest(share, number, found[share]) for share in shares]
-            for group in [quests] if number == 1 else [[quest] for quest in quests]:
-                for outcome in self.round(group):
-                    found[outcome.share].append(outcome)
+            tasks = [self.next_task(share, number, found[share]) for share in shares]
+            for group in [tasks] if number == 1 else [[task] for task in tasks]:
+                for result in self.round(group):
+                    found[result.share].append(result)
         return found
 
-    def quest(self, share: float, number: int, before: Sequence[Outcome]) -> Quest:
+    def next_task(self, share: float, number: int, before: Sequence[RoundResult]) -> SearchTask:
         """What to search in a round, after what the rounds before it found."""
         centre = before[-1].plan if before else self.centre(share)
         known = before[-1].slopes if before else {}
-        return Quest(share, number, centre, self.narrowed(number, centre), known)
+        return SearchTask(share, number, centre, self.narrowed(number, centre), known)
 
-    def round(self, quests: Sequence[Quest]) -> list[Outcome]:
-        """Search one supernet for every quest of a round."""
-        first = quests[0]
+    def round(self, tasks: Sequence[SearchTask]) -> list[RoundResult]:
+        """Search one supernet for every task of a round."""
+        first = tasks[0]
         folder = self.work / (f"round-{first.round}" if first.round == 1 else first.name)
-        finished = [self.recall(quest) for quest in quests]
+        finished = [self.load_result(task) for task in tasks]
         if None in finished:
-            middle = quests[len(quests) // 2].centre
+            middle = tasks[len(tasks) // 2].centre
             count = max(1, round(len(self.calibration_NL) * self.settings.early_share))
-            levels = self.levels(quest.space for quest in quests)
-            supernet = self.build(folder, self.calibration_NL[:count], levels, middle)
+            levels = self.shapes_of(task.space for task in tasks)
+            supernet = self.supernet_for(folder, self.calibration_NL[:count], levels, middle)
             finished = [
-                self.search(quest, supernet) if outcome is None else outcome
-                for quest, outcome in zip(quests, finished, strict=True)
+                self.search(task, supernet) if result is None else result
+                for task, result in zip(tasks, finished, strict=True)
             ]
         if rank() == 0:
             shutil.rmtree(folder, ignore_errors=True)
-        return [outcome for outcome in finished if outcome is not None]
+        return [result for result in finished if result is not None]
 
-    def levels(self, spaces: Iterable[Space]) -> dict[Site, list[Shape]]:
+    def shapes_of(self, spaces: Iterable[Space]) -> dict[Site, list[Shape]]:
         """All shapes of these spaces."""
         found = list(spaces)
         return {
@@ -214,13 +214,13 @@ class Pruner:
         if self.settings.search is None:
             return 0
         spaces = [self.narrowed(1, self.centre(share)) for share in shares]
-        return supernet_bytes(self.space.geometry, self.levels(spaces))
+        return supernet_bytes(self.space.geometry, self.shapes_of(spaces))
 
     def narrowed(self, number: int, centre: Plan) -> Space:
         """The space of a round."""
         return narrow(self.space, centre, FIRST_STEP / 2 ** (number - 1), self.settings.num_levels)
 
-    def build(
+    def supernet_for(
         self,
         folder: Path,
         tokens_NL: Tensor,
@@ -237,7 +237,7 @@ class Pruner:
             centre.shapes,
             folder,
             accumulation=self.settings.accumulation,
-            relative=self.settings.relative,
+            weigh_tokens=self.settings.weigh_tokens,
             correction=correction,
             damping=self.settings.damping,
             batch_size=self.settings.batch_size,
@@ -245,12 +245,12 @@ class Pruner:
             progress=self.progress,
         )
 
-    def search(self, quest: Quest, supernet: Supernet) -> Outcome:
+    def search(self, task: SearchTask, supernet: Supernet) -> RoundResult:
         """Search a supernet and write down what was found."""
         with ExitStack() as stack:
             memory = accelerator_memory(self.model, self.device or "cpu")
-            stack.enter_context(spread(self.model, self.adapter, memory))
-            title = f"{quest.share:.4g}, round {quest.round}"
+            stack.enter_context(dispatched(self.model, self.adapter, memory))
+            title = f"{task.share:.4g}, round {task.round}"
             on_generation = stack.enter_context(self.progress_for(title))
             fitness = Fitness(
                 self.model,
@@ -258,76 +258,76 @@ class Pruner:
                 self.search_NL,
                 supernet.load,
                 self.settings.fitness,
-                self.lessons,
+                self.answers,
             )
             record = self.work / "search.jsonl"
-            log = EvaluationLog(fitness, record, quest.name)
-            found = self.find(quest, supernet, log, on_generation)
-        outcome = Outcome(
-            quest.share,
-            quest.round,
+            log = EvaluationLog(fitness, record, task.name)
+            found = self.run_search(task, supernet, log, on_generation)
+        result = RoundResult(
+            task.share,
+            task.round,
             found.plan,
             found.fitness,
             found.tokens,
             log.seconds,
-            dict(zip(quest.space.sites, found.slopes, strict=False)),
+            dict(zip(task.space.sites, found.slopes, strict=False)),
         )
-        self.note(quest, outcome)
-        return outcome
+        self.save_result(task, result)
+        return result
 
-    def find(
+    def run_search(
         self,
-        quest: Quest,
+        task: SearchTask,
         supernet: Supernet,
         log: EvaluationLog[Plan],
         on_generation: OnGeneration[Plan],
     ) -> SearchResult[Plan]:
         """The best plan of a supernet, by the search that was asked for."""
-        search, space = self.settings.search, quest.space
+        search, space = self.settings.search, task.space
         assert search is not None
-        limit = self.limit(quest.share)
+        limit = self.limit(task.share)
         if space.uniform:
             return race(even_plans(space, limit), log, self.search_NL.numel())
         shares: dict[str, int] = {}
         if self.settings.split == "fixed":
-            shares["attention"] = kind_cost(self.space, self.centre(quest.share), "attention")
+            shares["attention"] = kind_cost(self.space, self.centre(task.share), "attention")
         moves = Moves(space, limit, shares)
-        seed = self.settings.seed * 1000 + quest.round
+        seed = self.settings.seed * 1000 + task.round
         num_windows, window = self.search_NL.shape
         if isinstance(search, EvolutionSettings):
-            return evolve(moves, quest.centre, search, log, seed, num_windows, on_generation)
+            return evolve(moves, task.centre, search, log, seed, num_windows, on_generation)
         losses = [
             [supernet.loss(site, shape) for shape in space.choices[site]] for site in space.sites
         ]
-        known = [quest.known[site] for site in space.sites] if quest.known else []
-        first = first_window(search, quest.round, num_windows, window)
+        known = [task.known[site] for site in space.sites] if task.known else []
+        first = first_window(search, task.round, num_windows, window)
         guided = GuidedSearch(moves, losses, search, log, window, known, first)
-        return guided.run(quest.centre, seed, on_generation)
+        return guided.run(task.centre, seed, on_generation)
 
-    def close(self, share: float, plan: Plan) -> dict[Site, Level]:
+    def closing_round(self, share: float, plan: Plan) -> dict[Site, CutSite]:
         """The closing round: the plan's widths, cut and refitted exactly."""
         shapes = {site: (shape,) for site, shape in plan.shapes.items()}
         folder = self.work / f"closing-{name_of(share)}"
         correction = self.settings.correction
-        supernet = self.build(folder, self.calibration_NL, shapes, plan, correction)
+        supernet = self.supernet_for(folder, self.calibration_NL, shapes, plan, correction)
         return {site: supernet.load(site, shape) for site, shape in plan.shapes.items()}
 
-    def recall(self, quest: Quest) -> Outcome | None:
+    def load_result(self, task: SearchTask) -> RoundResult | None:
         """What a finished search found, on every rank."""
-        path = self.work / f"{quest.name}.json"
+        path = self.work / f"{task.name}.json"
         text = path.read_text("utf-8") if rank() == 0 and path.exists() else ""
         text = broadcast_object(text)
         if not text:
             return None
         try:
-            return Outcome.from_json(json.loads(text))
+            return RoundResult.from_json(json.loads(text))
         except (AssertionError, KeyError, TypeError, ValueError) as error:
             raise WorkError(f"{path} is damaged: delete it") from error
 
-    def note(self, quest: Quest, outcome: Outcome) -> None:
+    def save_result(self, task: SearchTask, result: RoundResult) -> None:
         """Write down what a search found."""
         if rank() == 0:
-            write_json(self.work / f"{quest.name}.json", outcome.to_json())
+            write_json(self.work / f"{task.name}.json", result.to_json())
         barrier()
 
 

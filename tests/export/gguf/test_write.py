@@ -24,7 +24,7 @@ from lightstride.models.families.adapter import OUTPUT_NAME
 from lightstride.models.families.registry import adapter_for
 from lightstride.models.shapes import AttentionKept, FFNKept, Kept, Site
 from lightstride.prune.cut.materialize import DenseSites, materialize
-from lightstride.prune.cut.refit import Level, kept_columns
+from lightstride.prune.cut.refit import CutSite, kept_inputs
 
 VOCAB_SIZE = 260
 
@@ -35,9 +35,9 @@ def cut(model: PreTrainedModel, kept: dict[Site, Kept]) -> PreTrainedModel:
     dense = DenseSites.of(model, adapter)
     levels = {}
     for site, units in kept.items():
-        columns = kept_columns(units, dense.geometry.shape(site), dense.geometry.head_dim)
+        columns = kept_inputs(units, dense.geometry.shape(site), dense.geometry.head_dim)
         weight = dense.weights[site][OUTPUT_NAME[site.kind]][:, columns]
-        levels[site] = Level(units, weight, 0.0)
+        levels[site] = CutSite(units, weight, 0.0)
     return materialize(model, adapter, levels)
 
 

@@ -13,14 +13,14 @@ from lightstride.models.shapes import (
     FFNShape,
 )
 from lightstride.prune.cut.choose_units import (
-    Cut,
-    factorize,
+    PartialCut,
+    cholesky,
     removal_cost,
     removal_order,
 )
 from lightstride.prune.cut.refit import (
-    damp,
-    kept_columns,
+    add_ridge,
+    kept_inputs,
     prune_ffn,
     refit,
 )
@@ -29,7 +29,7 @@ from lightstride.prune.cut.refit import (
 @pytest.mark.parametrize("removed", [[3], [0, 5], [1, 2, 7]])
 def test_removal_cost_is_the_loss_of_the_best_refit(removed: list[int]) -> None:
     weight_OI, inputs_NI = layer(6, 8)
-    inverse_II = torch.cholesky_inverse(factorize(damp(gram(inputs_NI), 0.01)[0]))
+    inverse_II = torch.cholesky_inverse(cholesky(add_ridge(gram(inputs_NI), 0.01)[0]))
     kept = [i for i in range(8) if i not in removed]
     cost = removal_cost(weight_OI.double(), inverse_II, torch.tensor(removed))
     assert cost == pytest.approx(brute_loss(weight_OI, inputs_NI, kept, 0.01), rel=1e-5)
@@ -39,7 +39,7 @@ def test_removal_cost_is_the_loss_of_the_best_refit(removed: list[int]) -> None:
 @pytest.mark.parametrize("chunk", [1, 3])
 def test_removal_order_is_brute_force_greedy(seed: int, chunk: int) -> None:
     weight_OI, inputs_NI = layer(3, 14, seed=seed)
-    inverse_II = torch.cholesky_inverse(factorize(damp(gram(inputs_NI), 0.01)[0]))
+    inverse_II = torch.cholesky_inverse(cholesky(add_ridge(gram(inputs_NI), 0.01)[0]))
     order = removal_order(weight_OI, inverse_II, 12, chunk).tolist()
     left = list(range(14))
     for first in range(0, 12, chunk):
@@ -55,15 +55,15 @@ def test_removal_order_is_brute_force_greedy(seed: int, chunk: int) -> None:
 def test_costs_along_a_path_add_up_to_the_refit_loss() -> None:
     dense = AttentionShape(3, 3)
     weight_OI, inputs_NI = layer(8, dense.num_heads * HEAD)
-    inverse_II = torch.cholesky_inverse(factorize(damp(gram(inputs_NI), 0.01)[0]))
+    inverse_II = torch.cholesky_inverse(cholesky(add_ridge(gram(inputs_NI), 0.01)[0]))
     heads = tuple(itertools.product(range(3), range(3)))
-    start = Cut(weight_OI.double(), inverse_II, heads)
-    cut = start.without(heads[3:6]).without(heads[:1]).without(heads[7:])
-    columns = kept_columns(cut.kept, dense, HEAD)
+    start = PartialCut(weight_OI.double(), inverse_II, heads)
+    cut = start.removing(heads[3:6]).removing(heads[:1]).removing(heads[7:])
+    columns = kept_inputs(cut.kept, dense, HEAD)
     assert columns.tolist() == [*range(4, 12), *range(24, 28)]
     expected = brute_loss(weight_OI, inputs_NI, columns.tolist(), 0.01)
     assert cut.cost == pytest.approx(expected, rel=1e-5)
-    fitted = refit(weight_OI, damp(gram(inputs_NI), 0.01)[0], columns)
+    fitted = refit(weight_OI, add_ridge(gram(inputs_NI), 0.01)[0], columns)
     torch.testing.assert_close(cut.weight_OK, fitted, rtol=1e-6, atol=1e-6)
 
 
@@ -75,4 +75,4 @@ def test_singular_gram_without_damping_is_refused() -> None:
 
 def test_kept_columns_of_heads() -> None:
     kept = AttentionKept((0, 2), ((1,), (0,)))
-    assert kept_columns(kept, AttentionShape(3, 2), 2).tolist() == [2, 3, 8, 9]
+    assert kept_inputs(kept, AttentionShape(3, 2), 2).tolist() == [2, 3, 8, 9]

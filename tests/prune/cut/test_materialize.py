@@ -30,7 +30,7 @@ from lightstride.prune.cut.materialize import (
     mask,
     materialize,
 )
-from lightstride.prune.cut.refit import Level, kept_columns
+from lightstride.prune.cut.refit import CutSite, kept_inputs
 
 FAMILIES = [adapter.family for adapter in ADAPTERS]
 
@@ -48,7 +48,7 @@ def random_kept(shape: Shape, generator: random.Random) -> Kept:
     return FFNKept(tuple(sorted(generator.sample(range(shape.num_channels), width))))
 
 
-def random_levels(model: PreTrainedModel, seed: int, *, bias: bool = False) -> dict[Site, Level]:
+def random_levels(model: PreTrainedModel, seed: int, *, bias: bool = False) -> dict[Site, CutSite]:
     """Every site cut to random units, with random output weights."""
     adapter = adapter_for(model.config)
     geometry = adapter.geometry(model.config)
@@ -57,9 +57,9 @@ def random_levels(model: PreTrainedModel, seed: int, *, bias: bool = False) -> d
     levels = {}
     for site in geometry.sites:
         kept = random_kept(geometry.shape(site), generator)
-        columns = kept_columns(kept, geometry.shape(site), geometry.head_dim)
+        columns = kept_inputs(kept, geometry.shape(site), geometry.head_dim)
         weight = torch.randn(geometry.hidden_size, len(columns)) / len(columns) ** 0.5
-        levels[site] = Level(kept, weight, 0.0, torch.randn(len(weight)) if bias else None)
+        levels[site] = CutSite(kept, weight, 0.0, torch.randn(len(weight)) if bias else None)
     return levels
 
 
@@ -92,7 +92,7 @@ def test_all_units_and_dense_weights_are_the_dense_model(family: str) -> None:
     adapter = adapter_for(model.config)
     dense = DenseSites.of(model, adapter)
     levels = {
-        site: Level(keep_all(dense.geometry.shape(site)), weights[OUTPUT_NAME[site.kind]], 0.0)
+        site: CutSite(keep_all(dense.geometry.shape(site)), weights[OUTPUT_NAME[site.kind]], 0.0)
         for site, weights in dense.weights.items()
     }
     assert torch.equal(logits(materialize(model, adapter, levels)), logits(model))
@@ -175,7 +175,7 @@ def test_cut_weights_are_rows_of_the_dense_ones() -> None:
     weights["output"] = torch.randn(4, 12)
     weights["query_bias"] = torch.arange(12.0)
     output = torch.randn(4, 4)
-    cut = cut_weights(weights, Level(kept, output, 0.0), dense, head_dim=2)
+    cut = cut_weights(weights, CutSite(kept, output, 0.0), dense, head_dim=2)
     assert torch.equal(cut["query"], weights["query"][[6, 7, 10, 11]])
     assert torch.equal(cut["query_bias"], torch.tensor([6.0, 7, 10, 11]))
     assert torch.equal(cut["key"], weights["key"][2:])

@@ -23,14 +23,14 @@ from lightstride.prune.cut.choose_units import (
     num_cuts,
 )
 from lightstride.prune.cut.refit import (
-    Level,
-    damp,
-    kept_columns,
+    CutSite,
+    add_ridge,
+    kept_inputs,
     prune_attention,
     prune_ffn,
     prune_site,
     refit,
-    retarget,
+    weights_for_targets,
 )
 
 
@@ -42,10 +42,10 @@ def all_cuts(shape: AttentionShape, dense: AttentionShape) -> Iterator[Attention
             yield AttentionKept(groups, queries)
 
 
-def padded(level: Level, dense: Shape, num_inputs: int, head_dim: int = HEAD) -> Tensor:
+def padded(level: CutSite, dense: Shape, num_inputs: int, head_dim: int = HEAD) -> Tensor:
     """The level's weights with zeros where it lost inputs."""
     full_OI = torch.zeros(len(level.output_OK), num_inputs)
-    full_OI[:, kept_columns(level.kept, dense, head_dim)] = level.output_OK
+    full_OI[:, kept_inputs(level.kept, dense, head_dim)] = level.output_OK
     return full_OI
 
 
@@ -65,11 +65,11 @@ def test_ffn_levels_have_their_widths_nest_and_are_least_squares(chunk: int) -> 
     assert [len(level.kept.channels) for level in levels if isinstance(level.kept, FFNKept)] == (
         widths
     )
-    kept = [set(kept_columns(level.kept, FFNShape(24), 0).tolist()) for level in levels]
+    kept = [set(kept_inputs(level.kept, FFNShape(24), 0).tolist()) for level in levels]
     assert kept[4] < kept[1] < kept[3] < kept[2] < kept[0]
-    damped_CC, _ = damp(gram(inputs_NC), 0.01)
+    damped_CC, _ = add_ridge(gram(inputs_NC), 0.01)
     for level in levels[1:]:
-        columns = kept_columns(level.kept, FFNShape(24), 0)
+        columns = kept_inputs(level.kept, FFNShape(24), 0)
         expected = refit(weight_OC, damped_CC, columns).float()
         torch.testing.assert_close(level.output_OK, expected, rtol=1e-4, atol=1e-4)
         error_NO = inputs_NC @ (padded(level, FFNShape(24), 24) - weight_OC).T
@@ -97,13 +97,13 @@ def test_attention_takes_the_best_of_all_cuts(tokens: int) -> None:
     for shape in (AttentionShape(2, 2), AttentionShape(3, 1), AttentionShape(1, 1)):
         level = prune_attention(weight_OI, gram(inputs_NI), [shape], dense)[0]
         losses = {
-            kept: brute_loss(weight_OI, inputs_NI, kept_columns(kept, dense, HEAD).tolist(), 0.01)
+            kept: brute_loss(weight_OI, inputs_NI, kept_inputs(kept, dense, HEAD).tolist(), 0.01)
             for kept in all_cuts(shape, dense)
         }
         assert len(losses) == num_cuts(shape, dense)
         assert level.kept == min(losses, key=losses.__getitem__)
-        columns = kept_columns(level.kept, dense, HEAD)
-        expected = refit(weight_OI, damp(gram(inputs_NI), 0.01)[0], columns).float()
+        columns = kept_inputs(level.kept, dense, HEAD)
+        expected = refit(weight_OI, add_ridge(gram(inputs_NI), 0.01)[0], columns).float()
         torch.testing.assert_close(level.output_OK, expected, rtol=1e-4, atol=1e-4)
         error_NO = inputs_NI @ (padded(level, dense, dense.num_heads * HEAD) - weight_OI).T
         assert level.loss == pytest.approx(float(error_NO.square().sum()) / 2, rel=1e-3)
@@ -157,7 +157,7 @@ def test_damping_draws_weights_to_the_dense_ones() -> None:
     weight_OC, inputs_NC = layer(6, 16)
     shape = [FFNShape(8)]
     levels = [prune_ffn(weight_OC, gram(inputs_NC), shape, damping=d)[0] for d in (0.001, 1e6)]
-    columns = kept_columns(levels[1].kept, FFNShape(16), 0)
+    columns = kept_inputs(levels[1].kept, FFNShape(16), 0)
     torch.testing.assert_close(levels[1].output_OK, weight_OC[:, columns], rtol=1e-3, atol=1e-3)
     assert levels[0].loss < levels[1].loss
 
@@ -176,18 +176,20 @@ def test_retargeted_weights_fit_other_targets() -> None:
     weight_OI, inputs_NI = layer(5, 12)
     targets_NO = torch.tanh(inputs_NI @ weight_OI.T) + 0.1
     cross_IO = inputs_NI.T @ targets_NO
-    fitted = retarget(weight_OI, gram(inputs_NI), cross_IO, damping=1e-9)
+    fitted = weights_for_targets(weight_OI, gram(inputs_NI), cross_IO, damping=1e-9)
     expected = torch.linalg.lstsq(inputs_NI, targets_NO).solution.T
     torch.testing.assert_close(fitted, expected, rtol=1e-3, atol=1e-3)
     level = prune_ffn(fitted, gram(inputs_NI), [FFNShape(6)], damping=1e-9)[0]
-    columns = kept_columns(level.kept, FFNShape(12), 0)
+    columns = kept_inputs(level.kept, FFNShape(12), 0)
     cut = torch.linalg.lstsq(inputs_NI[:, columns], targets_NO).solution.T
     torch.testing.assert_close(level.output_OK, cut, rtol=1e-3, atol=1e-3)
 
 
 def test_retargeted_to_its_own_outputs_is_unchanged() -> None:
     weight_OI, inputs_NI = layer(5, 12)
-    same = retarget(weight_OI, gram(inputs_NI), gram(inputs_NI) @ weight_OI.T, damping=0.1)
+    same = weights_for_targets(
+        weight_OI, gram(inputs_NI), gram(inputs_NI) @ weight_OI.T, damping=0.1
+    )
     torch.testing.assert_close(same, weight_OI, rtol=1e-4, atol=1e-4)
 
 

@@ -11,7 +11,7 @@ from lightstride.models.families.registry import ADAPTERS, adapter_for
 from lightstride.models.shapes import AttentionShape, FFNShape, Geometry, Shape, Site
 from lightstride.prune.cut.gram import add_cross, add_gram, mirror
 from lightstride.prune.cut.materialize import mask
-from lightstride.prune.cut.refit import Level, prune_site
+from lightstride.prune.cut.refit import CutSite, prune_site
 from lightstride.prune.cut.statistics import SiteStatistics, stream_blocks
 
 FAMILIES = [adapter.family for adapter in ADAPTERS]
@@ -54,9 +54,9 @@ class Visitor:
     def __init__(self, geometry: Geometry, cut: bool = False) -> None:
         self.geometry, self.cut = geometry, cut
         self.seen: dict[Site, SiteStatistics] = {}
-        self.levels: dict[Site, Level] = {}
+        self.levels: dict[Site, CutSite] = {}
 
-    def __call__(self, site: Site, statistics: SiteStatistics) -> Level | None:
+    def __call__(self, site: Site, statistics: SiteStatistics) -> CutSite | None:
         self.seen[site] = statistics
         if not self.cut:
             return None
@@ -170,7 +170,7 @@ def by_hooks(model: PreTrainedModel, site: Site) -> tuple[Tensor, Tensor]:
 def test_relative_sums_and_drift_are_those_of_whole_forwards(family: str) -> None:
     model = TINY[family]()
     adapter = adapter_for(model.config)
-    visitor = run(model, cut=True, relative=True, drift=True)
+    visitor = run(model, cut=True, weigh_tokens=True, drift=True)
     site = max(visitor.seen)
     del visitor.levels[site]
     input_TI, after_TO = by_hooks(mask(model, adapter, visitor.levels), site)
@@ -202,8 +202,8 @@ def test_nothing_drifts_before_the_first_cut(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_shortcuts_of_additive_blocks_change_no_bit(family: str) -> None:
     model = TINY[family]()
-    plain = run(model, cut=True, relative=True, drift=True, shortcuts=False)
-    quick = run(model, cut=True, relative=True, drift=True)
+    plain = run(model, cut=True, weigh_tokens=True, drift=True, use_additivity=False)
+    quick = run(model, cut=True, weigh_tokens=True, drift=True)
     assert same(plain.grams, quick.grams)
     for site, seen in plain.seen.items():
         other = quick.seen[site].drift_IO

@@ -16,7 +16,7 @@ from lightstride.models.fingerprint import model_hash
 from lightstride.models.shapes import AttentionShape, FFNShape, Geometry, Shape, Site, keep_all
 from lightstride.prune.cut import supernet as supernet_module
 from lightstride.prune.cut.materialize import mask, masked_weights
-from lightstride.prune.cut.refit import Level, prune_site
+from lightstride.prune.cut.refit import CutSite, prune_site
 from lightstride.prune.cut.statistics import SiteStatistics, stream_blocks
 from lightstride.prune.cut.supernet import Accumulation, Supernet, build_supernet
 
@@ -50,7 +50,7 @@ def build(
         {site: some[1] for site, some in shapes.items()},
         folder,
         accumulation=accumulation,
-        relative=correction != 0,
+        weigh_tokens=correction != 0,
         correction=correction,
     )
 
@@ -59,12 +59,12 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def plain_levels(model: PreTrainedModel, accumulation: Accumulation) -> dict[Site, list[Level]]:
+def plain_levels(model: PreTrainedModel, accumulation: Accumulation) -> dict[Site, list[CutSite]]:
     """All levels by the definition: after each site the model so far is masked and run anew."""
     adapter = adapter_for(model.config)
     geometry = adapter.geometry(model.config)
-    stand_ins: dict[Site, Level] = {}
-    levels: dict[Site, list[Level]] = {}
+    stand_ins: dict[Site, CutSite] = {}
+    levels: dict[Site, list[CutSite]] = {}
     for site, shapes in space(model).items():
         seen: dict[Site, SiteStatistics] = {}
         stream_blocks(mask(model, adapter, stand_ins), adapter, tokens(), seen.__setitem__)
@@ -78,14 +78,14 @@ def plain_levels(model: PreTrainedModel, accumulation: Accumulation) -> dict[Sit
     return levels
 
 
-def average(levels: list[Level], geometry: Geometry, dense: Shape) -> Level:
+def average(levels: list[CutSite], geometry: Geometry, dense: Shape) -> CutSite:
     name = OUTPUT_NAME["ffn" if isinstance(dense, FFNShape) else "attention"]
     like = {name: torch.zeros(geometry.hidden_size, levels[-1].output_OK.shape[1])}
     sizes = [geometry.parameters(level.kept.shape) for level in levels]
     parts = [masked_weights(like, level, dense, geometry.head_dim)[name] for level in levels]
     total = sum(size * part for size, part in zip(sizes, parts, strict=True)) / sum(sizes)
     assert isinstance(total, Tensor)
-    return Level(keep_all(dense), total, 0.0)
+    return CutSite(keep_all(dense), total, 0.0)
 
 
 def test_correction_aims_at_the_dense_stream(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def killed_after(num_sites: int, monkeypatch: pytest.MonkeyPatch) -> None:
     write_site = supernet_module.write_site
     count = 0
 
-    def write(folder: Path, site: Site, levels: Sequence[Level], dense_OI: Tensor) -> object:
+    def write(folder: Path, site: Site, levels: Sequence[CutSite], dense_OI: Tensor) -> object:
         nonlocal count
         if count == num_sites:
             (folder / f".{site}.safetensors.1").write_bytes(b"half")
@@ -266,7 +266,7 @@ def test_stream_goes_on_with_weights_as_stored(tmp_path: Path) -> None:
     model = tiny_llama()
     supernet = build(model, tmp_path / "net")
     shapes = space(model)
-    centre: Mapping[Site, Level] = {s: supernet.load(s, some[1]) for s, some in shapes.items()}
+    centre: Mapping[Site, CutSite] = {s: supernet.load(s, some[1]) for s, some in shapes.items()}
     adapter = adapter_for(model.config)
     geometry = adapter.geometry(model.config)
     before = {site: level for site, level in centre.items() if site < Site(1, "ffn")}

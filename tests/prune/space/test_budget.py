@@ -11,13 +11,13 @@ from lightstride.models.families.registry import adapter_for
 from lightstride.models.shapes import AttentionShape, FFNShape, Geometry, Site
 from lightstride.prune.cut.materialize import DenseSites
 from lightstride.prune.space.budget import (
-    Memory,
+    MemorySettings,
     build_space,
     dense_cost,
     memory_cost,
     parameter_cost,
 )
-from lightstride.prune.space.latency import Serving
+from lightstride.prune.space.latency import LatencySettings
 from lightstride.prune.space.narrow import limit_for, uniform_plan
 from lightstride.prune.space.plan import sparsity
 from lightstride.prune.space.targets import TARGETS, Target
@@ -34,7 +34,7 @@ def test_parameters_are_the_models_own() -> None:
 
 
 def test_memory_counts_weights_and_cache() -> None:
-    memory = Memory(context=100, batch=3, bytes_per_weight=2, bytes_per_entry=1)
+    memory = MemorySettings(context=100, batch=3, bytes_per_weight=2, bytes_per_entry=1)
     cost = memory_cost(GEOMETRY, memory)
     shape = AttentionShape(3, 1)
     weights = 2 * GEOMETRY.parameters(shape)
@@ -43,8 +43,8 @@ def test_memory_counts_weights_and_cache() -> None:
 
 
 def test_a_long_context_prefers_fewer_kv_groups() -> None:
-    short = build_space(GEOMETRY, TARGET, memory_cost(GEOMETRY, Memory(context=1)))
-    long = build_space(GEOMETRY, TARGET, memory_cost(GEOMETRY, Memory(context=100_000)))
+    short = build_space(GEOMETRY, TARGET, memory_cost(GEOMETRY, MemorySettings(context=1)))
+    long = build_space(GEOMETRY, TARGET, memory_cost(GEOMETRY, MemorySettings(context=100_000)))
     site = Site(0, "attention")
     groups, queries = AttentionShape(2, 2), AttentionShape(4, 1)
     assert short.cost(site, groups) < short.cost(site, queries) * 1.1
@@ -52,7 +52,7 @@ def test_a_long_context_prefers_fewer_kv_groups() -> None:
 
 
 def test_memory_budgets_meet_their_limit() -> None:
-    cost = memory_cost(GEOMETRY, Memory(context=64))
+    cost = memory_cost(GEOMETRY, MemorySettings(context=64))
     space = build_space(GEOMETRY, TARGET, cost)
     dense = dense_cost(GEOMETRY, cost)
     plan = uniform_plan(space, 0.4, limit_for(0.4, dense, space))
@@ -63,11 +63,11 @@ def test_memory_budgets_meet_their_limit() -> None:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: Memory(context=0),
-        lambda: Memory(context=64, bytes_per_weight=0),
-        lambda: Serving(context=64, grid=1),
-        lambda: Serving(context=64, decode_weight=-1.0),
-        lambda: Serving(context=64, prefill_weight=0, decode_weight=0),
+        lambda: MemorySettings(context=0),
+        lambda: MemorySettings(context=64, bytes_per_weight=0),
+        lambda: LatencySettings(context=64, grid=1),
+        lambda: LatencySettings(context=64, decode_weight=-1.0),
+        lambda: LatencySettings(context=64, prefill_weight=0, decode_weight=0),
     ],
 )
 def test_bad_settings(make: Callable[[], object]) -> None:

@@ -11,7 +11,12 @@ from lightstride.prune.space.budget import (
     build_space,
     table_cost,
 )
-from lightstride.prune.space.latency import Serving, interpolate, latency_table, spread
+from lightstride.prune.space.latency import (
+    LatencySettings,
+    interpolate,
+    latency_table,
+    sample_evenly,
+)
 from lightstride.prune.space.targets import Target
 from lightstride.search.moves import Moves
 
@@ -31,7 +36,7 @@ def test_latency_rises_with_width_whatever_the_clock_says() -> None:
     table = latency_table(
         GEOMETRY,
         shapes,
-        Serving(context=8, grid=4),
+        LatencySettings(context=8, grid=4),
         dtype=torch.float32,
         device=torch.device("cpu"),
         timer=clock,
@@ -49,7 +54,7 @@ def test_latency_is_measured_on_the_device() -> None:
     table = latency_table(
         GEOMETRY,
         [FFNShape(8), FFNShape(96), AttentionShape(1, 1), AttentionShape(4, 2)],
-        Serving(context=16, repeats=1, prefill_weight=1, decode_weight=2),
+        LatencySettings(context=16, repeats=1, prefill_weight=1, decode_weight=2),
         dtype=torch.float32,
         device=torch.device("cpu"),
     )
@@ -57,7 +62,7 @@ def test_latency_is_measured_on_the_device() -> None:
 
 
 def test_widths_between_are_interpolated() -> None:
-    assert spread([8, 16, 24, 32, 40], 3) == [8, 24, 40]
-    assert spread([8], 9) == [8]
+    assert sample_evenly([8, 16, 24, 32, 40], 3) == [8, 24, 40]
+    assert sample_evenly([8], 9) == [8]
     assert interpolate([8, 24], [100, 200], 16) == 150
     assert interpolate([8, 24], [100, 200], 24) == 200

@@ -23,7 +23,7 @@ from lightstride.errors import ConfigError
 from lightstride.models.shapes import NO_ATTENTION, AttentionKept, AttentionShape
 
 
-def factorize(gram_II: Tensor) -> Tensor:
+def cholesky(gram_II: Tensor) -> Tensor:
     """Lower factor L with L L^T = gram, fp64."""
     factor_II: Tensor
     factor_II, failed = torch.linalg.cholesky_ex(gram_II.double())
@@ -63,11 +63,11 @@ def removal_order(
         labels_C[here] = labels_C[there]
         table[here] = table[there]
         table[:, num_outputs + here] = table[:, num_outputs + there]
-        eliminate(table, num_outputs, num_live, count)
+        eliminate_removed(table, num_outputs, num_live, count)
     return torch.cat([*order, labels_C[:stop]])
 
 
-def eliminate(table: Tensor, num_outputs: int, num_live: int, count: int) -> None:
+def eliminate_removed(table: Tensor, num_outputs: int, num_live: int, count: int) -> None:
     """Take the `count` channels after the live ones out of `[W^T | P]`, in place."""
     end = num_outputs + num_live
     gone = slice(num_live, num_live + count)
@@ -85,7 +85,7 @@ def head_columns(heads: Sequence[int], head_dim: int) -> Tensor:
 
 def removal_cost(weight_OI: Tensor, inverse_gram_II: Tensor, removed_R: Tensor) -> float:
     """Loss added by removing these inputs."""
-    factor_RR = factorize(inverse_gram_II[removed_R][:, removed_R])
+    factor_RR = cholesky(inverse_gram_II[removed_R][:, removed_R])
     weight_RO = weight_OI[:, removed_R].T
     return (
         float(torch.linalg.solve_triangular(factor_RR, weight_RO, upper=False).square().sum()) / 2
@@ -97,7 +97,7 @@ Head = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Cut:
+class PartialCut:
     """An attention on its way to fewer heads: weights and inverse Gram of the inputs left."""
 
     weight_OK: Tensor
@@ -116,7 +116,7 @@ class Cut:
         members = [tuple(q for g, q in self.heads if g == group) for group in self.groups]
         return AttentionKept(self.groups, tuple(members))
 
-    def group_heads(self, *groups: int) -> tuple[Head, ...]:
+    def heads_of(self, *groups: int) -> tuple[Head, ...]:
         """Heads left of these groups."""
         return tuple(head for head in self.heads if head[0] in groups)
 
@@ -130,35 +130,35 @@ class Cut:
         """Cost of removing these heads now."""
         return removal_cost(self.weight_OK, self.inverse_KK, self.columns(heads))
 
-    def without(self, heads: Sequence[Head]) -> "Cut":
+    def removing(self, heads: Sequence[Head]) -> "PartialCut":
         """What is left without these heads."""
         if not heads:
             return self
         left = tuple(head for head in self.heads if head not in heads)
         gone_R, rest_K = self.columns(heads), self.columns(left)
-        factor_RR = factorize(self.inverse_KK[gone_R][:, gone_R])
+        factor_RR = cholesky(self.inverse_KK[gone_R][:, gone_R])
         pulled = torch.cat([self.weight_OK[:, gone_R], self.inverse_KK[rest_K][:, gone_R]]).T
         whitened = torch.linalg.solve_triangular(factor_RR, pulled, upper=False)
         whitened_RO, whitened_RK = whitened.split([len(self.weight_OK), len(rest_K)], dim=1)
-        return Cut(
+        return PartialCut(
             self.weight_OK[:, rest_K] - whitened_RO.T @ whitened_RK,
             self.inverse_KK[rest_K][:, rest_K] - whitened_RK.T @ whitened_RK,
             left,
             self.cost + float(whitened_RO.square().sum()) / 2,
         )
 
-    def without_cheapest(self, choices: Iterable[Sequence[Head]]) -> "Cut":
+    def removing_cheapest(self, choices: Iterable[Sequence[Head]]) -> "PartialCut":
         """What is left without the cheapest of these sets of heads."""
-        return self.without(min(choices, key=self.cost_of))
+        return self.removing(min(choices, key=self.cost_of))
 
-    def without_cheapest_group(self) -> "Cut":
-        return self.without_cheapest(self.group_heads(group) for group in self.groups)
+    def removing_cheapest_group(self) -> "PartialCut":
+        return self.removing_cheapest(self.heads_of(group) for group in self.groups)
 
-    def without_cheapest_queries(self) -> "Cut":
+    def removing_cheapest_queries(self) -> "PartialCut":
         """What is left without one query head of every group, taken one after the other."""
         cut = self
         for group in self.groups:
-            cut = cut.without_cheapest((head,) for head in self.group_heads(group))
+            cut = cut.removing_cheapest((head,) for head in self.heads_of(group))
         return cut
 
 
@@ -172,7 +172,7 @@ def choose_heads(
     """Heads to keep for each smaller shape: the best cut if there are few, else greedily."""
     none = {NO_ATTENTION: AttentionKept((), ())}
     every = itertools.product(range(dense.num_kv_heads), range(dense.queries_per_group))
-    start = Cut(weight_OI, inverse_gram_II, tuple(every))
+    start = PartialCut(weight_OI, inverse_gram_II, tuple(every))
     smaller = [shape for shape in shapes if shape not in (dense, NO_ATTENTION)]
     few = [shape for shape in smaller if num_cuts(shape, dense) <= exhaustive]
     many = [shape for shape in smaller if num_cuts(shape, dense) > exhaustive]
@@ -185,13 +185,15 @@ def num_cuts(shape: AttentionShape, dense: AttentionShape) -> int:
     return math.comb(dense.num_kv_heads, shape.num_kv_heads) * int(ways**shape.num_kv_heads)
 
 
-def best_cuts(start: Cut, shapes: Sequence[AttentionShape]) -> dict[AttentionShape, AttentionKept]:
+def best_cuts(
+    start: PartialCut, shapes: Sequence[AttentionShape]
+) -> dict[AttentionShape, AttentionKept]:
     """The cheapest of all ways to cut to each shape."""
     best: dict[AttentionShape, tuple[float, AttentionKept]] = {}
     for num_groups in {shape.num_kv_heads for shape in shapes}:
         for groups in itertools.combinations(start.groups, num_groups):
             others = [group for group in start.groups if group not in groups]
-            cut = start.without(start.group_heads(*others))
+            cut = start.removing(start.heads_of(*others))
             for shape in shapes:
                 if shape.num_kv_heads == num_groups:
                     candidate = best_queries(cut, groups, shape.queries_per_group)
@@ -200,15 +202,17 @@ def best_cuts(start: Cut, shapes: Sequence[AttentionShape]) -> dict[AttentionSha
     return {shape: kept for shape, (_, kept) in best.items()}
 
 
-def best_queries(cut: Cut, groups: Sequence[int], num_kept: int) -> tuple[float, AttentionKept]:
+def best_queries(
+    cut: PartialCut, groups: Sequence[int], num_kept: int
+) -> tuple[float, AttentionKept]:
     """The cheapest way to leave so many queries in each of these groups, and its cost.
 
     A tree: every choice in the first group is worked out once for all choices in the others.
     """
-    heads = cut.group_heads(groups[0])
+    heads = cut.heads_of(groups[0])
     choices = itertools.combinations(heads, len(heads) - num_kept)
     if len(groups) > 1:
-        branches = (best_queries(cut.without(gone), groups[1:], num_kept) for gone in choices)
+        branches = (best_queries(cut.removing(gone), groups[1:], num_kept) for gone in choices)
         return min(branches, key=lambda branch: branch[0])
     costs = {gone: cut.cost_of(gone) for gone in choices}
     cheapest = min(costs, key=costs.__getitem__)
@@ -217,7 +221,7 @@ def best_queries(cut: Cut, groups: Sequence[int], num_kept: int) -> tuple[float,
 
 
 def greedy_cuts(
-    start: Cut, shapes: Sequence[AttentionShape]
+    start: PartialCut, shapes: Sequence[AttentionShape]
 ) -> dict[AttentionShape, AttentionKept]:
     """The cheaper of two greedy paths to each shape: queries first, and groups first."""
     if not shapes:
@@ -225,23 +229,25 @@ def greedy_cuts(
     dense = start.kept.shape
     group_steps = dense.num_kv_heads - min(shape.num_kv_heads for shape in shapes)
     query_steps = dense.queries_per_group - min(shape.queries_per_group for shape in shapes)
-    best: dict[AttentionShape, Cut] = {}
+    best: dict[AttentionShape, PartialCut] = {}
 
-    def note(cut: Cut) -> None:
+    def keep_cheaper(cut: PartialCut) -> None:
         shape = cut.kept.shape
         if shape not in best or cut.cost < best[shape].cost:
             best[shape] = cut
 
-    for queries_first in path(start, Cut.without_cheapest_queries, query_steps):
-        for cut in path(queries_first, Cut.without_cheapest_group, group_steps):
-            note(cut)
-    for groups_first in path(start, Cut.without_cheapest_group, group_steps):
-        for cut in path(groups_first, Cut.without_cheapest_queries, query_steps):
-            note(cut)
+    for queries_first in steps_from(start, PartialCut.removing_cheapest_queries, query_steps):
+        for cut in steps_from(queries_first, PartialCut.removing_cheapest_group, group_steps):
+            keep_cheaper(cut)
+    for groups_first in steps_from(start, PartialCut.removing_cheapest_group, group_steps):
+        for cut in steps_from(groups_first, PartialCut.removing_cheapest_queries, query_steps):
+            keep_cheaper(cut)
     return {shape: best[shape].kept for shape in shapes}
 
 
-def path(cut: Cut, step: Callable[[Cut], Cut], num_steps: int) -> Iterator[Cut]:
+def steps_from(
+    cut: PartialCut, step: Callable[[PartialCut], PartialCut], num_steps: int
+) -> Iterator[PartialCut]:
     """The cut, and what each of the steps makes of it."""
     yield cut
     for _ in range(num_steps):

@@ -3,7 +3,7 @@
 What a cut removes: an FFN channel is a row of gate and up and a column of down; a query head is
 its rows of q and its columns of o; a KV group is its rows of k and v and its query heads; an
 attention without groups is taken out whole.  The
-output weights of what stays come refitted from a `Level`; all other weights are slices of the
+output weights of what stays come refitted from a `CutSite`; all other weights are slices of the
 dense ones.  The masked twin has zeros where the smaller model has nothing, and so gives the
 same logits; it is the plain way, for tests.
 
@@ -28,19 +28,19 @@ from lightstride.models.shapes import (
 )
 from lightstride.prune.cut.choose_units import head_columns
 from lightstride.prune.cut.head_norms import cut_norms, masked_norms
-from lightstride.prune.cut.refit import Level, kept_columns
+from lightstride.prune.cut.refit import CutSite, kept_inputs
 
 
 def kept_rows(kept: Kept, dense: Shape, head_dim: int) -> dict[str, Tensor]:
     """For every input-side weight of a site, the rows that stay."""
-    columns_K = kept_columns(kept, dense, head_dim)
+    columns_K = kept_inputs(kept, dense, head_dim)
     if not isinstance(kept, AttentionKept):
         return {"gate": columns_K, "up": columns_K}
     rows = head_columns(kept.groups, head_dim)
     return {"query": columns_K, "key": rows, "value": rows}
 
 
-def cut_weights(dense: SiteWeights, level: Level, shape: Shape, head_dim: int) -> SiteWeights:
+def cut_weights(dense: SiteWeights, level: CutSite, shape: Shape, head_dim: int) -> SiteWeights:
     """The weights of a site of dense `shape`, cut to a level, in the dense weights' type."""
     cut: SiteWeights = {}
     for name, rows in kept_rows(level.kept, shape, head_dim).items():
@@ -51,14 +51,14 @@ def cut_weights(dense: SiteWeights, level: Level, shape: Shape, head_dim: int) -
     return cut | norms | output_weights(dense, level)
 
 
-def masked_weights(dense: SiteWeights, level: Level, shape: Shape, head_dim: int) -> SiteWeights:
+def masked_weights(dense: SiteWeights, level: CutSite, shape: Shape, head_dim: int) -> SiteWeights:
     """The weights of a site of dense `shape`, with zero output weights for what a level cuts.
 
     Norms over all heads and what goes into them are masked too (`head_norms.py`).
     """
     cut = output_weights(dense, level)
     name = output_name(dense)
-    columns_K = kept_columns(level.kept, shape, head_dim).to(dense[name].device)
+    columns_K = kept_inputs(level.kept, shape, head_dim).to(dense[name].device)
     masked = torch.zeros_like(dense[name])
     masked[:, columns_K] = cut[name]
     norms = masked_norms(dense, kept_rows(level.kept, shape, head_dim))
@@ -70,7 +70,7 @@ def output_name(weights: SiteWeights) -> str:
     return next(name for name in OUTPUT_NAME.values() if name in weights)
 
 
-def output_weights(dense: SiteWeights, level: Level) -> SiteWeights:
+def output_weights(dense: SiteWeights, level: CutSite) -> SiteWeights:
     """Output weights and bias of a level, in the dense weights' type and place.
 
     A site that keeps nothing answers nothing, so its bias goes too.
@@ -100,7 +100,7 @@ class DenseSites:
         weights = {site: adapter.read(blocks[site.block], site.kind) for site in geometry.sites}
         return cls(geometry, weights)
 
-    def cut(self, site: Site, level: Level | None) -> tuple[SiteWeights, Shape]:
+    def cut(self, site: Site, level: CutSite | None) -> tuple[SiteWeights, Shape]:
         """Weights and shape of a site at a level; None is the dense site."""
         dense, shape = self.weights[site], self.geometry.shape(site)
         if level is None:
@@ -112,7 +112,7 @@ def install(
     model: PreTrainedModel,
     adapter: Adapter,
     dense: DenseSites,
-    levels: Mapping[Site, Level | None],
+    levels: Mapping[Site, CutSite | None],
 ) -> None:
     """Cut these sites of a model in place, each from its dense weights; None puts those back.
 
@@ -132,7 +132,7 @@ def sharing_copy(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def materialize(
-    model: PreTrainedModel, adapter: Adapter, levels: Mapping[Site, Level]
+    model: PreTrainedModel, adapter: Adapter, levels: Mapping[Site, CutSite]
 ) -> PreTrainedModel:
     """A new smaller model with these sites cut; what is not cut is shared with `model`."""
     dense = DenseSites.of(model, adapter)
@@ -159,7 +159,9 @@ def configure(
         model.config.per_layer_config = dict(enumerate(overrides))
 
 
-def mask(model: PreTrainedModel, adapter: Adapter, levels: Mapping[Site, Level]) -> PreTrainedModel:
+def mask(
+    model: PreTrainedModel, adapter: Adapter, levels: Mapping[Site, CutSite]
+) -> PreTrainedModel:
     """The masked twin: a new model of the old widths, with zeros for what is cut."""
     dense = DenseSites.of(model, adapter)
     twin = sharing_copy(model)

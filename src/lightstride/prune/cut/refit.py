@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from lightstride.models.shapes import AttentionShape, FFNKept, FFNShape, Kept, Shape, keep_all
-from lightstride.prune.cut.choose_units import choose_heads, factorize, head_columns, removal_order
+from lightstride.prune.cut.choose_units import cholesky, choose_heads, head_columns, removal_order
 
 
 @dataclass(frozen=True)
-class Level:
+class CutSite:
     """A site cut to one shape."""
 
     kept: Kept
@@ -36,7 +36,7 @@ class Level:
     """New bias of the output layer; None leaves it as it was."""
 
 
-def kept_columns(kept: Kept, dense: Shape, head_dim: int) -> Tensor:
+def kept_inputs(kept: Kept, dense: Shape, head_dim: int) -> Tensor:
     """Inputs of the output weights that belong to the kept units, ascending, shape (K,)."""
     if isinstance(kept, FFNKept):
         return torch.tensor(kept.channels)
@@ -44,7 +44,7 @@ def kept_columns(kept: Kept, dense: Shape, head_dim: int) -> Tensor:
     return head_columns(kept.heads(dense.queries_per_group), head_dim)
 
 
-def damp(gram_II: Tensor, damping: float) -> tuple[Tensor, float]:
+def add_ridge(gram_II: Tensor, damping: float) -> tuple[Tensor, float]:
     """The Gram matrix in fp64 with the ridge on its diagonal, and the ridge."""
     mean = float(gram_II.diagonal().double().mean())
     ridge = damping * mean if mean > 0 else 1.0
@@ -56,17 +56,19 @@ def refit(weight_OI: Tensor, gram_II: Tensor, kept_K: Tensor) -> Tensor:
     """Best weights on the kept inputs alone, fp64, shape (O, K)."""
     rows_KI = gram_II[kept_K].double()
     target_KO = rows_KI @ weight_OI.double().T
-    return torch.cholesky_solve(target_KO, factorize(rows_KI[:, kept_K])).T
+    return torch.cholesky_solve(target_KO, cholesky(rows_KI[:, kept_K])).T
 
 
-def retarget(weight_OI: Tensor, gram_II: Tensor, cross_IO: Tensor, *, damping: float) -> Tensor:
+def weights_for_targets(
+    weight_OI: Tensor, gram_II: Tensor, cross_IO: Tensor, *, damping: float
+) -> Tensor:
     """Dense weights that answer other targets t best, with cross = sum x t^T, shape (O, I).
 
     Cut in the place of `weight_OI` with the same damping, they are fitted to t all along.
     """
-    damped_II, ridge = damp(gram_II, damping)
+    damped_II, ridge = add_ridge(gram_II, damping)
     target_IO = cross_IO.double() + ridge * weight_OI.double().T
-    return torch.cholesky_solve(target_IO, factorize(damped_II)).T.float()
+    return torch.cholesky_solve(target_IO, cholesky(damped_II)).T.float()
 
 
 def prune_site(
@@ -77,7 +79,7 @@ def prune_site(
     *,
     damping: float = 0.01,
     chunk: int = 16,
-) -> list[Level]:
+) -> list[CutSite]:
     """One level for each shape, in the order given."""
     if isinstance(dense, FFNShape):
         ffn_shapes = [shape for shape in shapes if isinstance(shape, FFNShape)]
@@ -95,21 +97,21 @@ def prune_ffn(
     *,
     damping: float = 0.01,
     chunk: int = 16,
-) -> list[Level]:
+) -> list[CutSite]:
     """One level for each width, in the order given; narrower ones keep some of what wider keep."""
     num_channels = weight_OC.shape[1]
     widths = [shape.num_channels for shape in shapes]
     assert all(0 < width <= num_channels for width in widths)
-    damped_CC, ridge = damp(gram_CC, damping)
+    damped_CC, ridge = add_ridge(gram_CC, damping)
     num_removed = num_channels - min(widths)
-    inverse_CC = torch.cholesky_inverse(factorize(damped_CC))
+    inverse_CC = torch.cholesky_inverse(cholesky(damped_CC))
     alive_OC = weight_OC * (gram_CC.diagonal() > 0)
     order_C = removal_order(alive_OC, inverse_CC, num_removed, chunk).flip(0)
     weight_CO = weight_OC.double().T[order_C]
-    factor_CC = factorize(damped_CC[order_C][:, order_C])
+    factor_CC = cholesky(damped_CC[order_C][:, order_C])
     rotated_CO = factor_CC.T @ weight_CO
 
-    def level(width: int) -> Level:
+    def level(width: int) -> CutSite:
         if width == num_channels:
             return dense_level(weight_OC, FFNShape(width))
         fitted_KO = torch.linalg.solve_triangular(
@@ -119,7 +121,7 @@ def prune_ffn(
         loss = (rotated_CO[width:].square().sum() - ridge * change) / 2
         channels_K, rank_K = order_C[:width].sort()
         output_OK = fitted_KO[rank_K].T.float().contiguous()
-        return Level(FFNKept(tuple(channels_K.tolist())), output_OK, max(float(loss), 0.0))
+        return CutSite(FFNKept(tuple(channels_K.tolist())), output_OK, max(float(loss), 0.0))
 
     return [level(width) for width in widths]
 
@@ -132,31 +134,31 @@ def prune_attention(
     *,
     damping: float = 0.01,
     exhaustive: int = 128,
-) -> list[Level]:
+) -> list[CutSite]:
     """One level for each shape, in the order given.
 
     A shape with at most `exhaustive` possible cuts gets the best of them all; the others get the
     better of two greedy ones.
     """
-    damped_II, _ = damp(gram_II, damping)
+    damped_II, _ = add_ridge(gram_II, damping)
     weight = weight_OI.double()
-    inverse_II = torch.cholesky_inverse(factorize(damped_II))
+    inverse_II = torch.cholesky_inverse(cholesky(damped_II))
     kept = choose_heads(weight, inverse_II, shapes, dense, exhaustive)
     gram = gram_II.double()
 
-    def level(shape: AttentionShape) -> Level:
+    def level(shape: AttentionShape) -> CutSite:
         if shape == dense:
             return dense_level(weight_OI, shape)
-        columns_K = kept_columns(kept[shape], dense, weight.shape[1] // dense.num_heads)
+        columns_K = kept_inputs(kept[shape], dense, weight.shape[1] // dense.num_heads)
         columns_K = columns_K.to(weight.device)
         fitted_OK = refit(weight, damped_II, columns_K)
         change_OI = weight.index_add(1, columns_K, fitted_OK, alpha=-1)
         loss = max(float((change_OI @ gram * change_OI).sum()) / 2, 0.0)
-        return Level(kept[shape], fitted_OK.float().contiguous(), loss)
+        return CutSite(kept[shape], fitted_OK.float().contiguous(), loss)
 
     return [level(shape) for shape in shapes]
 
 
-def dense_level(weight_OI: Tensor, dense: Shape) -> Level:
+def dense_level(weight_OI: Tensor, dense: Shape) -> CutSite:
     """A site that loses nothing."""
-    return Level(keep_all(dense), weight_OI.float(), 0.0)
+    return CutSite(keep_all(dense), weight_OI.float(), 0.0)

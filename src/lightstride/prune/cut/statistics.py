@@ -46,8 +46,16 @@ from lightstride.models.shapes import KINDS, Geometry, Kind, Site
 from lightstride.prune.cut.gram import add_cross, add_gram, mirror
 from lightstride.prune.cut.head_norms import masked_norms
 from lightstride.prune.cut.materialize import kept_rows, masked_weights
-from lightstride.prune.cut.refit import Level
-from lightstride.prune.cut.stream import Call, Output, Shelf, Store, Stream, embed, resident
+from lightstride.prune.cut.refit import CutSite
+from lightstride.prune.cut.stream import (
+    ActivationStore,
+    Call,
+    OutputWeights,
+    Store,
+    Stream,
+    embed,
+    resident,
+)
 
 TINY = 1e-12
 CHUNK_TOKENS = 4096
@@ -67,11 +75,11 @@ class SiteStatistics:
     """Sum of w x e^T over all tokens, fp32, if asked for and the block is additive."""
 
 
-Visit = Callable[[Site, SiteStatistics], Level | None]
+OnSite = Callable[[Site, SiteStatistics], CutSite | None]
 
 
 @dataclass(frozen=True)
-class Layout:
+class ShardLayout:
     """How this rank's windows are cut: into shards, these into chunks, these into batches."""
 
     num_shards: int
@@ -82,7 +90,7 @@ class Layout:
     """For each shard of this rank its chunks, for each its batches of this rank's windows."""
 
     @classmethod
-    def of(cls, num_windows: int, length: int, batch_size: int, num_shards: int) -> "Layout":
+    def of(cls, num_windows: int, length: int, batch_size: int, num_shards: int) -> "ShardLayout":
         """The layout on this rank; shards and chunks do not depend on ranks or batch size."""
         num_shards = min(num_shards, num_windows)
         mine = owned_shards(num_shards)
@@ -111,20 +119,20 @@ def batches_of(windows: range, batch_size: int, start: int) -> list[slice]:
 
 
 @dataclass(frozen=True)
-class Streams:
+class StreamPair:
     """The stream that is measured and, to see how far it drifts, the dense model's own."""
 
     pruned: Stream
     dense: Stream | None
-    layout: Layout
-    relative: bool
+    layout: ShardLayout
+    weigh_tokens: bool
 
     @property
     def all(self) -> list[Stream]:
         return [self.pruned] if self.dense is None else [self.pruned, self.dense]
 
     def measure(
-        self, block: nn.Module, kind: Kind, output: Output, calls: Mapping[int, Call]
+        self, block: nn.Module, kind: Kind, output: OutputWeights, calls: Mapping[int, Call]
     ) -> tuple[Tensor, Tensor | None] | None:
         """Bring all streams to a site; its Gram matrix and drift on rank 0, None elsewhere."""
         num_outputs, num_inputs = output.weight_OI.shape
@@ -149,13 +157,13 @@ class Streams:
         self,
         block: nn.Module,
         kind: Kind,
-        output: Output,
+        output: OutputWeights,
         batch: slice,
         calls: Mapping[int, Call],
     ) -> tuple[Tensor, Tensor]:
         """Inputs x (T, I) of the site and errors e (T, O), both times the root of w."""
         call = calls[batch.stop - batch.start]
-        rows_TI = self.pruned.reach(block, kind, batch, call).flatten(0, 1)
+        rows_TI = self.pruned.run_to_site(block, kind, batch, call).flatten(0, 1)
         dense_BLO = None
         if self.dense is not None:
             dense_BLO = self.dense.step(block, kind, output, batch, call)
@@ -163,35 +171,35 @@ class Streams:
         if not self.pruned.additive:
             return rows_TI, errors_TO
         root_T1: Tensor | float = 1.0
-        if self.relative or dense_BLO is not None:
+        if self.weigh_tokens or dense_BLO is not None:
             after_TO = self.pruned.after(block, kind, output, batch, call).float().flatten(0, 1)
-        if self.relative:
+        if self.weigh_tokens:
             root_T1 = (after_TO.square().mean(1, keepdim=True) + TINY).rsqrt()
             rows_TI = (rows_TI * root_T1).to(rows_TI)
         if dense_BLO is not None:
             errors_TO = ((dense_BLO.flatten(0, 1) - after_TO) * root_T1).to(rows_TI)
         return rows_TI, errors_TO
 
-    def pass_by(
-        self, block: nn.Module, kind: Kind, output: Output, calls: Mapping[int, Call]
+    def skip_site(
+        self, block: nn.Module, kind: Kind, output: OutputWeights, calls: Mapping[int, Call]
     ) -> None:
         """Bring all streams to a site without measuring anything."""
         for batch in self.layout.batches:
             call = calls[batch.stop - batch.start]
-            self.pruned.reach(block, kind, batch, call)
+            self.pruned.run_to_site(block, kind, batch, call)
             if self.dense is not None:
                 self.dense.step(block, kind, output, batch, call)
 
-    def reach_again(self, block: nn.Module, kind: Kind, calls: Mapping[int, Call]) -> None:
+    def rerun_to_site(self, block: nn.Module, kind: Kind, calls: Mapping[int, Call]) -> None:
         """Take the inputs of a site anew, now that a cut has changed the weights before them."""
         for batch in self.layout.batches:
-            self.pruned.reach(block, kind, batch, calls[batch.stop - batch.start])
+            self.pruned.run_to_site(block, kind, batch, calls[batch.stop - batch.start])
 
-    def settle(self, kind: Kind, output: Output, dense: Output) -> None:
+    def set_site_output(self, kind: Kind, output: OutputWeights, dense: OutputWeights) -> None:
         """Let a site answer by `output` from now on, and by `dense` in the dense model."""
-        self.pruned.settle(kind, output, self.layout.batches)
+        self.pruned.set_site_output(kind, output, self.layout.batches)
         if self.dense is not None:
-            self.dense.settle(kind, dense, self.layout.batches, stepped=True)
+            self.dense.set_site_output(kind, dense, self.layout.batches, stepped=True)
 
     def enter(self, block: nn.Module, calls: Mapping[int, Call]) -> None:
         """Let all streams begin a block."""
@@ -215,43 +223,45 @@ def open_streams(
     model: PreTrainedModel,
     adapter: Adapter,
     tokens_NL: Tensor,
-    layout: Layout,
-    shelf: Shelf,
+    layout: ShardLayout,
+    shelf: ActivationStore,
     device: torch.device,
     *,
-    relative: bool,
+    weigh_tokens: bool,
     drift: bool,
-    shortcuts: bool,
-) -> tuple[Streams, Mapping[int, Sequence[Call]]]:
+    use_additivity: bool,
+) -> tuple[StreamPair, Mapping[int, Sequence[Call]]]:
     """The streams before the first block, and for each batch size how the blocks are called."""
     mine_NL = tokens_NL[layout.windows]
     hidden_NLD, calls = embed(model, adapter, mine_NL, layout.batches, shelf)
     dense = None
     if drift:
         copy_NLD = shelf.room(*hidden_NLD.shape, dtype=hidden_NLD.dtype).copy_(hidden_NLD)
-        dense = Stream(copy_NLD, adapter, shelf, device, shortcuts=shortcuts)
-    pruned = Stream(hidden_NLD, adapter, shelf, device, shortcuts=shortcuts)
-    return Streams(pruned, dense, layout, relative), calls
+        dense = Stream(copy_NLD, adapter, shelf, device, use_additivity=use_additivity)
+    pruned = Stream(hidden_NLD, adapter, shelf, device, use_additivity=use_additivity)
+    return StreamPair(pruned, dense, layout, weigh_tokens), calls
 
 
-def agree(weights: SiteWeights, site: Site, geometry: Geometry, level: Level | None) -> Output:
+def same_on_all_ranks(
+    weights: SiteWeights, site: Site, geometry: Geometry, level: CutSite | None
+) -> OutputWeights:
     """What a site answers with at the level that rank 0 gives, on every rank."""
-    dense = Output.of(weights, site.kind)
+    dense = OutputWeights.of(weights, site.kind)
     if level is not None:
         weights = masked_weights(weights, level, geometry.shape(site), geometry.head_dim)
-    mine = Output.of(weights, site.kind)
+    mine = OutputWeights.of(weights, site.kind)
     is_cut, has_bias = broadcast_object((level is not None, mine.bias_O is not None))
     if not is_cut or world_size() == 1:
         return mine
     if rank() > 0:
         bias_O = dense.weight_OI.new_empty(dense.weight_OI.shape[0]) if has_bias else None
-        mine = Output(torch.empty_like(dense.weight_OI), bias_O)
+        mine = OutputWeights(torch.empty_like(dense.weight_OI), bias_O)
     bias_O = None if mine.bias_O is None else broadcast_tensor(mine.bias_O)
-    return Output(broadcast_tensor(mine.weight_OI), bias_O)
+    return OutputWeights(broadcast_tensor(mine.weight_OI), bias_O)
 
 
-def agree_on_inputs(
-    weights: SiteWeights, site: Site, geometry: Geometry, level: Level | None
+def inputs_on_all_ranks(
+    weights: SiteWeights, site: Site, geometry: Geometry, level: CutSite | None
 ) -> SiteWeights:
     """The weights that a cut changes before a site's output weights (`head_norms.py`), masked.
 
@@ -270,25 +280,25 @@ def agree_on_inputs(
 
 
 @dataclass(frozen=True)
-class Tour:
+class SiteLoop:
     """What it takes to settle one site after the other."""
 
     adapter: Adapter
     geometry: Geometry
-    visit: Visit
-    finished: Mapping[Site, Level | None]
+    visit: OnSite
+    finished: Mapping[Site, CutSite | None]
     known: frozenset[Site]
     """The finished sites, on every rank."""
     num_tokens: int
 
-    def settle(
-        self, streams: Streams, site: Site, block: nn.Module, calls: Mapping[int, Call]
+    def pass_site(
+        self, streams: StreamPair, site: Site, block: nn.Module, calls: Mapping[int, Call]
     ) -> None:
         """Measure and visit a site unless it is finished, and let the streams pass it."""
         weights = self.adapter.read(block, site.kind)
-        output = Output.of(weights, site.kind)
+        output = OutputWeights.of(weights, site.kind)
         if site in self.known:
-            streams.pass_by(block, site.kind, output, calls)
+            streams.skip_site(block, site.kind, output, calls)
             level = self.finished.get(site)
         else:
             sums = streams.measure(block, site.kind, output, calls)
@@ -297,14 +307,14 @@ class Tour:
                 gram_II, drift_IO = sums
                 statistics = SiteStatistics(gram_II, self.num_tokens, weights, drift_IO)
                 level = self.visit(site, statistics)
-        answer = agree(weights, site, self.geometry, level)
-        masked = agree_on_inputs(weights, site, self.geometry, level)
+        answer = same_on_all_ranks(weights, site, self.geometry, level)
+        masked = inputs_on_all_ranks(weights, site, self.geometry, level)
         if masked:
             shape = self.geometry.shape(site)
             self.adapter.write(block, site.kind, weights | masked, shape)
-            streams.reach_again(block, site.kind, calls)
+            streams.rerun_to_site(block, site.kind, calls)
             self.adapter.write(block, site.kind, weights, shape)
-        streams.settle(site.kind, answer, output)
+        streams.set_site_output(site.kind, answer, output)
 
 
 @torch.no_grad()
@@ -312,35 +322,35 @@ def stream_blocks(
     model: PreTrainedModel,
     adapter: Adapter,
     tokens_NL: Tensor,
-    visit: Visit,
+    visit: OnSite,
     *,
-    finished: Mapping[Site, Level | None] = MappingProxyType({}),
-    relative: bool = False,
+    finished: Mapping[Site, CutSite | None] = MappingProxyType({}),
+    weigh_tokens: bool = False,
     drift: bool = False,
     batch_size: int = 8,
     num_shards: int = NUM_SHARDS,
     store: Store = "memory",
     device: torch.device | str | None = None,
-    shortcuts: bool = True,
+    use_additivity: bool = True,
     progress: bool = False,
 ) -> None:
-    """Show `visit` the statistics of every site, in order; go on with the level it answers.
+    """Call `visit` with the statistics of every site, in order; go on with the cut it returns.
 
-    None stands for the site as it is.  With `relative` tokens count by their weights w, else all
-    alike; with `drift` the statistics have it, and the dense model runs along.  `visit` is
-    called on rank 0 alone, and what it answers is sent to the others.  Sites that are `finished`
-    (on rank 0) are neither measured nor visited.  `device` is where to compute, if not where
-    the model is.  Without `shortcuts` additive blocks are run like others, for tests.  The model
-    stays as it is.
+    None stands for the site as it is.  `weigh_tokens` counts tokens by their weights w, else all
+    alike; `drift` adds the drift to the statistics, and runs the dense model along.  Rank 0 alone
+    calls `visit` and sends its answer to the others.  Sites that are `finished` (on rank 0) are
+    neither measured nor visited.  `device` is where to compute, if not where the model is.
+    Without `use_additivity` additive blocks are run like others, for tests.  The model stays as
+    it is.
     """
     device = model.device if device is None else torch.device(device)
     geometry = adapter.geometry(model.config)
     num_windows, length = tokens_NL.shape
-    layout = Layout.of(num_windows, length, batch_size, num_shards)
+    layout = ShardLayout.of(num_windows, length, batch_size, num_shards)
     known = frozenset(map(Site.parse, broadcast_object([str(site) for site in finished])))
-    tour = Tour(adapter, geometry, visit, finished, known, tokens_NL.numel())
+    loop = SiteLoop(adapter, geometry, visit, finished, known, tokens_NL.numel())
     with ExitStack() as stack:
-        shelf = Shelf(store, stack)
+        shelf = ActivationStore(store, stack)
         streams, calls = open_streams(
             model,
             adapter,
@@ -348,9 +358,9 @@ def stream_blocks(
             layout,
             shelf,
             device,
-            relative=relative,
+            weigh_tokens=weigh_tokens,
             drift=drift,
-            shortcuts=shortcuts,
+            use_additivity=use_additivity,
         )
         bar = stack.enter_context(
             tqdm(total=len(geometry.sites), unit="site", disable=not progress or rank() > 0)
@@ -362,6 +372,6 @@ def stream_blocks(
                 if index == 0 and not streams.pruned.additive:
                     streams = replace(streams, dense=None)
                 for kind in KINDS:
-                    tour.settle(streams, Site(index, kind), block, here)
+                    loop.pass_site(streams, Site(index, kind), block, here)
                     bar.update()
                 streams.leave(block, here)

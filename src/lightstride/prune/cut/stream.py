@@ -31,7 +31,7 @@ from lightstride.models.shapes import KINDS, Kind
 Store = Literal["memory", "disk"]
 
 
-class Reached(Exception):  # noqa: N818 - no error: it ends a forward pass early
+class _Stop(Exception):  # noqa: N818 - no error: it ends a forward pass early
     """A block has come to the layer whose input was wanted."""
 
 
@@ -88,14 +88,14 @@ def resident(block: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Output:
+class OutputWeights:
     """Output weights of a site, as wide as the dense ones."""
 
     weight_OI: Tensor
     bias_O: Tensor | None
 
     @classmethod
-    def of(cls, weights: SiteWeights, kind: Kind) -> "Output":
+    def of(cls, weights: SiteWeights, kind: Kind) -> "OutputWeights":
         """The output weights among a site's weights."""
         return cls(weights[OUTPUT_NAME[kind]], weights.get(f"{OUTPUT_NAME[kind]}_bias"))
 
@@ -103,7 +103,7 @@ class Output:
         return functional.linear(input_BLI, self.weight_OI, self.bias_O)
 
 
-class Shelf:
+class ActivationStore:
     """Where activations rest between two uses: in memory, or in a temporary file."""
 
     def __init__(self, store: Store, stack: ExitStack) -> None:
@@ -130,21 +130,21 @@ class Stream:
     hidden_NLD: Tensor
     """Inputs of the block at hand; in an additive block, with what settled sites have added."""
     adapter: Adapter
-    shelf: Shelf
+    shelf: ActivationStore
     device: torch.device
     inputs: dict[Kind, Tensor] = field(default_factory=dict)
     """Inputs (N, L, I) of the output weights of the sites that were reached."""
-    outputs: dict[Kind, Output | None] = field(default_factory=dict)
+    outputs: dict[Kind, OutputWeights | None] = field(default_factory=dict)
     """What settled sites of the block at hand answer with: nothing in an additive block."""
-    shortcuts: bool = True
+    use_additivity: bool = True
     """Whether to make use of additive blocks; without, for tests, all are run alike."""
     additive: bool = False
     """Whether the block at hand only adds its sites' answers to the hidden states."""
 
     @property
-    def is_quick(self) -> bool:
+    def adds_directly(self) -> bool:
         """Whether answers of settled sites are added to the hidden states at once."""
-        return self.additive and self.shortcuts
+        return self.additive and self.use_additivity
 
     def enter(self, block: nn.Module, windows: slice, call: Call) -> None:
         """Begin a block; try on some windows whether it is additive."""
@@ -156,7 +156,7 @@ class Stream:
             sum_BLD = sum_BLD + answer
         self.additive = torch.equal(self._run(block, hidden_BLD, call, answers), sum_BLD)
 
-    def reach(
+    def run_to_site(
         self, block: nn.Module, kind: Kind, windows: slice, call: Call, *, keep: bool = True
     ) -> Tensor:
         """Run the block up to a site's output weights; their input (B, L, I), kept if wanted."""
@@ -164,13 +164,13 @@ class Stream:
 
         def catch(_: nn.Module, args: tuple[Tensor, ...]) -> None:
             caught.append(args[0])
-            raise Reached
+            raise _Stop
 
         handle = self.adapter.output_linear(block, kind).register_forward_pre_hook(catch)
         hidden_BLD = self.hidden_NLD[windows].to(self.device)
         try:
             self._run(block, hidden_BLD, call, self._answers(windows, hidden_BLD))
-        except Reached:
+        except _Stop:
             pass
         finally:
             handle.remove()
@@ -183,40 +183,40 @@ class Stream:
         return input_BLI
 
     def after(
-        self, block: nn.Module, kind: Kind, output: Output, windows: slice, call: Call
+        self, block: nn.Module, kind: Kind, output: OutputWeights, windows: slice, call: Call
     ) -> Tensor:
         """Hidden states (B, L, D) after a site that was reached, if it answers by `output`."""
         hidden_BLD = self.hidden_NLD[windows].to(self.device)
         answer_BLD = output(self.inputs[kind][windows].to(self.device))
-        if self.is_quick:
+        if self.adds_directly:
             return hidden_BLD + answer_BLD
         later = dict.fromkeys(KINDS[KINDS.index(kind) + 1 :], torch.zeros_like(hidden_BLD))
         answers = {**self._answers(windows, hidden_BLD), kind: answer_BLD, **later}
         return self._run(block, hidden_BLD, call, answers)
 
     def step(
-        self, block: nn.Module, kind: Kind, output: Output, windows: slice, call: Call
+        self, block: nn.Module, kind: Kind, output: OutputWeights, windows: slice, call: Call
     ) -> Tensor:
         """Reach a site of which it is known that it answers by `output`; what `after` gives."""
-        input_BLI = self.reach(block, kind, windows, call, keep=not self.is_quick)
-        if not self.is_quick:
+        input_BLI = self.run_to_site(block, kind, windows, call, keep=not self.adds_directly)
+        if not self.adds_directly:
             return self.after(block, kind, output, windows, call)
         hidden_BLD = self.hidden_NLD[windows].to(self.device) + output(input_BLI)
         self.hidden_NLD[windows] = hidden_BLD
         return hidden_BLD
 
-    def settle(
-        self, kind: Kind, output: Output, batches: Sequence[slice], *, stepped: bool = False
+    def set_site_output(
+        self, kind: Kind, output: OutputWeights, batches: Sequence[slice], *, stepped: bool = False
     ) -> None:
         """Let a site that was reached, or stepped over, answer by `output` from now on."""
-        self.outputs[kind] = None if self.is_quick else output
-        for windows in batches if self.is_quick and not stepped else []:
+        self.outputs[kind] = None if self.adds_directly else output
+        for windows in batches if self.adds_directly and not stepped else []:
             answer_BLD = output(self.inputs[kind][windows].to(self.device))
             self.hidden_NLD[windows] = self.hidden_NLD[windows].to(self.device) + answer_BLD
 
     def leave(self, block: nn.Module, windows: slice, call: Call) -> None:
         """Replace the block's inputs by its outputs, all sites being settled."""
-        if not self.is_quick:
+        if not self.adds_directly:
             hidden_BLD = self.hidden_NLD[windows].to(self.device)
             answers = self._answers(windows, hidden_BLD)
             self.hidden_NLD[windows] = self._run(block, hidden_BLD, call, answers)
@@ -246,7 +246,7 @@ def embed(
     adapter: Adapter,
     tokens_NL: Tensor,
     batches: Sequence[slice],
-    shelf: Shelf,
+    shelf: ActivationStore,
 ) -> tuple[Tensor, Mapping[int, Sequence[Call]]]:
     """What enters the first block (N, L, D), and for each batch size how the blocks are called."""
     hidden_NLD: Tensor | None = None

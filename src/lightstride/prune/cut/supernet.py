@@ -36,7 +36,7 @@ from lightstride.files import rename_folder, write_json
 from lightstride.models.families.adapter import OUTPUT_NAME, Adapter
 from lightstride.models.fingerprint import model_hash
 from lightstride.models.shapes import Geometry, Kept, Shape, Site, keep_all, shape_text
-from lightstride.prune.cut.refit import Level, kept_columns, prune_site, retarget
+from lightstride.prune.cut.refit import CutSite, kept_inputs, prune_site, weights_for_targets
 from lightstride.prune.cut.statistics import SiteStatistics, stream_blocks
 from lightstride.prune.cut.stream import Store
 from lightstride.prune.cut.supernet_files import (
@@ -102,19 +102,19 @@ class Supernet:
         return tuple(self.entries[site].levels)
 
     def loss(self, site: Site, shape: Shape) -> float:
-        """What a level adds to its site's squared error (`Level.loss`)."""
+        """What a level adds to its site's squared error (`CutSite.loss`)."""
         return self.entries[site].levels[shape].loss
 
     def kept(self, site: Site, shape: Shape) -> Kept:
         """The units a level keeps."""
         return self.entries[site].levels[shape].kept
 
-    def load(self, site: Site, shape: Shape) -> Level:
+    def load(self, site: Site, shape: Shape) -> CutSite:
         """A level with its weights, checked; raises WorkError naming the file if damaged."""
         return read_level(self.folder, self.entries[site], shape, self.dense[site])
 
 
-def seal(document: Json) -> str:
+def index_hash(document: Json) -> str:
     """Hash of an index without its own hash."""
     rest = {key: value for key, value in document.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
@@ -133,13 +133,13 @@ def read_index(folder: Path) -> Json:
         raise WorkError(f"supernet file {path} is damaged: delete the folder {folder}") from error
     if version != VERSION:
         raise WorkError(f"supernet {folder} is of version {version}; this program reads {VERSION}")
-    if expected != seal(document):
+    if expected != index_hash(document):
         raise WorkError(f"supernet file {path} is damaged: delete the folder {folder}")
     return document
 
 
 @dataclass(frozen=True)
-class Builder:
+class SupernetBuilder:
     """Prunes, stores and stands in for one site after the other."""
 
     folder: Path
@@ -152,23 +152,23 @@ class Builder:
     correction: float
     damping: float
 
-    def visit(self, site: Site, statistics: SiteStatistics) -> Level | None:
+    def cut_and_store(self, site: Site, statistics: SiteStatistics) -> CutSite | None:
         """Cut a site to all its shapes and store them; what the stream goes on with."""
         gram_II = statistics.gram_II
         dense_OI, dense = self.dense[site].to(gram_II.device), self.geometry.shape(site)
         target_OI = dense_OI.float()
         if statistics.drift_IO is not None:
             cross_IO = gram_II @ target_OI.T + self.correction * statistics.drift_IO
-            target_OI = retarget(target_OI, gram_II, cross_IO, damping=self.damping)
+            target_OI = weights_for_targets(target_OI, gram_II, cross_IO, damping=self.damping)
         cut = prune_site(target_OI, gram_II, self.shapes[site], dense, damping=self.damping)
-        untouched = Level(keep_all(dense), dense_OI.float(), 0.0)
+        untouched = CutSite(keep_all(dense), dense_OI.float(), 0.0)
         levels = [
             untouched if level.kept.shape == dense else rounded(level, dense_OI) for level in cut
         ]
         write_site(self.folder, site, levels, dense_OI)
         return self.stand_in(site, {level.kept.shape: level for level in levels})
 
-    def stand_in(self, site: Site, levels: Mapping[Shape, Level]) -> Level | None:
+    def stand_in(self, site: Site, levels: Mapping[Shape, CutSite]) -> CutSite | None:
         """What the next sites see of a site that has these levels."""
         if self.accumulation == "none":
             return None
@@ -179,20 +179,20 @@ class Builder:
         total_OI = torch.zeros_like(self.dense[site], dtype=torch.float32)
         for size, level in zip(sizes, levels.values(), strict=True):
             assert level.bias_O is None
-            columns_K = kept_columns(level.kept, dense, self.geometry.head_dim)
+            columns_K = kept_inputs(level.kept, dense, self.geometry.head_dim)
             total_OI[:, columns_K] += size / sum(sizes) * level.output_OK.to(total_OI)
-        return Level(keep_all(dense), total_OI, 0.0)
+        return CutSite(keep_all(dense), total_OI, 0.0)
 
 
-class Finished(Mapping[Site, Level | None]):
+class FinishedSites(Mapping[Site, CutSite | None]):
     """The sites whose files are there, and what the stream goes on with at each."""
 
-    def __init__(self, builder: Builder) -> None:
+    def __init__(self, builder: SupernetBuilder) -> None:
         self.builder = builder
         found = {site: read_entry(builder.folder, site) for site in builder.shapes}
         self.entries = {site: entry for site, entry in found.items() if entry is not None}
 
-    def __getitem__(self, site: Site) -> Level | None:
+    def __getitem__(self, site: Site) -> CutSite | None:
         entry, builder = self.entries[site], self.builder
         shapes = entry.levels
         if builder.accumulation == "none":
@@ -209,13 +209,13 @@ class Finished(Mapping[Site, Level | None]):
         return len(self.entries)
 
 
-def describe(
+def description_of(
     model: PreTrainedModel,
     tokens_NL: Tensor,
-    builder: Builder,
+    builder: SupernetBuilder,
     *,
     num_shards: int,
-    relative: bool,
+    weigh_tokens: bool,
 ) -> Json:
     """Everything a supernet's contents depend on."""
     tokens = tokens_NL.contiguous().cpu().numpy().tobytes()
@@ -230,7 +230,7 @@ def describe(
             "num_shards": num_shards,
             "dtype": str(model.dtype).removeprefix("torch."),
             "accumulation": builder.accumulation,
-            "relative": relative,
+            "relative": weigh_tokens,
             "correction": builder.correction,
             "damping": builder.damping,
             "shapes": shapes,
@@ -254,7 +254,7 @@ def check_same(folder: Path, there: Json, wanted: Json) -> None:
         )
 
 
-def start(folder: Path, partial: Path, description: Json) -> None:
+def open_partial(folder: Path, partial: Path, description: Json) -> None:
     """Make ready the folder of an unfinished supernet, or find it as it was left."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"{folder} is not empty and holds no supernet; give an empty folder")
@@ -269,7 +269,7 @@ def start(folder: Path, partial: Path, description: Json) -> None:
         raise WorkError(f"{partial / STARTED} is damaged: delete the folder {partial}") from error
 
 
-def finish(folder: Path, partial: Path, description: Json, sites: Iterable[Site]) -> None:
+def publish(folder: Path, partial: Path, description: Json, sites: Iterable[Site]) -> None:
     """Write the index of a whole supernet and give its folder its name."""
     entries: Json = {}
     for site in sites:
@@ -277,7 +277,7 @@ def finish(folder: Path, partial: Path, description: Json, sites: Iterable[Site]
         assert entry is not None
         entries[str(site)] = entry.to_json()
     document: Json = {**description, "sites": entries}
-    write_json(partial / INDEX, document | {"sha256": seal(document)})
+    write_json(partial / INDEX, document | {"sha256": index_hash(document)})
     (partial / STARTED).unlink()
     rename_folder(partial, folder)
 
@@ -291,7 +291,7 @@ def build_supernet(
     folder: Path,
     *,
     accumulation: Accumulation = "median",
-    relative: bool = True,
+    weigh_tokens: bool = True,
     correction: float = 0.0,
     damping: float = 0.01,
     batch_size: int = 8,
@@ -302,7 +302,7 @@ def build_supernet(
 ) -> Supernet:
     """Build the supernet in `folder`, or what is left to build, or open it if it is whole.
 
-    `centre` names a shape of every site, the stand-in with accumulation "median".  `relative`
+    `centre` names a shape of every site, the stand-in with accumulation "median".  `weigh_tokens`
     weighs tokens, and `correction` says what part of the drift each site undoes (alpha), both as
     in `statistics.py`.  All ranks call this; rank 0 cuts and writes.  Raises WorkError if the
     folder holds another supernet.
@@ -310,21 +310,25 @@ def build_supernet(
     partial = folder.with_name(f"{folder.name}.partial")
     geometry = adapter.geometry(model.config)
     dense = dense_outputs(model, adapter)
-    builder = Builder(partial, geometry, dense, shapes, centre, accumulation, correction, damping)
-    description = describe(model, tokens_NL, builder, num_shards=num_shards, relative=relative)
+    builder = SupernetBuilder(
+        partial, geometry, dense, shapes, centre, accumulation, correction, damping
+    )
+    description = description_of(
+        model, tokens_NL, builder, num_shards=num_shards, weigh_tokens=weigh_tokens
+    )
     if (folder / INDEX).exists():
         check_same(folder, read_index(folder), description)
         return Supernet.open(folder, model, adapter)
     if rank() == 0:
-        start(folder, partial, description)
+        open_partial(folder, partial, description)
     barrier()
     stream_blocks(
         model,
         adapter,
         tokens_NL,
-        builder.visit,
-        finished=Finished(builder) if rank() == 0 else {},
-        relative=relative,
+        builder.cut_and_store,
+        finished=FinishedSites(builder) if rank() == 0 else {},
+        weigh_tokens=weigh_tokens,
         drift=correction != 0 and accumulation != "none",
         batch_size=batch_size,
         num_shards=num_shards,
@@ -333,6 +337,6 @@ def build_supernet(
         progress=progress,
     )
     if rank() == 0:
-        finish(folder, partial, description, shapes)
+        publish(folder, partial, description, shapes)
     barrier()
     return Supernet.open(folder, model, adapter)

@@ -29,7 +29,7 @@ from lightstride.models.shapes import (
     parse_shape,
     shape_text,
 )
-from lightstride.prune.cut.refit import Level
+from lightstride.prune.cut.refit import CutSite
 
 Json = dict[str, object]
 
@@ -89,20 +89,20 @@ class SiteEntry:
         return cls(site, {level.kept.shape: level for level in levels}, header)
 
 
-def is_dense(level: Level, dense_OI: Tensor) -> bool:
+def is_dense(level: CutSite, dense_OI: Tensor) -> bool:
     """Whether a level has the dense output weights."""
     return level.output_OK.shape == dense_OI.shape and bool((level.output_OK == dense_OI).all())
 
 
-def rounded(level: Level, dense_OI: Tensor) -> Level:
+def rounded(level: CutSite, dense_OI: Tensor) -> CutSite:
     """The level as it will be read back: its weights went through bf16, the dense ones did not."""
     if is_dense(level, dense_OI):
         return level
     bias_O = None if level.bias_O is None else level.bias_O.bfloat16().float()
-    return Level(level.kept, level.output_OK.bfloat16().float(), level.loss, bias_O)
+    return CutSite(level.kept, level.output_OK.bfloat16().float(), level.loss, bias_O)
 
 
-def write_site(folder: Path, site: Site, levels: Sequence[Level], dense_OI: Tensor) -> SiteEntry:
+def write_site(folder: Path, site: Site, levels: Sequence[CutSite], dense_OI: Tensor) -> SiteEntry:
     """Write all levels of a site; those that equal the dense weights are only listed."""
     tensors: dict[str, Tensor] = {}
     entries: dict[Shape, LevelEntry] = {}
@@ -136,7 +136,7 @@ def read_entry(folder: Path, site: Site) -> SiteEntry | None:
         return None
 
 
-def read_level(folder: Path, entry: SiteEntry, shape: Shape, dense_OI: Tensor) -> Level:
+def read_level(folder: Path, entry: SiteEntry, shape: Shape, dense_OI: Tensor) -> CutSite:
     """One level, its weights checked against their hashes; raises WorkError if they differ."""
     level = entry.levels[shape]
     path = folder / entry.file
@@ -153,7 +153,7 @@ def read_level(folder: Path, entry: SiteEntry, shape: Shape, dense_OI: Tensor) -
         raise damaged(path, entry.site, shape) from error
     bias_O = tensors["bias"].float() if "bias" in tensors else None
     output_OK = tensors.get("output", dense_OI).float()
-    return Level(level.kept, output_OK, level.loss, bias_O)
+    return CutSite(level.kept, output_OK, level.loss, bias_O)
 
 
 def damaged(path: Path, site: Site, shape: Shape) -> WorkError:

@@ -21,7 +21,7 @@ CostFunction = Callable[[Site, Shape], int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Memory:
+class MemorySettings:
     """How a model will be served: what the weights and the KV cache take."""
 
     context: int
@@ -44,7 +44,7 @@ def parameter_cost(geometry: Geometry) -> CostFunction:
     return lambda site, shape: geometry.parameters(shape)
 
 
-def memory_cost(geometry: Geometry, memory: Memory) -> CostFunction:
+def memory_cost(geometry: Geometry, memory: MemorySettings) -> CostFunction:
     """Bytes of a site's weights and of its share of the KV cache."""
 
     def cost(site: Site, shape: Shape) -> int:

@@ -22,7 +22,7 @@ from lightstride.models.shapes import NO_ATTENTION, AttentionShape, FFNShape, Ge
 
 
 @dataclass(frozen=True, kw_only=True)
-class Serving:
+class LatencySettings:
     """What is timed."""
 
     context: int
@@ -53,7 +53,7 @@ Timer = Callable[[Callable[[], object]], float]
 def latency_table(
     geometry: Geometry,
     shapes: Iterable[Shape],
-    serving: Serving,
+    serving: LatencySettings,
     *,
     dtype: torch.dtype,
     device: torch.device,
@@ -69,7 +69,7 @@ def latency_table(
             calls = attention_calls(geometry, shape, serving, dtype, device)
             table[shape] = nanoseconds(calls, serving, clock)
     if widths:
-        grid = spread(widths, serving.grid)
+        grid = sample_evenly(widths, serving.grid)
         timed: list[int] = []
         for width in grid:
             calls = ffn_calls(geometry, width, serving, dtype, device)
@@ -80,7 +80,7 @@ def latency_table(
 
 
 def nanoseconds(
-    calls: tuple[Callable[[], object], Callable[[], object]], serving: Serving, clock: Timer
+    calls: tuple[Callable[[], object], Callable[[], object]], serving: LatencySettings, clock: Timer
 ) -> int:
     """The weighted time of a prefill and a decoding step."""
     prefill, decode = calls
@@ -93,7 +93,11 @@ def nanoseconds(
 
 
 def ffn_calls(
-    geometry: Geometry, width: int, serving: Serving, dtype: torch.dtype, device: torch.device
+    geometry: Geometry,
+    width: int,
+    serving: LatencySettings,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
     """A prefill and a decoding step of an FFN with so many channels."""
     matrices = round(geometry.channel_parameters / geometry.hidden_size)
@@ -117,7 +121,7 @@ def ffn_calls(
 def attention_calls(
     geometry: Geometry,
     shape: AttentionShape,
-    serving: Serving,
+    serving: LatencySettings,
     dtype: torch.dtype,
     device: torch.device,
 ) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
@@ -150,7 +154,7 @@ def attention_calls(
 
 
 def hidden_states(
-    geometry: Geometry, serving: Serving, dtype: torch.dtype, device: torch.device
+    geometry: Geometry, serving: LatencySettings, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Inputs of a prefill and of a decoding step."""
     shape = (serving.batch, serving.context, geometry.hidden_size)
@@ -158,7 +162,7 @@ def hidden_states(
     return many, many[:, :1].contiguous()
 
 
-def spread(widths: Sequence[int], count: int) -> list[int]:
+def sample_evenly(widths: Sequence[int], count: int) -> list[int]:
     """At most `count` of the widths, the ends among them, evenly spaced by rank."""
     last = len(widths) - 1
     places = {round(i * last / (count - 1)) for i in range(count)}

@@ -45,7 +45,7 @@ def uniform_plan(space: Space, share: float, limit: int) -> Plan:
             return plan
         smaller = {site: _next_smaller(space, site, shape) for site, shape in attention.items()}
         if smaller == attention:
-            smaller |= _without_last(space, attention)
+            smaller |= _drop_last_attention(space, attention)
         if smaller == attention:
             raise BudgetError(f"no uniform plan costs at most {limit}")
         attention = smaller
@@ -62,10 +62,10 @@ def narrow(space: Space, centre: Plan, step: Fraction, num_levels: int = 9) -> S
         pick = _narrow_attention if site.kind == "attention" else _narrow_ffn
         chosen = pick(space, site, centre.shapes[site], step, num_levels)
         shapes[site] = tuple(shape for shape in space.choices[site] if shape in chosen)
-    return restrict(space, shapes)
+    return with_shapes(space, shapes)
 
 
-def restrict(space: Space, shapes: Mapping[Site, tuple[Shape, ...]]) -> Space:
+def with_shapes(space: Space, shapes: Mapping[Site, tuple[Shape, ...]]) -> Space:
     """The space with only these shapes, at the costs they have in it."""
     costs = {site: tuple(space.cost(site, shape) for shape in shapes[site]) for site in space.sites}
     return Space(dict(shapes), costs, space.geometry, space.uniform)
@@ -79,11 +79,11 @@ def _parameters(space: Space, site: Site, shape: Shape | None = None) -> int:
 def _nearest_attention(space: Space, site: Site, wanted: Fraction) -> Shape:
     goal = wanted * _parameters(space, site)
 
-    def badness(shape: Shape) -> tuple[Fraction, int]:
+    def distance(shape: Shape) -> tuple[Fraction, int]:
         assert isinstance(shape, AttentionShape)
         return abs(_parameters(space, site, shape) - goal), -shape.num_heads
 
-    return min((s for s in space.choices[site] if s != NO_ATTENTION), key=badness)
+    return min((s for s in space.choices[site] if s != NO_ATTENTION), key=distance)
 
 
 def _next_smaller(space: Space, site: Site, shape: Shape) -> Shape:
@@ -93,7 +93,7 @@ def _next_smaller(space: Space, site: Site, shape: Shape) -> Shape:
     return cheaper[-1] if cheaper and cheaper[-1] != NO_ATTENTION else shape
 
 
-def _without_last(space: Space, attention: Mapping[Site, Shape]) -> dict[Site, Shape]:
+def _drop_last_attention(space: Space, attention: Mapping[Site, Shape]) -> dict[Site, Shape]:
     """The last attention that there is and may be lost, at nothing; empty if there is none."""
     for site in reversed(list(attention)):
         if attention[site] != NO_ATTENTION and NO_ATTENTION in space.choices[site]:
@@ -132,7 +132,7 @@ def _narrow_ffn(
 ) -> set[Shape]:
     shapes = space.choices[site]
     chosen = {centre}
-    for goal in _goals(space, site, centre, step, num_levels):
+    for goal in _parameter_targets(space, site, centre, step, num_levels):
         right = bisect_left(shapes, goal, key=lambda shape: _parameters(space, site, shape))
         beside = shapes[max(right - 1, 0) : right + 1]
         chosen.add(min(beside, key=lambda shape: abs(_parameters(space, site, shape) - goal)))
@@ -150,14 +150,16 @@ def _narrow_attention(
     near = {centre} | _neighbours(space, site, centre)
     if len(within) <= num_levels:
         return near | set(within)
-    for goal in _goals(space, site, centre, step, num_levels):
+    for goal in _parameter_targets(space, site, centre, step, num_levels):
         here_too = [s for s in within if abs(_parameters(space, site, s) - goal) <= unit / 2]
         by_heads = sorted(here_too, key=_num_heads)
         near |= {*by_heads[:1], *by_heads[-1:]}
     return near
 
 
-def _goals(space: Space, site: Site, centre: Shape, step: Fraction, num_levels: int) -> list[int]:
+def _parameter_targets(
+    space: Space, site: Site, centre: Shape, step: Fraction, num_levels: int
+) -> list[int]:
     """Parameters at equal steps around the centre."""
     here, unit = _parameters(space, site, centre), step * _parameters(space, site)
     half = num_levels // 2
