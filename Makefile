@@ -58,7 +58,7 @@ build/smashed/result.json: | setup
 	$(BIN)/lightstride smash $(MODEL) -o $(@D) --prompts self --preset demo --resume
 
 build/calibration.txt build/held-out.txt: | setup
-	$(BIN)/python benchmarks/built_in_text.py build
+	$(BIN)/python benchmarks/make_text.py build
 
 setup: $(VENV)/.ready-dev
 setup-demo: $(VENV)/.ready-demo

@@ -30,7 +30,7 @@ from lightstride.models.opening.load import load_model, load_tokenizer
 from lightstride.models.shapes import AttentionShape, FFNShape, Geometry, Shape, Site
 from lightstride.prune.cut.materialize import materialize
 from lightstride.prune.cut.supernet import Accumulation, build_supernet
-from record import add_output, finish
+from output import add_output, finish
 from supernet import random_windows
 
 ACCUMULATIONS: Mapping[str, Accumulation] = {

@@ -28,7 +28,7 @@ from lightstride.models.opening.load import load_model, load_tokenizer
 from lightstride.smash.decode.decoder import SmashDecoder
 from lightstride.smash.hub import SmashModel
 from lightstride.smash.model.config import SmashConfig
-from record import add_output, finish
+from output import add_output, finish
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ from lightstride.prune.space.narrow import limit_for, uniform_plan
 from lightstride.prune.space.plan import Plan
 from lightstride.prune.space.targets import named_target
 from lightstride.search.moves import Moves
-from record import add_output, finish
+from output import add_output, finish
 
 CLOCKS: Mapping[str, Callable[[], float]] = {
     "wall": time.perf_counter,

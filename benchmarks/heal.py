@@ -2,9 +2,8 @@
 
     python benchmarks/heal.py pruned/25 pruned/50 --text wiki.valid.raw.gz --test wiki.test.raw.gz
 
-Protocol as in `search.py`: windows of 512 tokens at seeded random offsets of one text, perplexity
-on windows of 2,048 of another, every tenth of them.  Every number of passes has a schedule of its
-own and starts from the cut model.  The last line of stdout is one JSON document.
+The protocol is that of `protocol.py`.  Every number of passes has a schedule of its own and
+starts from the cut model.  The last line of stdout is one JSON document.
 """
 
 import argparse
@@ -18,8 +17,8 @@ import torch
 from lightstride.checkpoint import open_decoder, read_record
 from lightstride.evaluate.perplexity import perplexity
 from lightstride.prune.heal import Healing, heal
-from record import add_output, finish
-from search import Bench, open_bench, random_windows
+from output import add_output, finish
+from protocol import Bench, open_bench, random_windows
 
 
 def healed(bench: Bench, folder: Path) -> dict[str, object]:

@@ -27,7 +27,7 @@ from lightstride.config import BenchConfig, EvaluateConfig
 from lightstride.config.base import Command
 from lightstride.evaluate.outcome import read_items, retained
 from lightstride.results import markdown_table, read_result
-from record import keep
+from output import keep
 
 TASKS = ("arc_easy", "arc_challenge", "hellaswag", "piqa", "winogrande", "boolq", "openbookqa")
 PARTS = ("sampled", "full", "tasks", "speed")

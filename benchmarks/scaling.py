@@ -27,7 +27,7 @@ from lightstride.prune.rounds import RoundRunner, RoundSettings
 from lightstride.prune.space.budget import build_space, dense_cost, parameter_cost
 from lightstride.prune.space.targets import TARGETS
 from lightstride.results import markdown_table
-from record import add_output, finish
+from output import add_output, finish
 
 LARGE = {
     "Llama-3.1-8B": (32, 4096, 32, 8, 14_336),

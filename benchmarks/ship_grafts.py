@@ -24,7 +24,7 @@ from lightstride.models.opening.load import load_model
 from lightstride.results import read_result
 from lightstride.smash.hub import SmashModel
 from lightstride.smash.model.graft_files import WEIGHTS, graft_state, write_grafts
-from record import short
+from output import short
 
 LIMIT = 12 * 10**6
 """Most bytes that the grafts may have."""

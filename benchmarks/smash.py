@@ -40,7 +40,7 @@ from lightstride.smash.data.scores import Scores, batches_of, score_batch
 from lightstride.smash.data.self_prompts import self_prompts
 from lightstride.smash.decode.decoder import SmashDecoder
 from lightstride.smash.hub import SmashModel
-from record import add_output, finish, path_or_name
+from output import add_output, finish, path_or_name
 
 DOMAINS = ("chat", "maths", "code")
 PLAIN = "plain"

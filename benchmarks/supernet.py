@@ -4,7 +4,7 @@
 
 Protocol: windows of 512 tokens at seeded random offsets of one text, tokenized whole without
 special tokens.  With --compare the losses of some sites are set beside those of the published
-way (`published.py`) on the same Gram matrices.  The last line of stdout is one JSON document.
+way (`tyr_loss.py`) on the same Gram matrices.  The last line of stdout is one JSON document.
 """
 
 import argparse
@@ -28,8 +28,8 @@ from lightstride.models.opening.load import load_model, load_tokenizer
 from lightstride.models.shapes import AttentionShape, FFNShape, Geometry, Shape, Site, shape_text
 from lightstride.prune.cut import statistics, stream, supernet
 from lightstride.prune.cut.refit import prune_site
-from published import published_loss
-from record import add_output, finish
+from output import add_output, finish
+from tyr_loss import published_loss
 
 Seconds = dict[str, float]
 

@@ -2,16 +2,16 @@
 
     python benchmarks/targets.py --text wiki.valid.raw.gz --test wiki.test.raw.gz --rounds 1
 
-Protocol and flags as in `search.py`.  `hf`, `vllm`, `gguf` and `any` allow the same shapes where
-they differ in nothing that this model has; then they are searched once.  The last line of stdout
-is one JSON document.
+Protocol and flags are those of `protocol.py`.  `hf`, `vllm`, `gguf` and `any` allow the same
+shapes where they differ in nothing that this model has; then they are searched once.  The last
+line of stdout is one JSON document.
 """
 
 import argparse
 
 from lightstride.prune.space.targets import TARGETS
-from record import finish
-from search import Bench, open_bench, run_all, search_flags
+from output import finish
+from protocol import Bench, open_bench, run_all, search_flags
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Write the built-in text as two files, for benchmarks on a machine without other text.
 
-    python benchmarks/built_in_text.py FOLDER
+    python benchmarks/make_text.py FOLDER
 
 makes FOLDER/calibration.txt and, of other documents, FOLDER/held-out.txt.
 """
