@@ -3,9 +3,9 @@
     python benchmarks/search.py --text wiki.valid.raw.gz --test wiki.test.raw.gz
     python benchmarks/search.py --text wiki.valid.raw.gz --test wiki.test.raw.gz --compare
 
-The protocol is that of `protocol.py`.  The default runs all rounds for several true sparsities at once.  With --compare
-the published search and the default one share one supernet, and their best plans are scored on
-windows that neither of them saw.  The last line of stdout is one JSON document.
+The protocol is that of `protocol.py`.  The default runs all rounds for several true sparsities at
+once.  With --compare the published search and the default one share one supernet, and their best
+plans are scored on windows that neither of them saw.  The last line of stdout is one JSON document.
 """
 
 import argparse

@@ -78,7 +78,9 @@ def test_a_supernet_is_read_and_would_be_built_again(tmp_path: Path) -> None:
     assert shapes[Site(1, "attention")] == (AttentionShape(1, 1), AttentionShape(2, 2))
     assert shapes[Site(0, "ffn")] == (FFNShape(8), FFNShape(16), FFNShape(24))
     centre = {site: some[0] for site, some in shapes.items()}
-    new = build_supernet(model, adapter, tokens, shapes, centre, tmp_path / "net", relative=False)
+    new = build_supernet(
+        model, adapter, tokens, shapes, centre, tmp_path / "net", weigh_tokens=False
+    )
     for site, some in shapes.items():
         for shape in some:
             ours, theirs = new.load(site, shape), old.load(site, shape)

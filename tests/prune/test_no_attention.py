@@ -283,7 +283,7 @@ def test_the_first_block_keeps_its_attention() -> None:
     dense = adapter_for(model.config).geometry(model.config)
     headless = replace(dense, attention=(NO_ATTENTION, *dense.attention[1:]))
     with pytest.raises(ExportError, match="block 0 has no attention"):
-        check_decilm(model.config, headless)
+        check_decilm(headless)
 
 
 def test_pruning_again_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""What `lightstride prune` does: check everything, then statistics, search, weights, checkpoints.
+"""`lightstride prune`: check everything, then statistics, search, weights, checkpoints.
 
 Everything that can be refused is refused before the first long stage.  Every stage leaves a
 file in the work folder when it is finished; a run that was killed goes on from them with
@@ -59,7 +59,7 @@ def prune(config: PruneConfig) -> Mapping[str, object]:
 
 
 def print_forecast(run: PruneRun) -> None:
-    """Say on stderr how long the run will take, from what this machine does in a few seconds."""
+    """Write to stderr how long the run will take, by rates measured in a few seconds."""
     if rank() == 0:
         runner = run.runner
         batch_BL = runner.calibration_NL[: runner.settings.batch_size]
@@ -69,13 +69,13 @@ def print_forecast(run: PruneRun) -> None:
 
 
 def size_folder(config: PruneConfig, share: float) -> Path:
-    """Where the checkpoint of a sparsity goes."""
+    """Folder of the checkpoint of a sparsity."""
     output = Path(config.output)
     return output if len(config.sparsity) == 1 else output / name_of(share)
 
 
 def finish_size(run: PruneRun, share: float, results: Sequence[RoundResult]) -> Numbers:
-    """Refit, measure and save the plan of one sparsity; what was measured."""
+    """Refit, measure and save the plan of one sparsity; its numbers."""
     runner, name = run.runner, name_of(share)
     note, folder = runner.work / f"size-{name}.json", size_folder(run.config, share)
     is_saved = note.exists() and (folder / "lightstride.json").exists()
@@ -115,7 +115,7 @@ def finish_size(run: PruneRun, share: float, results: Sequence[RoundResult]) -> 
 
 
 def heal_and_measure(run: PruneRun, smaller: PreTrainedModel, plan: Plan, name: str) -> Numbers:
-    """Train what is left towards the dense model, and measure it again."""
+    """Train the smaller model towards the dense one, and measure it again."""
     runner, config = run.runner, run.config
     healing = Healing(passes=config.heal, learning_rate=config.heal_rate, seed=config.seed)
     folder = runner.work / f"healing-{name}"
@@ -150,7 +150,7 @@ def measure(run: PruneRun, model: PreTrainedModel, plan: Plan, name: str) -> Num
 
 
 def table(rows: Sequence[Numbers]) -> str:
-    """What was made of the model, for a person."""
+    """Sizes and perplexities of all models, as a Markdown table."""
     cells = []
     for row in rows:
         assert isinstance(row["parameters"], int)

@@ -22,14 +22,14 @@ def target_of(config: PruneConfig, geometry: Geometry) -> Target:
 
 
 def cost_of(config: PruneConfig, geometry: Geometry) -> CostFunction:
-    """What the budget counts; parameters stand in for time that has not been measured."""
+    """Cost of a site in the budget's unit; parameters, where time is not measured yet."""
     if config.budget == "memory":
         return memory_cost(geometry, MemorySettings(context=config.context, batch=config.batch))
     return parameter_cost(geometry)
 
 
 def serving_of(config: PruneConfig) -> LatencySettings:
-    """What a latency budget times."""
+    """Settings of a latency budget."""
     return LatencySettings(
         context=config.context,
         batch=config.batch,
@@ -39,7 +39,7 @@ def serving_of(config: PruneConfig) -> LatencySettings:
 
 
 def rounds_of(config: PruneConfig) -> RoundSettings:
-    """How a plan is found."""
+    """Settings of the rounds."""
     assert config.rounds is not None
     assert config.levels is not None
     assert config.split is not None

@@ -27,7 +27,7 @@ class Texts:
 
     @property
     def record(self) -> dict[str, object]:
-        """Where the tokens of each role came from, for `lightstride.json`."""
+        """Source of the tokens of each role, for `lightstride.json`."""
         return {
             role: {
                 "source": windows.source,

@@ -2,13 +2,13 @@
 
 Candidates are run as cut layers.  They are sorted, so that those with the same first blocks
 stand together, and blocks that two neighbours share are computed once (`run_sorted`).  The
-dense model's answers are remembered for its likeliest tokens only (`divergence.py`), logits
+dense model's answers are kept for its likeliest tokens only (`training/top_k_kl.py`), logits
 exist for a slice of positions at a time, and cut weights are kept as long as memory allows.
 
 Paper: Tyr-the-Pruner (https://arxiv.org/abs/2503.09657), eq. 6 and section 3.4:
 sum_l alpha_l |h_l dense - h_l sparse|^2 + beta KL(dense | sparse).  We differ: the mass
 outside the top k counts, hidden states are compared relative to the dense ones' length, and
-nothing is zeroed, so that a candidate costs what it will cost when it is used.
+nothing is zeroed, so that a candidate takes as long as the model that is made of it.
 
 Shapes: N windows, L tokens each, B windows of a batch, D hidden size, P scored positions.
 """
@@ -46,7 +46,7 @@ CutSiteOf = Callable[[Site, Shape], CutSite]
 
 @dataclass(frozen=True, kw_only=True)
 class FitnessSettings:
-    """How candidates are compared with the dense model."""
+    """Settings of the comparison with the dense model."""
 
     top_k: int = 512
     """Likeliest tokens of the dense model that are outcomes of their own."""
@@ -82,7 +82,7 @@ class FitnessSettings:
 
 @dataclass(frozen=True)
 class DenseAnswer:
-    """What the dense model says about one window."""
+    """The dense model's predictions on one window."""
 
     teacher: Teacher
     hidden: dict[int, Tensor]
@@ -282,7 +282,7 @@ class Fitness:
         )
 
     def record_dense(self, batch: WindowBatch) -> list[DenseAnswer]:
-        """What the dense model says about each window."""
+        """The dense model's predictions on each window."""
         hidden = [batch.hidden_BLD]
         for index in range(len(self.blocks)):
             hidden.append(self.run_block(index, batch, hidden[-1]))
@@ -311,7 +311,7 @@ def block_keys(plan: Plan) -> tuple[tuple[Shape, ...], ...]:
 
 
 def common_blocks(one: Plan, other: Plan) -> int:
-    """How many first blocks two plans share."""
+    """The number of first blocks that two plans share."""
     count = 0
     for left, right in zip(block_keys(one), block_keys(other), strict=True):
         if left != right:

@@ -1,4 +1,4 @@
-"""How long a run takes on this machine, and how that is found out before it starts.
+"""The time of a run on this machine, predicted before it starts.
 
 Three kinds of operations are counted, each with a rate that is measured in a few seconds on the
 model at hand:
@@ -35,7 +35,7 @@ from lightstride.search.guided import GuidedSettings
 
 GRAM_SHARE = 9 / 16
 PROBE_SHARE = 0.5
-"""Of the blocks, what a probe of one site computes anew."""
+"""Share of the blocks that a probe of one site computes anew."""
 CHILD_SHARE = 0.9
 """The same of an offspring."""
 MOST_CHANNELS = 1024

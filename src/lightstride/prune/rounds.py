@@ -6,7 +6,7 @@ shared by all sparsities of a run.  The closing round cuts and refits the chosen
 each site on the stream that the cut sites before it give, with all calibration tokens.
 
 Paper: https://arxiv.org/abs/2503.09657, section 3.5.  We differ: several sparsities share the
-first supernet and what the dense model said about the search text, early rounds measure on
+first supernet and the dense model's answers on the search text, early rounds measure on
 fewer tokens, and the closing round is ours.
 
 What is finished is a file in the work folder, so that a killed run goes on where it was.
@@ -48,17 +48,17 @@ FIRST_STEP = Fraction(1, 8)
 
 @dataclass(frozen=True, kw_only=True)
 class RoundSettings:
-    """How to go from a space to a plan."""
+    """Settings of the way from a space to a plan."""
 
     search: GuidedSettings | EvolutionSettings | None = field(default_factory=GuidedSettings)
     """None keeps the uniform plan."""
     num_rounds: int = 4
     num_levels: int = 9
     split: Split = "free"
-    """Whether attention and FFN trade parameters, or keep the uniform plan's shares."""
+    """Attention and FFN trade parameters (free), or keep the uniform plan's shares (fixed)."""
     accumulation: Accumulation = "median"
     weigh_tokens: bool = True
-    """Whether tokens count by the inverse of their residual stream's square, or all alike."""
+    """Tokens count by the inverse square of their residual stream; else all count alike."""
     correction: float = 0.35
     """Part of the accumulated drift that each site of the closing round undoes."""
     damping: float = 0.01
@@ -78,7 +78,7 @@ class RoundSettings:
 
 @dataclass(frozen=True)
 class RoundResult:
-    """What one search of one round found."""
+    """The best plan of one search of one round, and its cost."""
 
     share: float
     round: int
@@ -87,7 +87,7 @@ class RoundResult:
     tokens: int
     seconds: float
     slopes: Mapping[Site, float] = field(default_factory=dict)
-    """What the search came to believe of each site; the next round starts from it."""
+    """Every site's slope, as the search learned it; the next round starts from these."""
 
     def summary(self) -> dict[str, object]:
         """Its figures, for a `result.json`."""
@@ -106,7 +106,7 @@ class RoundResult:
 
     @classmethod
     def from_json(cls, document: Mapping[str, object]) -> "RoundResult":
-        """What `to_json` wrote."""
+        """The result that `to_json` wrote."""
         slopes = document["slopes"]
         assert isinstance(slopes, dict)
         parsed = {Site.parse(site): slope for site, slope in slopes.items()}
@@ -123,7 +123,7 @@ class SearchTask:
     centre: Plan
     space: Space
     known: Mapping[Site, float]
-    """What the last round came to believe of the sites."""
+    """Every site's slope, as the last round learned it."""
 
     @property
     def name(self) -> str:
@@ -139,16 +139,16 @@ class RoundRunner:
     adapter: Adapter
     space: Space
     dense_cost: int
-    """What the dense model costs in the space's coin."""
+    """Cost of the dense model in the space's unit."""
     calibration_NL: Tensor
     search_NL: Tensor
     work: Path
     settings: RoundSettings
     device: str | None = None
-    """Where statistics are computed, if not where the model is."""
+    """Device for the statistics, if not the model's own."""
     progress: bool = False
     progress_for: ProgressFor[Plan] = no_progress
-    """What is called after each generation of a search."""
+    """Gives the function to call after each generation of a search."""
 
     def __post_init__(self) -> None:
         self.answers: dict[int, DenseAnswer] = {}
@@ -158,11 +158,11 @@ class RoundRunner:
         return uniform_plan(self.space, share, self.limit(share))
 
     def limit(self, share: float) -> int:
-        """What a plan of this sparsity may cost; raises BudgetError if there is none."""
+        """Highest cost of a plan of this sparsity; raises BudgetError if there is none."""
         return limit_for(share, self.dense_cost, self.space)
 
     def plans(self, shares: Sequence[float]) -> dict[float, list[RoundResult]]:
-        """For every sparsity, what each round found; the last is the plan to take."""
+        """The results of all rounds, by sparsity; the last one has the plan to take."""
         found: dict[float, list[RoundResult]] = {share: [] for share in shares}
         if self.settings.search is None:
             return found
@@ -174,7 +174,7 @@ class RoundRunner:
         return found
 
     def next_task(self, share: float, number: int, before: Sequence[RoundResult]) -> SearchTask:
-        """What to search in a round, after what the rounds before it found."""
+        """The search of a round that follows these results."""
         centre = before[-1].plan if before else self.centre(share)
         known = before[-1].slopes if before else {}
         return SearchTask(share, number, centre, self.narrowed(number, centre), known)
@@ -246,7 +246,7 @@ class RoundRunner:
         )
 
     def search(self, task: SearchTask, supernet: Supernet) -> RoundResult:
-        """Search a supernet and write down what was found."""
+        """Search a supernet; the result is also written to the work folder."""
         with ExitStack() as stack:
             memory = accelerator_memory(self.model, self.device or "cpu")
             stack.enter_context(dispatched(self.model, self.adapter, memory))
@@ -313,7 +313,7 @@ class RoundRunner:
         return {site: supernet.load(site, shape) for site, shape in plan.shapes.items()}
 
     def load_result(self, task: SearchTask) -> RoundResult | None:
-        """What a finished search found, on every rank."""
+        """The result of a finished search, on every rank; None if it is not finished."""
         path = self.work / f"{task.name}.json"
         text = path.read_text("utf-8") if rank() == 0 and path.exists() else ""
         text = broadcast_object(text)
@@ -325,14 +325,14 @@ class RoundRunner:
             raise WorkError(f"{path} is damaged: delete it") from error
 
     def save_result(self, task: SearchTask, result: RoundResult) -> None:
-        """Write down what a search found."""
+        """Write the result of a search to the work folder."""
         if rank() == 0:
             write_json(self.work / f"{task.name}.json", result.to_json())
         barrier()
 
 
 def first_window(search: GuidedSettings, number: int, num_windows: int, window: int) -> int:
-    """Where a round starts to read: every round judges on text of its own while there is any."""
+    """First window of a round: every round reads windows of its own while there are any."""
     used = sum(-(-count // window) for count in search.tokens)
     return (number - 1) % max(1, num_windows // used) * used
 

@@ -2,7 +2,7 @@
 
 A search is a function of its seed and of the answers to its evaluations.  The log appends
 each answer to `search.jsonl`; a killed run is resumed by running it again from the start, with
-the log answering what was evaluated before.  A line cut off by the kill is dropped.
+the log answering all evaluations that were made before.  A line cut off by the kill is dropped.
 With several processes every one remembers everything, and rank 0 writes.
 """
 
@@ -21,7 +21,7 @@ from lightstride.search.space import P
 
 @dataclass(frozen=True, order=True)
 class Sample:
-    """Which search tokens an evaluation reads: so many, from the window of this index on."""
+    """The search tokens that an evaluation reads: so many, from the window of this index on."""
 
     tokens: int
     first_window: int = 0
@@ -31,12 +31,12 @@ Evaluate = Callable[[Sequence[P], Sample], list[float]]
 """Fitness of each plan on a sample, lower is better; a pure function of plan and sample."""
 
 Note = Mapping[str, object]
-"""What is written beside an evaluation, for whoever reads the file: generation, stage, role."""
+"""Facts written beside an evaluation for the file's readers: generation, stage, role."""
 
 
 @dataclass
 class EvaluationLog(Generic[P]):
-    """Asks `evaluate` for what is not yet known and remembers all answers."""
+    """Calls `evaluate` for unknown pairs of plan and sample, and remembers all answers."""
 
     evaluate: Evaluate[P]
     path: Path | None = None

@@ -1,4 +1,4 @@
-"""The default search: what is known guides it, so that few evaluations are enough.
+"""The default search: known losses guide it, so that few evaluations are enough.
 
 1. Every site is probed once: one level down from the centre, on few tokens.  The differences
    tell how strongly the fitness follows each site's loss, which is known for all levels.  A
@@ -7,7 +7,7 @@
    programming gives the best plan within the budget and within a radius of levels around the
    parent.  The first uses the expected slopes, and radii differ, so that every generation
    holds steps of many lengths.
-3. Offspring race: all on few tokens, the best ones on more, adding to what was measured; the
+3. Offspring race: all on few tokens, the best ones on more, whose fitness is averaged in; the
    parent always runs to the end.  Every result improves the posterior.
 
 Costs finer than the knapsack's grid are rounded up to it, so that its optimum may leave some of
@@ -15,7 +15,7 @@ the budget unspent.  `Moves.repair` then grows the plan at the sites with the la
 result is within the budget, and the optimum of the model up to one cell of the grid a site.
 
 Related: trust-region Bayesian optimization with Thompson sampling (TuRBO, arXiv 1910.01739).
-The published search (`evolution.py`) draws blindly and forgets what it measured.
+The published search (`evolution.py`) draws blindly and forgets its measurements.
 """
 
 from collections.abc import Mapping, Sequence

@@ -4,7 +4,7 @@ Every step ends within the limit and, unless nothing can grow, so near to it tha
 level fits.  Every loop is bounded: costs only fall, then only rise.
 
 Groups that have a limit of their own trade among their own sites alone; the sites of all other
-groups trade with each other, and may cost what the limited groups leave.
+groups trade with each other, and share the cost that the limited groups leave.
 
 Paper: https://arxiv.org/abs/2503.09657, section 3.4 (sparsity shift).  We differ: a shift
 exchanges true cost, between all sites unless groups have limits.

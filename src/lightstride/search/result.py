@@ -1,4 +1,4 @@
-"""What a search returns, and what it reports while it runs."""
+"""The result of a search, and its reports while it runs."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -18,7 +18,7 @@ class SearchResult(Generic[P]):
     tokens: int
     """Tokens evaluated so far, over all candidates."""
     slopes: tuple[float, ...] = ()
-    """How strongly the fitness follows each site's loss, as learned by the guided search."""
+    """Every site's slope of the fitness over its loss, as the guided search learned it."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class GenerationReport(Generic[P]):
 
     generation: int
     generations: int
-    """How many there are at most."""
+    """The highest number of generations."""
     plan: P
     """The best so far."""
     fitness: float
@@ -38,7 +38,7 @@ class GenerationReport(Generic[P]):
 OnGeneration = Callable[[GenerationReport[P]], None]
 """Called after every generation."""
 ProgressFor = Callable[[str], AbstractContextManager[OnGeneration[P]]]
-"""Given the title of a search: what is called after each of its generations."""
+"""Given the title of a search: the function to call after each of its generations."""
 
 
 def no_report(report: GenerationReport[P]) -> None:

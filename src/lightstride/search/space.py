@@ -20,7 +20,7 @@ LevelIndices = tuple[int, ...]
 
 
 class Plan(Protocol):
-    """What a fitness is asked about."""
+    """A plan as the fitness and the log see it."""
 
     @property
     def key(self) -> str:
@@ -33,7 +33,7 @@ C = TypeVar("C", bound=Hashable)
 
 
 class Space(Protocol[P]):
-    """What a search asks of a space."""
+    """A space as a search sees it."""
 
     @property
     def level_costs(self) -> tuple[tuple[int, ...], ...]:

@@ -99,7 +99,7 @@ class Observation:
 
 @dataclass(frozen=True)
 class Posterior:
-    """Slopes of all sites over what is common to all: expected, and a root of the covariance."""
+    """Slopes of all sites over the common slope: their mean, and a root of their covariance."""
 
     mean_S: Array
     root_SS: Array

@@ -1,4 +1,4 @@
-"""Which units of a site go: FFN channels one after the other, KV groups and query heads.
+"""Choice of the units to remove: FFN channels one after the other, KV groups, query heads.
 
 Removing the inputs R of y = W x costs 1/2 tr(W_R P[R, R]^-1 W_R^T) with P the inverse of the
 (damped) Gram matrix; afterwards the inputs that are left have the inverse Gram matrix
@@ -121,7 +121,7 @@ class PartialCut:
         return tuple(head for head in self.heads if head[0] in groups)
 
     def columns(self, heads: Sequence[Head]) -> Tensor:
-        """Where the inputs of these heads are among those left."""
+        """Indices of these heads' inputs among those left, shape (K,)."""
         head_dim = len(self.inverse_KK) // len(self.heads)
         places = [self.heads.index(head) for head in heads]
         return head_columns(places, head_dim).to(self.weight_OK.device)
@@ -131,7 +131,7 @@ class PartialCut:
         return removal_cost(self.weight_OK, self.inverse_KK, self.columns(heads))
 
     def removing(self, heads: Sequence[Head]) -> "PartialCut":
-        """What is left without these heads."""
+        """The cut after the removal of these heads."""
         if not heads:
             return self
         left = tuple(head for head in self.heads if head not in heads)
@@ -148,14 +148,14 @@ class PartialCut:
         )
 
     def removing_cheapest(self, choices: Iterable[Sequence[Head]]) -> "PartialCut":
-        """What is left without the cheapest of these sets of heads."""
+        """The cut after the removal of the cheapest of these sets of heads."""
         return self.removing(min(choices, key=self.cost_of))
 
     def removing_cheapest_group(self) -> "PartialCut":
         return self.removing_cheapest(self.heads_of(group) for group in self.groups)
 
     def removing_cheapest_queries(self) -> "PartialCut":
-        """What is left without one query head of every group, taken one after the other."""
+        """The cut after the removal of one query head of every group, one after the other."""
         cut = self
         for group in self.groups:
             cut = cut.removing_cheapest((head,) for head in self.heads_of(group))
@@ -180,7 +180,7 @@ def choose_heads(
 
 
 def num_cuts(shape: AttentionShape, dense: AttentionShape) -> int:
-    """How many ways there are to cut a dense attention to a shape."""
+    """The number of ways to cut a dense attention to a shape."""
     ways = math.comb(dense.queries_per_group, shape.queries_per_group)
     return math.comb(dense.num_kv_heads, shape.num_kv_heads) * int(ways**shape.num_kv_heads)
 
@@ -248,7 +248,7 @@ def greedy_cuts(
 def steps_from(
     cut: PartialCut, step: Callable[[PartialCut], PartialCut], num_steps: int
 ) -> Iterator[PartialCut]:
-    """The cut, and what each of the steps makes of it."""
+    """The cut, and the cuts after each of the steps."""
     yield cut
     for _ in range(num_steps):
         cut = step(cut)

@@ -50,7 +50,7 @@ def add_cross(cross_IJ: Tensor, rows_TI: Tensor, others_TJ: Tensor) -> None:
 
 
 def mirror(upper_II: Tensor) -> Tensor:
-    """The whole symmetric matrix, made in place from what lies on and above the diagonal."""
+    """The whole symmetric matrix, made in place from its entries on and above the diagonal."""
     upper_II.triu_()
     upper_II += upper_II.triu(1).T
     return upper_II

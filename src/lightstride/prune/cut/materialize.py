@@ -3,7 +3,7 @@
 What a cut removes: an FFN channel is a row of gate and up and a column of down; a query head is
 its rows of q and its columns of o; a KV group is its rows of k and v and its query heads; an
 attention without groups is taken out whole.  The
-output weights of what stays come refitted from a `CutSite`; all other weights are slices of the
+output weights of kept units come refitted from a `CutSite`; all other weights are slices of the
 dense ones.  The masked twin has zeros where the smaller model has nothing, and so gives the
 same logits; it is the plain way, for tests.
 
@@ -52,9 +52,9 @@ def cut_weights(dense: SiteWeights, level: CutSite, shape: Shape, head_dim: int)
 
 
 def masked_weights(dense: SiteWeights, level: CutSite, shape: Shape, head_dim: int) -> SiteWeights:
-    """The weights of a site of dense `shape`, with zero output weights for what a level cuts.
+    """The weights of a site of dense `shape`, with zero output weights for the units that go.
 
-    Norms over all heads and what goes into them are masked too (`head_norms.py`).
+    Norms over all heads and their inputs are masked too (`head_norms.py`).
     """
     cut = output_weights(dense, level)
     name = output_name(dense)
@@ -66,7 +66,7 @@ def masked_weights(dense: SiteWeights, level: CutSite, shape: Shape, head_dim: i
 
 
 def output_name(weights: SiteWeights) -> str:
-    """Which of a site's weights are its output weights."""
+    """Name of the output weights among a site's weights."""
     return next(name for name in OUTPUT_NAME.values() if name in weights)
 
 
@@ -116,7 +116,7 @@ def install(
 ) -> None:
     """Cut these sites of a model in place, each from its dense weights; None puts those back.
 
-    `dense` is what `DenseSites.of` gave before the first cut.  The model's config is left as
+    `dense` comes from `DenseSites.of` before the first cut.  The model's config is left as
     it is: it still says the dense widths.  An attention that was lost whole is not put back.
     """
     blocks = adapter.blocks(model)
@@ -134,7 +134,7 @@ def sharing_copy(model: PreTrainedModel) -> PreTrainedModel:
 def materialize(
     model: PreTrainedModel, adapter: Adapter, levels: Mapping[Site, CutSite]
 ) -> PreTrainedModel:
-    """A new smaller model with these sites cut; what is not cut is shared with `model`."""
+    """A new smaller model with these sites cut; all other weights are shared with `model`."""
     dense = DenseSites.of(model, adapter)
     smaller = sharing_copy(model)
     install(smaller, adapter, dense, levels)
@@ -162,7 +162,7 @@ def configure(
 def mask(
     model: PreTrainedModel, adapter: Adapter, levels: Mapping[Site, CutSite]
 ) -> PreTrainedModel:
-    """The masked twin: a new model of the old widths, with zeros for what is cut."""
+    """The masked twin: a new model of the old widths, with zeros for the units that go."""
     dense = DenseSites.of(model, adapter)
     twin = sharing_copy(model)
     blocks = adapter.blocks(twin)

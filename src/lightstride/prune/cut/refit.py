@@ -98,7 +98,7 @@ def prune_ffn(
     damping: float = 0.01,
     chunk: int = 16,
 ) -> list[CutSite]:
-    """One level for each width, in the order given; narrower ones keep some of what wider keep."""
+    """One cut for each width, in the order given; narrower ones keep some of wider ones' units."""
     num_channels = weight_OC.shape[1]
     widths = [shape.num_channels for shape in shapes]
     assert all(0 < width <= num_channels for width in widths)

@@ -1,15 +1,24 @@
 """Measure the inputs of every site's output weights, while the model streams by.
 
-At every site, in the order they are computed, the Gram matrix H = sum x x^T of the inputs of
-its output weights is taken over all tokens and shown to a visitor, whose answer is what the
-stream goes on with: the next site sees what the sites cut before it really give it.
+At every site, in the order of computation, the Gram matrix H is summed over all tokens,
 
-A token's weight w is 1, or 1 / mean(r^2) with r the hidden state after the site (dense, on the
-stream's own inputs): what is added to r then counts relative to it, as the norms downstream
-make it count.  The drift e is r of the dense stream minus r of this stream: refitting W to
-t = W x + alpha e makes a site undo a part of what the cuts before it did.  Both need blocks that
-add what a site answers to the hidden states; others (Gemma's, which normalize it first) have
-w = 1 and no drift.
+    H = sum_t w_t x_t x_t^T,        x_t the inputs (I,) of the site's output weights,
+
+and given to a callback, which returns the cut site.  The stream goes on with the cut's outputs, so
+that the next site is measured on the inputs that it will really have.
+
+A token's weight is w_t = 1, or
+
+    w_t = 1 / mean(r_t^2),          r_t the residual stream after the site,
+
+with r_t computed by the dense site on this stream's inputs.  Errors then count relative to r_t, as
+the norms downstream make them count.  The drift is
+
+    e_t = r_t of the dense stream - r_t of this stream;
+
+refitting the output weights W to the targets W x_t + alpha e_t lets a site undo the part alpha of
+the error that the cuts before it left.  Both need blocks that add their sites' outputs to the
+residual stream; others (Gemma's normalize them first) have w_t = 1 and no drift.
 
 Paper: Tyr-the-Pruner (https://arxiv.org/abs/2503.09657), section 3.3, algorithm 2.  We
 differ: attention is cut before the FFN's inputs are taken, as the paper says and its
@@ -64,7 +73,7 @@ CHUNK_TOKENS = 4096
 
 @dataclass(frozen=True)
 class SiteStatistics:
-    """What was measured at one site over all tokens, and the weights it has."""
+    """Sums over all tokens at one site, and the site's weights."""
 
     gram_II: Tensor
     """Sum of w x x^T over all tokens, fp32, not normalized."""
@@ -80,7 +89,7 @@ OnSite = Callable[[Site, SiteStatistics], CutSite | None]
 
 @dataclass(frozen=True)
 class ShardLayout:
-    """How this rank's windows are cut: into shards, these into chunks, these into batches."""
+    """This rank's windows, cut into shards, these into chunks, these into batches."""
 
     num_shards: int
     """Shards of all ranks."""
@@ -245,7 +254,7 @@ def open_streams(
 def same_on_all_ranks(
     weights: SiteWeights, site: Site, geometry: Geometry, level: CutSite | None
 ) -> OutputWeights:
-    """What a site answers with at the level that rank 0 gives, on every rank."""
+    """The output weights of a site at the cut that rank 0 gives, on every rank."""
     dense = OutputWeights.of(weights, site.kind)
     if level is not None:
         weights = masked_weights(weights, level, geometry.shape(site), geometry.head_dim)
@@ -281,7 +290,7 @@ def inputs_on_all_ranks(
 
 @dataclass(frozen=True)
 class SiteLoop:
-    """What it takes to settle one site after the other."""
+    """The loop's constants: how a site is measured, cut and passed."""
 
     adapter: Adapter
     geometry: Geometry

@@ -1,10 +1,10 @@
 """Activations on their way through a model, one block at a time, site by site.
 
 A block is run up to the input of a site's output layer, and that input is kept; from then on
-the site is bypassed and answers what its (perhaps cut) output weights make of that input.  So
-each product of a block is computed about once, whatever is decided at its sites.  Most blocks
-are additive: their output is their input plus what their sites answer.  There the answer of a
-settled site is added to the hidden states at once, and the norms before it are not run again;
+the site is bypassed, and its output is the product of its (perhaps cut) output weights and that
+input.  So each product of a block is computed about once, whatever is decided at its sites.  Most
+blocks are additive: their output is their input plus their sites' outputs.  There the output of a
+passed site is added to the hidden states at once, and the norms before it are not run again;
 the bits are the same.  Only the block's weights and a batch of activations are on the device;
 the rest lies in memory, or in a memory-mapped temporary file.
 
@@ -37,7 +37,7 @@ class _Stop(Exception):  # noqa: N818 - no error: it ends a forward pass early
 
 @dataclass(frozen=True)
 class Call:
-    """What a decoder hands to a block besides the hidden states."""
+    """Arguments of a block besides the hidden states."""
 
     args: tuple[object, ...]
     kwargs: dict[str, object]
@@ -104,7 +104,7 @@ class OutputWeights:
 
 
 class ActivationStore:
-    """Where activations rest between two uses: in memory, or in a temporary file."""
+    """Storage of activations between two uses: in memory, or in a temporary file."""
 
     def __init__(self, store: Store, stack: ExitStack) -> None:
         self.folder: Path | None = None
@@ -128,22 +128,22 @@ class Stream:
     """Activations of this rank's windows, as far as the model has been run."""
 
     hidden_NLD: Tensor
-    """Inputs of the block at hand; in an additive block, with what settled sites have added."""
+    """Inputs of the block at hand; in an additive block, plus the passed sites' outputs."""
     adapter: Adapter
     shelf: ActivationStore
     device: torch.device
     inputs: dict[Kind, Tensor] = field(default_factory=dict)
     """Inputs (N, L, I) of the output weights of the sites that were reached."""
     outputs: dict[Kind, OutputWeights | None] = field(default_factory=dict)
-    """What settled sites of the block at hand answer with: nothing in an additive block."""
+    """Output weights of the block's passed sites; None where their outputs are added already."""
     use_additivity: bool = True
-    """Whether to make use of additive blocks; without, for tests, all are run alike."""
+    """Use the shortcut of additive blocks; without it, for tests, all are run alike."""
     additive: bool = False
-    """Whether the block at hand only adds its sites' answers to the hidden states."""
+    """True if the block at hand only adds its sites' outputs to the hidden states."""
 
     @property
     def adds_directly(self) -> bool:
-        """Whether answers of settled sites are added to the hidden states at once."""
+        """True if outputs of passed sites are added to the hidden states at once."""
         return self.additive and self.use_additivity
 
     def enter(self, block: nn.Module, windows: slice, call: Call) -> None:
@@ -197,7 +197,7 @@ class Stream:
     def step(
         self, block: nn.Module, kind: Kind, output: OutputWeights, windows: slice, call: Call
     ) -> Tensor:
-        """Reach a site of which it is known that it answers by `output`; what `after` gives."""
+        """Run to a site whose output weights are known; the hidden states that `after` gives."""
         input_BLI = self.run_to_site(block, kind, windows, call, keep=not self.adds_directly)
         if not self.adds_directly:
             return self.after(block, kind, output, windows, call)
@@ -222,7 +222,7 @@ class Stream:
             self.hidden_NLD[windows] = self._run(block, hidden_BLD, call, answers)
 
     def _answers(self, windows: slice, hidden_BLD: Tensor) -> dict[Kind, Tensor]:
-        """What the settled sites answer."""
+        """Outputs (B, L, D) of the passed sites."""
         return {
             kind: torch.zeros_like(hidden_BLD)
             if output is None
@@ -248,7 +248,7 @@ def embed(
     batches: Sequence[slice],
     shelf: ActivationStore,
 ) -> tuple[Tensor, Mapping[int, Sequence[Call]]]:
-    """What enters the first block (N, L, D), and for each batch size how the blocks are called."""
+    """Inputs of the first block (N, L, D), and the blocks' arguments for each batch size."""
     hidden_NLD: Tensor | None = None
     calls: dict[int, Sequence[Call]] = {}
     decoder = adapter.decoder(model)

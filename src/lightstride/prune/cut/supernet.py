@@ -1,8 +1,8 @@
 """A supernet: a folder that holds every site of a model at several shapes, refitted.
 
 It is built in one pass over the model, block by block: at each site all shapes are cut and
-refitted from one Gram matrix, stored, and the stream goes on with a stand-in for what the
-search will choose ("error accumulation").  With levels e of a site that lack shares S_e of
+refitted from one Gram matrix, stored, and the stream goes on with a stand-in for the shape that
+the search will choose ("error accumulation").  With levels e of a site that lack shares S_e of
 its parameters, the stand-in is
 
     none         the dense site
@@ -82,7 +82,7 @@ class Supernet:
     dense: Mapping[Site, Tensor]
     """Output weights of the dense model."""
     settings: Mapping[str, object]
-    """How it was built."""
+    """Settings of the build."""
 
     @classmethod
     def open(cls, folder: Path, model: PreTrainedModel, adapter: Adapter) -> "Supernet":
@@ -102,7 +102,7 @@ class Supernet:
         return tuple(self.entries[site].levels)
 
     def loss(self, site: Site, shape: Shape) -> float:
-        """What a level adds to its site's squared error (`CutSite.loss`)."""
+        """Squared error that a level adds at its site (`CutSite.loss`)."""
         return self.entries[site].levels[shape].loss
 
     def kept(self, site: Site, shape: Shape) -> Kept:
@@ -143,7 +143,7 @@ class SupernetBuilder:
     """Prunes, stores and stands in for one site after the other."""
 
     folder: Path
-    """Where the site files go while the supernet is not whole."""
+    """Folder of the site files while the supernet is not whole."""
     geometry: Geometry
     dense: Mapping[Site, Tensor]
     shapes: Mapping[Site, Sequence[Shape]]
@@ -153,7 +153,7 @@ class SupernetBuilder:
     damping: float
 
     def cut_and_store(self, site: Site, statistics: SiteStatistics) -> CutSite | None:
-        """Cut a site to all its shapes and store them; what the stream goes on with."""
+        """Cut a site to all its shapes and store them; the stand-in for the sites that follow."""
         gram_II = statistics.gram_II
         dense_OI, dense = self.dense[site].to(gram_II.device), self.geometry.shape(site)
         target_OI = dense_OI.float()
@@ -169,7 +169,7 @@ class SupernetBuilder:
         return self.stand_in(site, {level.kept.shape: level for level in levels})
 
     def stand_in(self, site: Site, levels: Mapping[Shape, CutSite]) -> CutSite | None:
-        """What the next sites see of a site that has these levels."""
+        """The cut site on which the following sites are measured; None is the dense site."""
         if self.accumulation == "none":
             return None
         if self.accumulation == "median":
@@ -185,7 +185,7 @@ class SupernetBuilder:
 
 
 class FinishedSites(Mapping[Site, CutSite | None]):
-    """The sites whose files are there, and what the stream goes on with at each."""
+    """The sites whose files are there, and the stand-in of each."""
 
     def __init__(self, builder: SupernetBuilder) -> None:
         self.builder = builder
@@ -240,7 +240,7 @@ def description_of(
 
 
 def check_same(folder: Path, there: Json, wanted: Json) -> None:
-    """Raise WorkError, naming what differs, unless a folder's description is the wanted one."""
+    """Raise WorkError, naming the differences, unless a folder's description is the wanted one."""
     flat = []
     for document in (there, wanted):
         settings = document.get("settings")
@@ -300,7 +300,7 @@ def build_supernet(
     device: torch.device | str | None = None,
     progress: bool = False,
 ) -> Supernet:
-    """Build the supernet in `folder`, or what is left to build, or open it if it is whole.
+    """Build the supernet in `folder`, or the sites that are missing, or open it if it is whole.
 
     `centre` names a shape of every site, the stand-in with accumulation "median".  `weigh_tokens`
     weighs tokens, and `correction` says what part of the drift each site undoes (alpha), both as

@@ -36,7 +36,7 @@ Json = dict[str, object]
 
 @dataclass(frozen=True)
 class LevelEntry:
-    """What is known of a level without reading its weights."""
+    """A level without its weights."""
 
     kept: Kept
     loss: float
@@ -62,7 +62,7 @@ class LevelEntry:
 
 @dataclass(frozen=True)
 class SiteEntry:
-    """What is known of a site's levels without reading their weights."""
+    """A site's levels without their weights."""
 
     site: Site
     levels: Mapping[Shape, LevelEntry]
@@ -90,12 +90,12 @@ class SiteEntry:
 
 
 def is_dense(level: CutSite, dense_OI: Tensor) -> bool:
-    """Whether a level has the dense output weights."""
+    """True if a level has the dense output weights."""
     return level.output_OK.shape == dense_OI.shape and bool((level.output_OK == dense_OI).all())
 
 
 def rounded(level: CutSite, dense_OI: Tensor) -> CutSite:
-    """The level as it will be read back: its weights went through bf16, the dense ones did not."""
+    """The level as it will be read back: weights rounded to bf16; a dense level is kept exact."""
     if is_dense(level, dense_OI):
         return level
     bias_O = None if level.bias_O is None else level.bias_O.bfloat16().float()
@@ -124,7 +124,7 @@ def write_site(folder: Path, site: Site, levels: Sequence[CutSite], dense_OI: Te
 
 
 def read_entry(folder: Path, site: Site) -> SiteEntry | None:
-    """What the header of a site's file says; None if there is no whole file."""
+    """The header of a site's file; None if there is no whole file."""
     path = folder / SiteEntry(site, {}).file
     if not path.exists():
         return None
@@ -157,7 +157,7 @@ def read_level(folder: Path, entry: SiteEntry, shape: Shape, dense_OI: Tensor) -
 
 
 def damaged(path: Path, site: Site, shape: Shape) -> WorkError:
-    """The error that names a file whose contents are not what was written."""
+    """The error that names a file whose contents differ from their hashes."""
     return WorkError(
         f"supernet file {path} is damaged: site {site} at {shape_text(shape)} does not match its "
         "hash; delete the supernet's folder to build it again"

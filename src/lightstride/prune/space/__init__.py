@@ -1,4 +1,4 @@
-"""What may be chosen for every site, and what it costs; exact integers.
+"""Admissible shapes of every site and their costs, as exact integers.
 
 plan    one shape for every site    targets   limits of the engines
 budget    parameters, bytes, nanoseconds    latency   measured time of a shape

@@ -1,8 +1,8 @@
-"""What a plan may cost: parameters, bytes of memory, or measured time, always as integers.
+"""Costs of a plan: parameters, bytes of memory, or measured time, always as integers.
 
 Every budget is a function from a site's shape to an integer, so that sums are exact and the
-search trades attention against FFN in the same coin.  `--sparsity 0.25` then means: a quarter
-of the dense model's cost in that coin is gone.
+search trades attention against FFN in the same unit.  `--sparsity 0.25` then means: a quarter
+of the dense model's cost in that unit is gone.
 
     parameters   the site's weights and biases
     memory       their bytes, and the bytes of the KV cache at a given context and batch
@@ -22,7 +22,7 @@ CostFunction = Callable[[Site, Shape], int]
 
 @dataclass(frozen=True, kw_only=True)
 class MemorySettings:
-    """How a model will be served: what the weights and the KV cache take."""
+    """Sizes of weights and KV cache as the model will be served."""
 
     context: int
     """Tokens of context each sequence holds in the KV cache."""
@@ -74,6 +74,6 @@ def build_space(geometry: Geometry, target: Target, cost: CostFunction) -> Space
 
 
 def dense_cost(geometry: Geometry, cost: CostFunction) -> int:
-    """What the unpruned model costs in the same coin."""
+    """Cost of the unpruned model in the same unit."""
     plan = dense_plan(geometry)
     return sum(cost(site, shape) for site, shape in plan.shapes.items())

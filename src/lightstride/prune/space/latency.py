@@ -1,4 +1,4 @@
-"""How long a site takes on this device at every width: the table behind a latency budget.
+"""Time of a site on this device at every width: the table behind a latency budget.
 
 A site is timed alone, as its matrix products and the attention kernel between them: once as in
 a prefill of the whole context, once as in a decoding step against a full cache.  A shape's cost
@@ -23,16 +23,16 @@ from lightstride.models.shapes import NO_ATTENTION, AttentionShape, FFNShape, Ge
 
 @dataclass(frozen=True, kw_only=True)
 class LatencySettings:
-    """What is timed."""
+    """The calls that are timed, and their weights."""
 
     context: int
     """Tokens of a prefill, and of the KV cache that a decoding step reads."""
     batch: int = 1
     """Sequences at once."""
     prefill_weight: float = 1.0
-    """How many whole prefills count."""
+    """Number of whole prefills that count."""
     decode_weight: float = 256.0
-    """How many decoding steps count."""
+    """Number of decoding steps that count."""
     grid: int = 9
     """Widths of the FFN that are timed; the others lie between."""
     repeats: int = 5

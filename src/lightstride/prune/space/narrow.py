@@ -14,7 +14,7 @@ from lightstride.prune.space.plan import Plan, Space
 
 
 def limit_for(share: float, dense_cost: int, space: Space) -> int:
-    """What a plan may cost when `share` of the dense cost must go; checked to be reachable."""
+    """Highest cost of a plan that lacks `share` of the dense cost; BudgetError if none does."""
     limit = int(dense_cost * (1 - Fraction(str(share))))
     if not 0 < share < 1 or not space.smallest <= limit:
         highest = 1 - space.smallest / dense_cost
@@ -30,7 +30,7 @@ def uniform_plan(space: Space, share: float, limit: int) -> Plan:
     """The plan under `limit` that cuts attention and FFN alike, the same share in every block.
 
     Attention takes the shape nearest to the share; of equally near ones the shape with more
-    query heads, which loses less.  The FFN takes what is left of the budget.  Only where that is
+    query heads, which loses less.  The FFN takes the rest of the budget.  Only where that is
     not enough do blocks lose their attention whole, the last ones first.
     """
     wanted = 1 - Fraction(str(share))

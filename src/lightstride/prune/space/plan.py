@@ -2,11 +2,11 @@
 
 A *space* lists for every site its admissible shapes, each with an integer cost (parameters,
 bytes or nanoseconds: see `budget.py`).  A *plan* picks one shape for every site and, once
-the units are chosen, says which of them stay.  A *limit* is what a plan may cost at most.
+the units are chosen, says which of them stay.  A *limit* is the highest cost of a plan.
 
 Paper: Tyr-the-Pruner (https://arxiv.org/abs/2503.09657), section 3.3, where a site's
 variants lie at equal steps around a centre; we differ: a step is a share of the site's own
-parameters, widths are snapped to what the target allows, and budgets never drift.
+parameters, widths are snapped to the target's, and budgets never drift.
 """
 
 from collections.abc import Mapping
@@ -119,5 +119,5 @@ def dense_plan(geometry: Geometry) -> Plan:
 
 
 def kind_cost(space: Space, plan: Plan, kind: Kind) -> int:
-    """What the sites of one kind cost together."""
+    """Cost of all sites of one kind."""
     return sum(space.cost(s, shape) for s, shape in plan.shapes.items() if s.kind == kind)

@@ -1,6 +1,6 @@
-"""What an inference engine accepts, as limits on every site's shape, and the named targets.
+"""Limits of inference engines on every site's shape, and the named targets.
 
-The search never proposes a shape outside the target, so what is found can be exported.
+The search never proposes a shape outside the target, so its plans can be exported.
 Torch-free: export checks a plan against the same table.
 """
 
@@ -22,7 +22,7 @@ from lightstride.models.shapes import (
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """Limits on shapes; the defaults are what our own checkpoints need and nothing more."""
+    """Limits on shapes; the defaults are those of our own checkpoints."""
 
     name: str
     min_kv_heads: int = 1
@@ -60,7 +60,7 @@ class Target:
                 )
 
     def allows(self, shape: Shape, dense: Shape) -> bool:
-        """Whether a site (not of the first block) of dense shape `dense` may be cut to `shape`."""
+        """True if a site (not of the first block) of dense shape `dense` may be cut to `shape`."""
         if isinstance(shape, FFNShape):
             width = shape.num_channels
             aligned = width % self.channel_multiple == 0 or shape == dense
@@ -124,11 +124,11 @@ TARGETS: Mapping[TargetName, Target] = {
     ),
     "uniform": Target(name="uniform", uniform=True),
 }
-"""Blocks of 32 numbers are what Q8_0 and Q4_0 pack; for K-quants ask for multiples of 256."""
+"""Q8_0 and Q4_0 pack blocks of 32 numbers; for K-quants ask for multiples of 256."""
 
 
 def for_model(target: Target, geometry: Geometry) -> Target:
-    """The target narrowed to what its engines run of this family.
+    """The target narrowed to the shapes that its engines run of this family.
 
     `any` stands for transformers, vLLM and llama.cpp, or for the first two where llama.cpp has
     nothing for the family.
