@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lightstride.data.windows import Windows, pack, whole
+from lightstride.data.windows import Windows, packed_windows, strided_windows
 from lightstride.evaluate.perplexity import perplexity
 from lightstride.models.families.registry import adapter_for
 from lightstride.models.opening.load import load_model, load_tokenizer
@@ -159,14 +159,14 @@ def main() -> None:
             tokenizer, text, arguments.tokens, arguments.window, arguments.seed
         )
     else:
-        windows_NL = pack(
+        windows_NL = packed_windows(
             str(text),
             tokenizer,
             num_tokens=arguments.tokens,
             window=arguments.window,
             seed=arguments.seed,
         ).tokens_NL
-    held_out = whole(str(arguments.held_out), tokenizer, window=2048, every=10)
+    held_out = strided_windows(str(arguments.held_out), tokenizer, window=2048, every=10)
     settings = [Setting.parse(text, arguments.damping) for text in arguments.settings]
     rows = measure(model, windows_NL, held_out, arguments.plans, settings)
     numbers = {"tokens": windows_NL.numel(), "source": text.name, "rows": rows}

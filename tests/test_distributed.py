@@ -91,8 +91,8 @@ def as_ranks(num_ranks: int, num_shards: int, monkeypatch: pytest.MonkeyPatch) -
         tree = TreeSum(num_shards)
         for shard in ranks[rank]:
             tree.add(shard, values(num_shards)[shard])
-        assert [(level, index) for level, index, _ in tree.nodes] == tree_nodes(ranks[rank])
-        messages += [tensor for _, _, tensor in tree.nodes]
+        assert [(level, index) for level, index, _ in tree.pending] == tree_nodes(ranks[rank])
+        messages += [tensor for _, _, tensor in tree.pending]
     main = TreeSum(num_shards)
     for shard in ranks[0]:
         main.add(shard, values(num_shards)[shard])
@@ -120,7 +120,7 @@ def test_few_parts_wait_at_once() -> None:
     tree = TreeSum(64)
     for shard in range(64):
         tree.add(shard, torch.ones(1))
-        assert len(tree.nodes) <= 6
+        assert len(tree.pending) <= 6
     total = tree.total()
     assert total is not None
     assert total == 64

@@ -23,7 +23,7 @@ import lightstride
 from lightstride.errors import ModelError
 from lightstride.files import whole_folder
 from lightstride.generate import Decoder, PlainDecoder
-from lightstride.models.opening.explain import quiet, reading
+from lightstride.models.opening.explain import errors_explained, quiet
 from lightstride.models.opening.load import is_local, load_model, load_tokenizer, locate
 from lightstride.models.rebuild import rebuilt
 from lightstride.models.uneven import modeling as layered
@@ -125,6 +125,6 @@ def open_decoder(
 def is_smashed(source: str) -> bool:
     """Whether a source that could be read holds grafts and not a model of its own."""
     place = locate(source)
-    with reading(source, "config"):
+    with errors_explained(source, "config"):
         config = AutoConfig.from_pretrained(place, local_files_only=is_local(place))
     return isinstance(config, SmashConfig)

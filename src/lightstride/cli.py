@@ -116,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run(config)
         return 0
     except LightstrideError as error:
-        return complain(str(error), 2)
+        return print_error(str(error), 2)
     except BrokenPipeError:  # whoever read stdout has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -124,9 +124,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.strerror is None:
             raise
         where = "" if error.filename is None else f": {error.filename}"
-        return complain(f"{error.strerror}{where}", 2)
+        return print_error(f"{error.strerror}{where}", 2)
     except KeyboardInterrupt:
-        return complain("interrupted", 130)
+        return print_error("interrupted", 130)
 
 
 def parse(arguments: Sequence[str]) -> Command | None:
@@ -134,20 +134,20 @@ def parse(arguments: Sequence[str]) -> Command | None:
     said = io.TextIOWrapper(io.BytesIO(), "utf-8")
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            return configuration(arguments)
+            return parse_flags(arguments)
     except SystemExit as stop:
         if stop.code:
             said.seek(0)
-            raise ConfigError(one_line(said.read())) from None
+            raise ConfigError(flattened_box(said.read())) from None
     with contextlib.suppress(SystemExit):  # again, as the terminal likes it
-        configuration(arguments)
+        parse_flags(arguments)
     examples = [command.example for command, _ in COMMANDS.values()]
     named = [COMMANDS[name][0].example for name in arguments if name in COMMANDS]
     sys.stdout.write(f"\nexample: {[*named, *examples][0]}\n")
     return None
 
 
-def configuration(arguments: Sequence[str]) -> Command:
+def parse_flags(arguments: Sequence[str]) -> Command:
     """What tyro makes of the arguments; SystemExit on a mistake or a wish for help."""
     config = tyro.extras.subcommand_cli_from_dict(
         {name: command for name, (command, _) in COMMANDS.items()},
@@ -172,13 +172,13 @@ def run(config: Command) -> None:
         sys.stdout.write(json.dumps(document, allow_nan=False) + "\n")
 
 
-def complain(message: str, code: int) -> int:
+def print_error(message: str, code: int) -> int:
     """Print one line on stderr; the exit code."""
     sys.stderr.write(f"lightstride: error: {' '.join(message.split())}\n")
     return code
 
 
-def one_line(box: str) -> str:
+def flattened_box(box: str) -> str:
     """What the parser said in a box of several lines, in one; its help texts are left out."""
     parts: list[str] = [""]
     for line in box.splitlines():

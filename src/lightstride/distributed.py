@@ -117,34 +117,34 @@ class TreeSum:
     """
 
     num_shards: int
-    nodes: list[tuple[int, int, Tensor]] = field(default_factory=list)
+    pending: list[tuple[int, int, Tensor]] = field(default_factory=list)
     """Finished parts that wait for their neighbour, from left to right."""
 
     def add(self, shard: int, tensor: Tensor) -> None:
         """Take the tensor of one shard; a rank gives its shards in ascending order."""
-        self._push(0, shard, tensor)
+        self._merge(0, shard, tensor)
 
-    def _push(self, level: int, index: int, tensor: Tensor) -> None:
-        while self.nodes and index % 2 == 1 and self.nodes[-1][:2] == (level, index - 1):
-            tensor = self.nodes.pop()[2].add_(tensor)
+    def _merge(self, level: int, index: int, tensor: Tensor) -> None:
+        while self.pending and index % 2 == 1 and self.pending[-1][:2] == (level, index - 1):
+            tensor = self.pending.pop()[2].add_(tensor)
             level, index = level + 1, index // 2
-        self.nodes.append((level, index, tensor))
+        self.pending.append((level, index, tensor))
 
     def total(self) -> Tensor | None:
         """The sum over the shards of all ranks, on rank 0; None on the others."""
         if rank() > 0:
-            for _, _, tensor in self.nodes:
+            for _, _, tensor in self.pending:
                 dist.send(tensor, 0)
-            self.nodes.clear()
+            self.pending.clear()
             return None
         for sender in range(1, world_size()):
             for level, index in tree_nodes(owned_shards(self.num_shards, sender)):
-                received = torch.empty_like(self.nodes[0][2])
+                received = torch.empty_like(self.pending[0][2])
                 dist.recv(received, sender)
-                self._push(level, index, received)
-        total = self.nodes.pop()[2]
-        while self.nodes:
-            total = self.nodes.pop()[2].add_(total)
+                self._merge(level, index, received)
+        total = self.pending.pop()[2]
+        while self.pending:
+            total = self.pending.pop()[2].add_(total)
         return total
 
 

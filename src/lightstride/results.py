@@ -79,8 +79,8 @@ def write_result(
         schema=SCHEMA,
         kind=kind,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        numbers=plain(numbers),
-        config=plain(config),
+        numbers=jsonable(numbers),
+        config=jsonable(config),
         command=list(command),
         seed=seed,
         data=dict(data),
@@ -115,20 +115,20 @@ def read_result(path: str | Path) -> Result:
     return result
 
 
-def plain(values: Mapping[str, object]) -> dict[str, object]:
+def jsonable(values: Mapping[str, object]) -> dict[str, object]:
     """The same values as JSON has them: lists for tuples, null for what is not finite."""
-    return {str(key): _plain(value) for key, value in values.items()}
+    return {str(key): _jsonable(value) for key, value in values.items()}
 
 
-def _plain(value: object) -> object:
+def _jsonable(value: object) -> object:
     if isinstance(value, Mapping):
-        return plain(value)
+        return jsonable(value)
     if isinstance(value, str):
         return value
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if isinstance(value, Iterable):
-        return [_plain(each) for each in value]
+        return [_jsonable(each) for each in value]
     return value
 
 

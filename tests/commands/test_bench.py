@@ -50,4 +50,4 @@ def test_alone_there_are_no_ratios() -> None:
     config = BenchConfig(model="m", batch=(1,), prompt=(4,), new_tokens=3, repeats=1)
     numbers = run.measure(config, ["m"], [decoder()], Machine(1e10, 1e11))
     assert set(numbers) == {"machine", "model"}
-    assert "ratio" not in run.describe(numbers)
+    assert "ratio" not in run.load_tables(numbers)

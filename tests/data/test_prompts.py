@@ -8,7 +8,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from lightstride.data.prompts import Message, prompt_of, read_prompts, read_record
+from lightstride.data.prompts import Message, make_prompt, read_prompts, read_record
 from lightstride.errors import DataError, NetworkError
 
 USER = "Name a fruit."
@@ -34,7 +34,7 @@ RECORDS = {
 @pytest.mark.parametrize("layout", RECORDS)
 def test_every_layout_gives_the_same_prompt(layout: str) -> None:
     prompt = read_record(RECORDS[layout], "here")
-    assert prompt == prompt_of([Message("user", USER)], "chat")
+    assert prompt == make_prompt([Message("user", USER)], "chat")
 
 
 def test_inputs_follow_their_instruction() -> None:
@@ -45,7 +45,7 @@ def test_inputs_follow_their_instruction() -> None:
         {"prompt": "### Instruction:\nSort.\n\n### Input:\nb a\n\n### Response:"},
     ]
     prompts = [read_record(each, "here") for each in asked]
-    assert prompts == [prompt_of([Message("user", "Sort.\n\nb a")], "chat")] * 4
+    assert prompts == [make_prompt([Message("user", "Sort.\n\nb a")], "chat")] * 4
 
 
 def test_a_conversation_ends_with_the_users_last_turn() -> None:

@@ -5,8 +5,8 @@ import torch
 
 from helpers.toys import byte_tokenizer, tiny_llama
 from lightstride.data import sampled
-from lightstride.data.sampled import openings, sample_documents
-from lightstride.data.windows import pack
+from lightstride.data.sampled import sample_documents, text_openings
+from lightstride.data.windows import packed_windows
 from lightstride.errors import DataError
 
 
@@ -18,7 +18,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_enough_text_of_its_own() -> None:
     model, tokenizer = tiny_llama(), byte_tokenizer()
     documents = sample_documents(model, tokenizer, 1000, 0)
-    packed = pack("self", tokenizer, num_tokens=1000, window=50, documents=documents)
+    packed = packed_windows("self", tokenizer, num_tokens=1000, window=50, documents=documents)
     assert packed.tokens_NL.shape == (20, 50)
     assert packed.source == "self"
 
@@ -49,7 +49,7 @@ def test_a_chat_model_also_writes_conversations() -> None:
     assert 0 < len(chats) < len(documents)
     assert tokenizer.encode(chats[0])[: len(tokenizer.encode(opening))] == tokenizer.encode(opening)
     tokenizer.chat_template = None
-    assert [opening.is_chat for opening in openings(tokenizer)] == [False]
+    assert [opening.is_chat for opening in text_openings(tokenizer)] == [False]
 
 
 def test_a_start_token_that_the_tokenizer_adds_is_not_doubled() -> None:

@@ -12,14 +12,14 @@ import torch
 from helpers.texts import TEXTS, WIKITEXT
 from helpers.toys import byte_tokenizer
 from lightstride.data.documents import document_id
-from lightstride.data.windows import Windows, check_disjoint, pack, whole
+from lightstride.data.windows import Windows, check_disjoint, packed_windows, strided_windows
 from lightstride.errors import DataError
 
 
 @pytest.mark.parametrize("add_bos", [False, True])
 def test_packs_whole_documents_as_the_tokenizer_wants(jsonl: str, add_bos: bool) -> None:
     tokenizer = byte_tokenizer(add_bos=add_bos)
-    packed = pack(jsonl, tokenizer, num_tokens=2000, window=96)
+    packed = packed_windows(jsonl, tokenizer, num_tokens=2000, window=96)
     assert packed.tokens_NL.shape == (20, 96)
     assert packed.tokens_NL.dtype == torch.int64
     stream = packed.tokens_NL.flatten().tolist()
@@ -40,9 +40,10 @@ def test_packs_whole_documents_as_the_tokenizer_wants(jsonl: str, add_bos: bool)
 
 def test_the_seed_decides_and_nothing_else(jsonl: str) -> None:
     script = (
-        "import sys; from lightstride.data.windows import pack;"
+        "import sys; from lightstride.data.windows import packed_windows;"
         "from helpers.toys import byte_tokenizer;"
-        "print(pack(sys.argv[1], byte_tokenizer(), num_tokens=900, window=90, seed=3).sha256)"
+        "windows = packed_windows(sys.argv[1], byte_tokenizer(), num_tokens=900, window=90);"
+        "print(windows.sha256)"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, jsonl],
@@ -50,9 +51,12 @@ def test_the_seed_decides_and_nothing_else(jsonl: str) -> None:
         text=True,
         env={**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
     )
-    here = pack(jsonl, byte_tokenizer(), num_tokens=900, window=90, seed=3)
+    here = packed_windows(jsonl, byte_tokenizer(), num_tokens=900, window=90, seed=0)
     assert done.stdout.strip() == here.sha256, done.stderr
-    assert pack(jsonl, byte_tokenizer(), num_tokens=900, window=90, seed=4).sha256 != here.sha256
+    assert (
+        packed_windows(jsonl, byte_tokenizer(), num_tokens=900, window=90, seed=4).sha256
+        != here.sha256
+    )
 
 
 def test_one_long_document_does_not_fill_everything(tmp_path: Path) -> None:
@@ -60,32 +64,32 @@ def test_one_long_document_does_not_fill_everything(tmp_path: Path) -> None:
     long = "long " * 40_000
     path.write_text("\n".join(json.dumps({"text": text}) for text in [long, *TEXTS]))
     for seed in range(5):
-        packed = pack(str(path), byte_tokenizer(), num_tokens=4000, window=100, seed=seed)
+        packed = packed_windows(str(path), byte_tokenizer(), num_tokens=4000, window=100, seed=seed)
         assert len(packed.documents) > 20
-    enough = pack(str(path), byte_tokenizer(), num_tokens=100_000, window=100)
+    enough = packed_windows(str(path), byte_tokenizer(), num_tokens=100_000, window=100)
     assert enough.num_tokens == 100_000
 
 
 def test_too_little_text_says_how_much_there_is(jsonl: str) -> None:
     with pytest.raises(DataError, match=r"texts.jsonl has [\d,]+ tokens; 1,000,000 are needed"):
-        pack(jsonl, byte_tokenizer(), num_tokens=1_000_000, window=1000)
+        packed_windows(jsonl, byte_tokenizer(), num_tokens=1_000_000, window=1000)
     with pytest.raises(DataError, match=r"has [\d,]+ tokens; 9,999 are needed"):
-        whole(jsonl, byte_tokenizer(), window=9999)
+        strided_windows(jsonl, byte_tokenizer(), window=9999)
     skip = frozenset(map(document_id, TEXTS))
     with pytest.raises(DataError, match="has 0 tokens left; 10 are needed"):
-        pack(jsonl, byte_tokenizer(), num_tokens=10, window=10, skip=skip)
+        packed_windows(jsonl, byte_tokenizer(), num_tokens=10, window=10, skip=skip)
 
 
 def test_roles_are_disjoint_by_document(jsonl: str) -> None:
     tokenizer = byte_tokenizer()
-    calibration = pack(jsonl, tokenizer, num_tokens=900, window=90)
-    search = pack(jsonl, tokenizer, num_tokens=900, window=90, skip=calibration.documents)
+    calibration = packed_windows(jsonl, tokenizer, num_tokens=900, window=90)
+    search = packed_windows(jsonl, tokenizer, num_tokens=900, window=90, skip=calibration.documents)
     used = calibration.documents | search.documents
-    held_out = whole(jsonl, tokenizer, window=90, skip=used, num_tokens=900)
+    held_out = strided_windows(jsonl, tokenizer, window=90, skip=used, num_tokens=900)
     check_disjoint(calibration=calibration, search=search, held_out=held_out)
-    given = pack("self", tokenizer, num_tokens=900, window=90, skip=used, documents=TEXTS)
+    given = packed_windows("self", tokenizer, num_tokens=900, window=90, skip=used, documents=TEXTS)
     check_disjoint(calibration=calibration, search=given)
-    again = pack(jsonl, tokenizer, num_tokens=900, window=90, skip=search.documents)
+    again = packed_windows(jsonl, tokenizer, num_tokens=900, window=90, skip=search.documents)
     with pytest.raises(DataError, match=r"calibration \(.*\) and search \(.*\) share \d documents"):
         check_disjoint(calibration=calibration, search=again)
 
@@ -93,15 +97,15 @@ def test_roles_are_disjoint_by_document(jsonl: str) -> None:
 def test_whole_text_is_tokenized_as_it_stands(tmp_path: Path) -> None:
     (tmp_path / "wiki.raw").write_text(WIKITEXT)
     tokenizer = byte_tokenizer(add_bos=True)
-    windows = whole(str(tmp_path / "wiki.raw"), tokenizer, window=16)
+    windows = strided_windows(str(tmp_path / "wiki.raw"), tokenizer, window=16)
     assert tokenizer.decode(windows.tokens_NL.flatten()) == WIKITEXT[: len(WIKITEXT) // 16 * 16]
     assert len(windows.documents) == 2
-    third = whole(str(tmp_path / "wiki.raw"), tokenizer, window=16, every=3)
+    third = strided_windows(str(tmp_path / "wiki.raw"), tokenizer, window=16, every=3)
     assert torch.equal(third.tokens_NL, windows.tokens_NL[::3])
 
 
 def test_strides_score_every_token_once(jsonl: str) -> None:
-    windows = whole(jsonl, byte_tokenizer(), window=64, stride=24)
+    windows = strided_windows(jsonl, byte_tokenizer(), window=64, stride=24)
     assert torch.equal(windows.tokens_NL[0, 24:], windows.tokens_NL[1, :40])
     assert windows.context_N.tolist() == [0] + [40] * (len(windows.tokens_NL) - 1)
 

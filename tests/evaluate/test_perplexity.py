@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from helpers.toys import TINY, byte_tokenizer, tiny_llama
-from lightstride.data.windows import whole
+from lightstride.data.windows import strided_windows
 from lightstride.evaluate.perplexity import perplexity, token_losses
 from lightstride.models import sliced_logits as logits
 from lightstride.smash.hub import SmashModel
@@ -65,7 +65,7 @@ def test_a_model_that_knows_nothing_has_the_vocabulary_as_perplexity() -> None:
 
 def test_strides_give_each_token_its_context(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("abcdefghij" * 10)
-    windows = whole(str(tmp_path / "x.txt"), byte_tokenizer(), window=32, stride=12)
+    windows = strided_windows(str(tmp_path / "x.txt"), byte_tokenizer(), window=32, stride=12)
     model = tiny_llama()
     measured = perplexity(model, windows, batch_size=4)
     losses = [plain_losses(model, windows.tokens_NL[:1]).flatten()]

@@ -34,7 +34,7 @@ def bench(config: BenchConfig) -> Mapping[str, object]:
     numbers = measure(config, sources, decoders, machine)
     named = str(dtype).removeprefix("torch.")
     result = save_result("bench", config, numbers, seed=config.seed, device=device, dtype=named)
-    sys.stdout.write(describe(numbers) + "\n")
+    sys.stdout.write(load_tables(numbers) + "\n")
     return result
 
 
@@ -64,7 +64,7 @@ def measure(
     return numbers
 
 
-def describe(numbers: Numbers) -> str:
+def load_tables(numbers: Numbers) -> str:
     """The same numbers as tables for a person."""
     machine = cast(Mapping[str, float], numbers["machine"])
     parts = [

@@ -12,7 +12,7 @@ from types import ModuleType
 from lightstride.checkpoint import open_decoder, read_record
 from lightstride.commands.outputs import save_result
 from lightstride.config import EvaluateConfig
-from lightstride.data.windows import Windows, whole
+from lightstride.data.windows import Windows, strided_windows
 from lightstride.errors import ConfigError
 from lightstride.evaluate.outcome import Retained, TaskResult, retained
 from lightstride.evaluate.perplexity import Perplexity, perplexity
@@ -26,7 +26,7 @@ ROLES = ("calibration", "search")
 
 
 @dataclass(frozen=True)
-class Judged:
+class ModelReport:
     """All that was measured of one model."""
 
     source: str
@@ -55,20 +55,20 @@ class Judged:
 
 def evaluate(config: EvaluateConfig) -> Mapping[str, object]:
     """Judge the model, and the one it is held against; the result, as in `result.json`."""
-    judged = [judge(config.model, config)]
+    judged = [measure_model(config.model, config)]
     numbers: dict[str, object] = {"model": judged[0].as_dict()}
     found: dict[str, Retained] = {}
     if config.against is not None:
-        judged.append(judge(config.against, config))
+        judged.append(measure_model(config.against, config))
         found = retention(*judged)
         retained_numbers = {task: one.as_dict() for task, one in found.items()}
         numbers |= {"against": judged[1].as_dict(), "retained": retained_numbers}
     result = save_result("evaluate", config, numbers, data=judged[0].data)
-    sys.stdout.write(describe(judged, found) + "\n")
+    sys.stdout.write(measured_text(judged, found) + "\n")
     return result
 
 
-def judge(source: str, config: EvaluateConfig) -> Judged:
+def measure_model(source: str, config: EvaluateConfig) -> ModelReport:
     """Open a model and measure what the configuration asks for."""
     device = pick_device(config.device)
     decoder = open_decoder(
@@ -88,12 +88,12 @@ def judge(source: str, config: EvaluateConfig) -> Judged:
         text = perplexity(decoder.model, windows, batch_size=config.batch_size, progress=True)
         seconds["perplexity"] = time.perf_counter() - start
         data[config.perplexity] = windows.sha256
-        warnings = leaks(windows, record)
+        warnings = leaked_documents(windows, record)
     tasks = run_tasks(decoder, config, seconds)
     for line in warnings:
         sys.stderr.write(f"lightstride: warning: {source}: {line}\n")
     parameters = list(decoder.model.parameters())
-    return Judged(
+    return ModelReport(
         source=source,
         parameters=sum(p.numel() for p in parameters),
         weight_bytes=sum(p.numel() * p.element_size() for p in parameters),
@@ -108,7 +108,7 @@ def judge(source: str, config: EvaluateConfig) -> Judged:
 def read_windows(decoder: Decoder, config: EvaluateConfig) -> Windows:
     """The text to measure perplexity on, in the model's own tokens."""
     assert config.perplexity is not None
-    return whole(
+    return strided_windows(
         config.perplexity,
         decoder.tokenizer,
         window=config.window,
@@ -142,7 +142,7 @@ def load_harness() -> ModuleType:
     return importlib.import_module("lightstride.evaluate.lm_harness")
 
 
-def leaks(windows: Windows, record: Mapping[str, object]) -> list[str]:
+def leaked_documents(windows: Windows, record: Mapping[str, object]) -> list[str]:
     """A line for each way in which a checkpoint was made from documents it is now judged on."""
     used = record.get("data", {})
     assert isinstance(used, dict)
@@ -157,7 +157,7 @@ def leaks(windows: Windows, record: Mapping[str, object]) -> list[str]:
     return lines
 
 
-def retention(model: Judged, against: Judged) -> dict[str, Retained]:
+def retention(model: ModelReport, against: ModelReport) -> dict[str, Retained]:
     """What a model retains of another, task by task, and of their mean under the name `mean`."""
     theirs = {one.task: one for one in against.tasks}
     pairs = {
@@ -170,7 +170,7 @@ def retention(model: Judged, against: Judged) -> dict[str, Retained]:
     return found | ({MEAN: retained(pairs, chances)} if len(pairs) > 1 else {})
 
 
-def describe(judged: list[Judged], found: Mapping[str, Retained]) -> str:
+def measured_text(judged: list[ModelReport], found: Mapping[str, Retained]) -> str:
     """All that was measured, for a person."""
     parts = []
     texts = [(one.source, one.perplexity) for one in judged if one.perplexity is not None]

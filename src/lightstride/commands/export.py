@@ -15,7 +15,7 @@ from lightstride.export.decilm import write_decilm
 from lightstride.export.gguf.weights import FolderWeights
 from lightstride.models.end_tokens import end_tokens
 from lightstride.models.families.registry import adapter_for
-from lightstride.models.opening.explain import reading
+from lightstride.models.opening.explain import errors_explained
 from lightstride.models.opening.load import load_tokenizer, locate
 
 HAS_GGUF = find_spec("gguf") is not None
@@ -37,7 +37,7 @@ def export(config: ExportConfig) -> Mapping[str, object]:
             f"{config.model} is smashed, which no other engine runs; lightstride serve runs it"
         )
     folder = local_folder(config.model)
-    with reading(config.model, "config"):
+    with errors_explained(config.model, "config"):
         settings = AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
     if config.to == "decilm":
         write_decilm(folder, settings, adapter_for(settings).geometry(settings), output)
@@ -63,7 +63,7 @@ def local_folder(model: str) -> Path:
     place = locate(model)
     if Path(place).is_dir():
         return Path(place)
-    with reading(model, "checkpoint"):
+    with errors_explained(model, "checkpoint"):
         return Path(snapshot_download(place, allow_patterns=PATTERNS))
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from lightstride.config import PruneConfig
-from lightstride.data.windows import Windows, check_disjoint, pack
+from lightstride.data.windows import Windows, check_disjoint, packed_windows
 from lightstride.errors import DataError
 
 Sampler = Callable[[int, int], Sequence[str]]
@@ -68,7 +68,7 @@ def read_texts(
     for number, (role, (source, num_tokens)) in enumerate(wanted.items()):
         skip = frozenset[str]().union(*(w.documents for w in found.values() if w.source == source))
         documents = sample(num_tokens, config.seed + number) if source == "self" else None
-        found[role] = pack(
+        found[role] = packed_windows(
             source,
             tokenizer,
             num_tokens=num_tokens,

@@ -63,7 +63,7 @@ class Prompt:
     domain: str = ""
 
 
-def prompt_of(messages: Sequence[Message], domain: str = "") -> Prompt:
+def make_prompt(messages: Sequence[Message], domain: str = "") -> Prompt:
     """The prompt of these messages, with its id."""
     text = json.dumps([[message.role, message.content] for message in messages])
     digest = hashlib.sha256(text.encode()).hexdigest()
@@ -108,11 +108,11 @@ def records_of(source: str) -> Iterator[Located]:
         if not files:
             raise DataError(f"{source} is not {RECORD_FILES}")
         for file in files:
-            yield from file_records(file, [*LAYOUTS])
+            yield from file_records(file, [*RECORD_READERS])
     elif path.exists():
         if suffix_of(path) not in RECORD_SUFFIXES:
             raise DataError(f"{source} is not {RECORD_FILES}")
-        yield from file_records(path, [*LAYOUTS])
+        yield from file_records(path, [*RECORD_READERS])
     elif HUB_ID.fullmatch(source) and not path.suffix:
         yield from hub_records(source, OFFLINE)
     else:
@@ -122,16 +122,16 @@ def records_of(source: str) -> Iterator[Located]:
 def read_record(record: object, where: str) -> Prompt | None:
     """The prompt of one record, None if it has no text; DataError for an unknown layout."""
     fields = {"text": record} if isinstance(record, str) else as_mapping(record, where)
-    for key, read in LAYOUTS.items():
+    for key, read in RECORD_READERS.items():
         if key in fields:
             messages = [
                 Message(message.role, message.content.strip()) for message in read(fields, where)
             ]
             if not messages or not messages[-1].content:
                 return None
-            return prompt_of(messages, domain_of(fields))
+            return make_prompt(messages, domain_of(fields))
     raise DataError(
-        f"{where} has none of the fields of a prompt, {', '.join(LAYOUTS)}: "
+        f"{where} has none of the fields of a prompt, {', '.join(RECORD_READERS)}: "
         f"it has {', '.join(map(str, fields))}"
     )
 
@@ -207,7 +207,7 @@ def plain(key: str) -> Callable[[Fields, str], list[Message]]:
     return read
 
 
-LAYOUTS: Mapping[str, Callable[[Fields, str], list[Message]]] = {
+RECORD_READERS: Mapping[str, Callable[[Fields, str], list[Message]]] = {
     "messages": messages,
     "conversations": messages,
     "turns": first_turn,

@@ -28,7 +28,7 @@ def sample_documents(
 
     A model with a chat template writes conversations, both sides of them, as often as plain text.
     """
-    ways = openings(tokenizer)
+    ways = text_openings(tokenizer)
     documents: list[str] = []
     found = batch = last_found = 0
     with torch.random.fork_rng():
@@ -53,7 +53,7 @@ class Opening:
     is_chat: bool
 
 
-def openings(tokenizer: PreTrainedTokenizerBase) -> list[Opening]:
+def text_openings(tokenizer: PreTrainedTokenizerBase) -> list[Opening]:
     """The start token (or the end token where there is none), and the opening of a conversation."""
     marks = (tokenizer.bos_token_id, tokenizer.eos_token_id)
     start = next((mark for mark in marks if isinstance(mark, int)), None)

@@ -1,6 +1,7 @@
 """Documents to windows of tokens: for calibration, for the search, and held out.
 
-`pack` mixes documents for statistics; `whole` keeps a text as it stands for perplexity.  Windows
+`packed_windows` mixes documents for statistics; `strided_windows` keeps a text as it stands for
+perplexity.  Windows
 remember which documents they came from, so that no document is used in two roles.
 
 Shapes: N windows, L tokens in each.
@@ -19,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from lightstride.data.documents import document_id, read_documents
 from lightstride.errors import DataError
 
-__all__ = ["Windows", "check_disjoint", "pack", "read_documents", "whole"]
+__all__ = ["Windows", "check_disjoint", "packed_windows", "read_documents", "strided_windows"]
 
 CHARACTERS_PER_TOKEN = 8
 """More than any usual text has, to know how much of an endless source to read."""
@@ -54,7 +55,7 @@ class Windows:
         return hashlib.sha256(self.tokens_NL.numpy().tobytes()).hexdigest()
 
 
-def pack(
+def packed_windows(
     source: str,
     tokenizer: PreTrainedTokenizerBase,
     *,
@@ -92,7 +93,7 @@ def pack(
     return Windows(tokens_NL, frozenset(used), source, torch.zeros(num_windows, dtype=torch.int64))
 
 
-def whole(
+def strided_windows(
     source: str,
     tokenizer: PreTrainedTokenizerBase,
     *,

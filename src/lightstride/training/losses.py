@@ -48,7 +48,7 @@ def divergence(
     def evaluate(student_RD: Tensor, rows: slice) -> Tensor:
         logits_RV = head(student_RD).float()
         said.append(logits_RV.detach().argmax(-1))
-        target_RV = targets(teacher_head or head, teacher_JD[rows])
+        target_RV = teacher_log_probabilities(teacher_head or head, teacher_JD[rows])
         if kind == "ce":
             losses_R = cross_entropy(logits_RV, target_RV.argmax(-1), reduction="none")
         else:
@@ -66,7 +66,7 @@ def divergence(
 
 
 @torch.no_grad()
-def targets(head: Head, teacher_RD: Tensor) -> Tensor:
+def teacher_log_probabilities(head: Head, teacher_RD: Tensor) -> Tensor:
     """The base's log-probabilities, (R, V); a row that repeats the one before costs no logits."""
     is_new_R = torch.ones(len(teacher_RD), dtype=torch.bool, device=teacher_RD.device)
     is_new_R[1:] = (teacher_RD[1:] != teacher_RD[:-1]).any(-1)
@@ -84,12 +84,12 @@ def in_slices(
             for start in range(0, len(vectors_JD), step)
         ]
         return torch.stack([evaluate(vectors_JD[rows], rows) for rows in slices]).sum()
-    total = Sliced.apply(evaluate, step, vectors_JD, *learn)  # type: ignore[no-untyped-call]
+    total = SlicedSum.apply(evaluate, step, vectors_JD, *learn)  # type: ignore[no-untyped-call]
     assert isinstance(total, Tensor)
     return total
 
 
-class Sliced(torch.autograd.Function):
+class SlicedSum(torch.autograd.Function):
     """A sum over slices whose gradient is computed with it."""
 
     @staticmethod

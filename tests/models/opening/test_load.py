@@ -19,7 +19,7 @@ from helpers.toys import (
 from lightstride.errors import ModelError, NetworkError
 from lightstride.models.families.registry import ADAPTERS
 from lightstride.models.opening import load
-from lightstride.models.opening.load import load_model, load_tokenizer, share_heads
+from lightstride.models.opening.load import force_gqa_on_cpu, load_model, load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -217,8 +217,8 @@ def test_cuda_keeps_its_own_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(NAME, "")  # so that it is put back after the test
     monkeypatch.delenv(NAME)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    share_heads()
+    force_gqa_on_cpu()
     assert NAME not in os.environ
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    share_heads()
+    force_gqa_on_cpu()
     assert os.environ[NAME] == "1"

@@ -11,13 +11,15 @@ from transformers import PreTrainedModel
 from helpers.agree import assert_same_greedy
 from helpers.smash_toys import sharp
 from helpers.toys import byte_tokenizer, tiny_llama
-from lightstride.data.prompts import Message, Prompt, prompt_of
+from lightstride.data.prompts import Message, Prompt, make_prompt
 from lightstride.errors import ConfigError, DataError, ModelError, OutputError, WorkError
 from lightstride.files import append_lines
 from lightstride.generate import Limits, PlainDecoder, Session, Settings, generate
 from lightstride.smash.data.answers import Answer, read_answers, read_log, regenerate
 
-PROMPTS = [prompt_of([Message("user", "x" * (1 + 3 * n % 11) + str(n))], "chat") for n in range(23)]
+PROMPTS = [
+    make_prompt([Message("user", "x" * (1 + 3 * n % 11) + str(n))], "chat") for n in range(23)
+]
 
 
 class KilledError(Exception):
@@ -133,7 +135,7 @@ def test_prompts_that_fill_the_context_are_passed_over(
     model = ending_llama()
     model.config.max_position_embeddings = 40
     decoder = PlainDecoder(model, byte_tokenizer())
-    long = prompt_of([Message("user", "x" * 60)])
+    long = make_prompt([Message("user", "x" * 60)])
     ask(decoder, tmp_path, [PROMPTS[0], long], max_new_tokens=100, sampled_share=0.0)
     (only,) = read_answers(tmp_path)
     assert len(only.prompt) + len(only.answer) <= 40

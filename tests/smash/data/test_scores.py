@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from helpers.agree import assert_same_greedy
 from helpers.toys import TINY, byte_tokenizer, tiny_llama
-from lightstride.data.prompts import Message, prompt_of
+from lightstride.data.prompts import Message, make_prompt
 from lightstride.errors import ConfigError, OutputError, WorkError
 from lightstride.files import append_lines
 from lightstride.generate import PlainDecoder
@@ -187,7 +187,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def asked(folder: Path, model: PreTrainedModel, names: Sequence[str]) -> None:
     """Answers to some prompts, in a work folder."""
-    prompts = [prompt_of([Message("user", name)], "chat") for name in names]
+    prompts = [make_prompt([Message("user", name)], "chat") for name in names]
     regenerate(PlainDecoder(model, byte_tokenizer()), prompts, folder, max_new_tokens=6)
 
 

@@ -156,7 +156,7 @@ def merge_scores(tokens: Sequence[str], merges: Sequence[Sequence[str]]) -> list
 
 def pattern_name(document: Mapping[str, Any], has_merges: bool) -> str:
     """llama.cpp's name for the way a text is cut into words; ExportError if it has none."""
-    patterns = cuts(document.get("pre_tokenizer"))
+    patterns = split_patterns(document.get("pre_tokenizer"))
     name = PATTERNS.get(patterns) if has_merges else "gpt-2"
     if name is None or (has_merges and not patterns):
         raise ExportError(
@@ -168,13 +168,13 @@ def pattern_name(document: Mapping[str, Any], has_merges: bool) -> str:
     return name
 
 
-def cuts(step: Mapping[str, Any] | None) -> tuple[str, ...]:
+def split_patterns(step: Mapping[str, Any] | None) -> tuple[str, ...]:
     """The expressions of a pre-tokenizer, in order; what it cannot say is given by type."""
     if step is None:
         return ()
     kind = step["type"]
     if kind == "Sequence":
-        return tuple(cut for part in step["pretokenizers"] for cut in cuts(part))
+        return tuple(cut for part in step["pretokenizers"] for cut in split_patterns(part))
     if kind == "ByteLevel" and not step["add_prefix_space"]:
         return (GPT2_WORDS,) if step["use_regex"] else ()
     if kind == "Digits" and step["individual_digits"]:

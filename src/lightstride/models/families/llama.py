@@ -19,7 +19,7 @@ from lightstride.models.shapes import (
 from lightstride.models.uneven.modeling import Absent, has_attention, leave_out_attention
 
 
-class Answer(nn.Module):
+class FixedOutput(nn.Module):
     """Stands in for a site and answers a tensor computed before."""
 
     def __init__(self, output_BLD: Tensor, *, as_tuple: bool) -> None:
@@ -39,14 +39,14 @@ def set_linear(linear: nn.Linear, weight_OI: Tensor, bias_O: Tensor | None) -> N
     linear.out_features, linear.in_features = weight_OI.shape
 
 
-def remember(module: nn.Module, **sizes: int) -> None:
+def set_sizes(module: nn.Module, **sizes: int) -> None:
     """Set sizes that a module keeps beside its weights."""
     for name, size in sizes.items():
         setattr(module, name, size)
 
 
 @contextmanager
-def replaced(block: nn.Module, **modules: nn.Module) -> Iterator[None]:
+def swapped(block: nn.Module, **modules: nn.Module) -> Iterator[None]:
     """Inside this context the block has these submodules in the place of its own."""
     own = {name: getattr(block, name) for name in modules}
     try:
@@ -155,9 +155,9 @@ class LlamaAdapter(Adapter):
         for name, layer_name in self.linears[kind].items():
             set_linear(getattr(module, layer_name), weights[name], weights.get(f"{name}_bias"))
         if isinstance(shape, AttentionShape):
-            remember(module, num_key_value_groups=shape.queries_per_group)
+            set_sizes(module, num_key_value_groups=shape.queries_per_group)
         else:
-            remember(module, intermediate_size=shape.num_channels)
+            set_sizes(module, intermediate_size=shape.num_channels)
 
     def output_linear(self, block: nn.Module, kind: Kind) -> nn.Linear:
         name = OUTPUT_NAME[kind]
@@ -167,8 +167,8 @@ class LlamaAdapter(Adapter):
 
     @contextmanager
     def bypass(self, block: nn.Module, kind: Kind, output_BLD: Tensor) -> Iterator[None]:
-        answer = Answer(output_BLD, as_tuple=kind == "attention")
-        with replaced(block, **{"self_attn" if kind == "attention" else "mlp": answer}):
+        answer = FixedOutput(output_BLD, as_tuple=kind == "attention")
+        with swapped(block, **{"self_attn" if kind == "attention" else "mlp": answer}):
             yield
 
     def overrides(self, shape: Shape) -> Overrides:

@@ -12,13 +12,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from lightstride.models.families.adapter import Overrides, SiteWeights
 from lightstride.models.families.llama import (
-    Answer,
+    FixedOutput,
     LlamaAdapter,
     head_dim_of,
     layer_configs,
-    remember,
-    replaced,
     set_linear,
+    set_sizes,
+    swapped,
 )
 from lightstride.models.shapes import AttentionShape, FFNShape, Geometry, Kind, Shape
 
@@ -64,7 +64,7 @@ class OPTAdapter(LlamaAdapter):
             set_linear(getattr(module, layer_name), weights[name], weights.get(f"{name}_bias"))
         if isinstance(shape, AttentionShape):
             assert shape.queries_per_group == 1, "an OPT's KV head has one query head"
-            remember(module, num_heads=shape.num_heads, embed_dim=len(weights["query"]))
+            set_sizes(module, num_heads=shape.num_heads, embed_dim=len(weights["query"]))
 
     @contextmanager
     def bypass(self, block: nn.Module, kind: Kind, output_BLD: Tensor) -> Iterator[None]:
@@ -72,8 +72,8 @@ class OPTAdapter(LlamaAdapter):
             with super().bypass(block, kind, output_BLD):
                 yield
             return
-        answer = Answer(output_BLD.flatten(0, 1), as_tuple=False)
-        with replaced(block, fc1=nn.Identity(), activation_fn=nn.Identity(), fc2=answer):
+        answer = FixedOutput(output_BLD.flatten(0, 1), as_tuple=False)
+        with swapped(block, fc1=nn.Identity(), activation_fn=nn.Identity(), fc2=answer):
             yield
 
     def overrides(self, shape: Shape) -> Overrides:

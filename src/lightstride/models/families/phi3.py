@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from lightstride.models.families.adapter import SiteWeights
-from lightstride.models.families.llama import LlamaAdapter, remember, set_linear
+from lightstride.models.families.llama import LlamaAdapter, set_linear, set_sizes
 from lightstride.models.shapes import AttentionShape, Kind, Shape
 from lightstride.models.uneven.modeling import LayerView
 
@@ -49,5 +49,5 @@ class Phi3Adapter(LlamaAdapter):
         layer_name, names = self.fused[kind]
         set_linear(getattr(module, layer_name), torch.cat([weights[name] for name in names]), None)
         if isinstance(shape, AttentionShape):
-            remember(module, num_key_value_heads=shape.num_kv_heads)
+            set_sizes(module, num_key_value_heads=shape.num_kv_heads)
             LayerView.override_for(module, num_attention_heads=shape.num_heads)

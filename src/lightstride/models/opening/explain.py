@@ -38,7 +38,7 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def reading(source: str, part: str) -> Iterator[None]:
+def errors_explained(source: str, part: str) -> Iterator[None]:
     """Turns what transformers raises about a part of a source into one line of ours."""
     try:
         with quiet():
@@ -49,13 +49,13 @@ def reading(source: str, part: str) -> Iterator[None]:
         raise ModelError(f"the weights of {source} are truncated or damaged: {error}") from error
     except Exception as error:
         if isinstance(error, EXPECTED) or type(error) is Exception:
-            raise explained(source, part, error) from error
+            raise explain(source, part, error) from error
         raise
 
 
-def explained(source: str, part: str, error: Exception) -> ModelError | NetworkError:
+def explain(source: str, part: str, error: Exception) -> ModelError | NetworkError:
     """Our error for what transformers raised about a source."""
-    causes = list(chain(error))
+    causes = list(causes_of(error))
     if any(isinstance(cause, GatedRepoError | RepositoryNotFoundError) for cause in causes):
         return ModelError(f"{source} is no local folder, and no model on the hub that you may read")
     if any(isinstance(cause, OFFLINE) for cause in causes) and not Path(source).exists():
@@ -68,7 +68,7 @@ def explained(source: str, part: str, error: Exception) -> ModelError | NetworkE
     return ModelError(f"the {part} of {source} cannot be read: {first_line}")
 
 
-def chain(error: BaseException | None) -> Iterator[BaseException]:
+def causes_of(error: BaseException | None) -> Iterator[BaseException]:
     """An exception and what it came from, outermost first."""
     while error is not None:
         yield error

@@ -35,7 +35,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from lightstride.errors import ModelError, UnknownFamilyError
 from lightstride.models.opening.conversions import Source, kept
-from lightstride.models.opening.explain import quiet, reading
+from lightstride.models.opening.explain import errors_explained, quiet
 
 HAS_GGUF = find_spec("gguf") is not None
 if HAS_GGUF:
@@ -87,12 +87,12 @@ class Metadata:
     """Elements of all tensors but that of the frequencies."""
 
 
-def converted(source: Source) -> Path:
+def gguf_as_folder(source: Source) -> Path:
     """The folder with the checkpoint of a .gguf file, converted now if it was not before."""
 
     def convert(folder: Path) -> None:
         with in_one_file(source, folder) as path:
-            metadata = inspect(path)
+            metadata = read_metadata(path)
             said = f"{source.name} ({source.num_bytes / 1e6:,.0f} MB)"
             sys.stderr.write(f"lightstride: converting {said} once; the copy is kept ...\n")
             started = time.perf_counter()
@@ -122,7 +122,7 @@ def in_one_file(source: Source, folder: Path) -> Iterator[Path]:
     path.unlink()
 
 
-def inspect(path: Path) -> Metadata:
+def read_metadata(path: Path) -> Metadata:
     """Metadata of a .gguf file; raises ModelError on a file that cannot be converted."""
     if not HAS_GGUF:
         raise ModelError("reading a .gguf file needs the package gguf; pip install gguf")
@@ -130,31 +130,31 @@ def inspect(path: Path) -> Metadata:
         reader = GGUFReader(path)
     except (ValueError, IndexError, KeyError, OSError) as error:
         raise ModelError(f"{path} is truncated, or not a .gguf file: {error}") from error
-    architecture = contents(reader, "general.architecture")
+    architecture = field(reader, "general.architecture")
     if architecture not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise UnknownFamilyError(
             f".gguf architecture {architecture!r} is not supported; supported: {known}"
         )
     tensors = {tensor.name: tensor for tensor in reader.tensors}
-    scaling = contents(reader, f"{architecture}.rope.scaling.type") or "none"
+    scaling = field(reader, f"{architecture}.rope.scaling.type") or "none"
     if scaling != "none" or any(name.startswith("rope_factors") for name in tensors):
         raise ModelError(
             f"{path} stretches positions in a way (rope scaling {scaling!r}) that cannot be read"
             " from a .gguf file; give the original checkpoint"
         )
     stretch = tensors.pop("rope_freqs.weight", None)
-    by_bytes = contents(reader, "tokenizer.ggml.model") == "gpt2"
+    by_bytes = field(reader, "tokenizer.ggml.model") == "gpt2"
     return Metadata(
         end_tokens=read_end_tokens(reader),
         stretch_F=None if stretch is None else torch.tensor(stretch.data),
-        settings=settings_of(reader, architecture),
-        split=str(contents(reader, "tokenizer.ggml.pre")) if by_bytes else None,
+        settings=config_overrides(reader, architecture),
+        split=str(field(reader, "tokenizer.ggml.pre")) if by_bytes else None,
         num_weights=sum(int(tensor.n_elements) for tensor in tensors.values()),
     )
 
 
-def contents(reader: "GGUFReader", key: str) -> object:
+def field(reader: "GGUFReader", key: str) -> object:
     """Value of a metadata field; None where there is no such field."""
     field = reader.get_field(key)
     return None if field is None else field.contents()
@@ -162,10 +162,10 @@ def contents(reader: "GGUFReader", key: str) -> object:
 
 def read_end_tokens(reader: "GGUFReader") -> list[int]:
     """Ids of all tokens that end an answer, the file's own end token first."""
-    named = [contents(reader, f"tokenizer.ggml.{key}") for key in END_KEYS]
+    named = [field(reader, f"tokenizer.ggml.{key}") for key in END_KEYS]
     found = [token for token in named if isinstance(token, int)]
-    tokens = contents(reader, "tokenizer.ggml.tokens")
-    types = contents(reader, "tokenizer.ggml.token_type")
+    tokens = field(reader, "tokenizer.ggml.tokens")
+    types = field(reader, "tokenizer.ggml.token_type")
     if isinstance(tokens, list) and isinstance(types, list):
         control = {
             text: token
@@ -176,11 +176,11 @@ def read_end_tokens(reader: "GGUFReader") -> list[int]:
     return list(dict.fromkeys(found))
 
 
-def settings_of(reader: "GGUFReader", architecture: str) -> dict[str, object]:
+def config_overrides(reader: "GGUFReader", architecture: str) -> dict[str, object]:
     """Config values that transformers would guess: by the family's usual, or its largest size."""
 
     def number(key: str) -> int | None:
-        found = contents(reader, f"{architecture}.{key}")
+        found = field(reader, f"{architecture}.{key}")
         return found if isinstance(found, int) else None
 
     head_dim = number("attention.key_length")
@@ -204,7 +204,7 @@ def settings_of(reader: "GGUFReader", architecture: str) -> dict[str, object]:
 
 def read_model(path: Path, metadata: Metadata) -> PreTrainedModel:
     """The model in a .gguf file, as if it had never been in one."""
-    with reading(str(path), "weights"):
+    with errors_explained(str(path), "weights"):
         config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
         config.update(metadata.settings)
         with bar_on_terminals():
@@ -215,7 +215,7 @@ def read_model(path: Path, metadata: Metadata) -> PreTrainedModel:
         raise ModelError(f"{path} holds other tensors than transformers reads, such as biases")
     plain = without_quantization(read)
     if metadata.stretch_F is not None:
-        stretch_positions(plain.config, metadata.stretch_F, path)
+        apply_rope_factors(plain.config, metadata.stretch_F, path)
     if metadata.end_tokens:
         plain.generation_config.eos_token_id = metadata.end_tokens
     return plain
@@ -228,7 +228,7 @@ def bar_on_terminals() -> AbstractContextManager[object]:
 
 def read_tokenizer(path: Path, metadata: Metadata) -> PreTrainedTokenizerBase:
     """The tokenizer in a .gguf file; raises ModelError when we do not know how it splits text."""
-    with reading(str(path), "tokenizer"):
+    with errors_explained(str(path), "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     if metadata.split in SPLIT_DIGITS:
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -259,7 +259,7 @@ def without_quantization(model: PreTrainedModel) -> PreTrainedModel:
     return plain
 
 
-def stretch_positions(config: PreTrainedConfig, stretch_F: Tensor, path: Path) -> None:
+def apply_rope_factors(config: PreTrainedConfig, stretch_F: Tensor, path: Path) -> None:
     """Write Llama 3's scaling into a config; raises ModelError if the file's is another."""
     factor = float(stretch_F.max())
     config.rope_parameters = {**config.rope_parameters, **LLAMA3_SCALING, "factor": factor}

@@ -23,11 +23,11 @@ from lightstride.errors import ModelError
 from lightstride.models.families.registry import adapter_for
 from lightstride.models.opening.builtin import BUILT_IN, GRAFTS, gguf_source, graft_folder
 from lightstride.models.opening.conversions import Source
-from lightstride.models.opening.explain import reading
-from lightstride.models.opening.gguf import converted
+from lightstride.models.opening.explain import errors_explained
+from lightstride.models.opening.gguf import gguf_as_folder
 
 HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
-PATIENCE = 5.0
+HUB_TIMEOUT = 5.0
 """Seconds to wait for the hub before taking it for unreachable."""
 
 
@@ -53,12 +53,12 @@ def load_model(
     """
     place = locate(source)
     local = is_local(place)
-    with reading(source, "config"):
+    with errors_explained(source, "config"):
         config = AutoConfig.from_pretrained(
             place, local_files_only=local, trust_remote_code=trust_remote_code
         )
     adapter_for(config)
-    with reading(source, "weights"):
+    with errors_explained(source, "weights"):
         opened = AutoModelForCausalLM.from_pretrained(
             place,
             config=config,
@@ -69,15 +69,15 @@ def load_model(
             output_loading_info=True,
         )
     model, report = cast("tuple[PreTrainedModel, LoadReport]", opened)
-    check_complete(source, report)
+    check_weights(source, report)
     check_finite(source, model)
-    share_heads()
+    force_gqa_on_cpu()
     cast(nn.Module, model).to(device)
     model.train(False)
     return model
 
 
-def share_heads() -> None:
+def force_gqa_on_cpu() -> None:
     """Let masked attention on a CPU read each KV head once, not copied for each of its queries.
 
     The same but for rounding, and 1.2 to 6 times faster; with CUDA transformers' own choice stands.
@@ -95,9 +95,9 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     if source in GRAFTS:
         place = locate(GRAFTS[source])
     local = is_local(place)
-    with reading(source, "tokenizer"):
+    with errors_explained(source, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=local)
-    with reading(source, "config"):
+    with errors_explained(source, "config"):
         config = AutoConfig.from_pretrained(place, local_files_only=local)
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     check_tokenizer(tokenizer, config)
@@ -107,12 +107,12 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
 def locate(source: str) -> str:
     """What transformers can open: a folder (made now for a .gguf or built-in model) or a hub id."""
     if source in BUILT_IN:
-        return str(converted(gguf_source(source)))
+        return str(gguf_as_folder(gguf_source(source)))
     if source in GRAFTS:
         return str(graft_folder(source))
     path = Path(source).expanduser()
     if path.is_file() and path.suffix == ".gguf":
-        return str(converted(Source(name=path.stem, parts=(path,))))
+        return str(gguf_as_folder(Source(name=path.stem, parts=(path,))))
     if path.is_file():
         raise ModelError(f"{source} is a file; give a folder, a .gguf file, or a hub id")
     if path.is_dir():
@@ -132,7 +132,7 @@ def is_local(place: str) -> bool:
     if Path(place).is_dir() or constants.HF_HUB_OFFLINE:
         return True
     try:
-        urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=PATIENCE).close()
+        urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=HUB_TIMEOUT).close()
     except HTTPError:
         return False
     except OSError:
@@ -140,7 +140,7 @@ def is_local(place: str) -> bool:
     return False
 
 
-def check_complete(source: str, report: LoadReport) -> None:
+def check_weights(source: str, report: LoadReport) -> None:
     """Raise ModelError when weights are missing, of other sizes, or more than the blocks hold."""
     mismatched = {name[0] for name in report["mismatched_keys"]}
     surplus = {name for name in report["unexpected_keys"] if ".layers." in name}

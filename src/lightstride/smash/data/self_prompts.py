@@ -10,8 +10,8 @@ from pathlib import Path
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lightstride.data.prompts import Message, Prompt, prompt_of
-from lightstride.data.sampled import PLACEHOLDER, Opening, openings
+from lightstride.data.prompts import Message, Prompt, make_prompt
+from lightstride.data.sampled import PLACEHOLDER, Opening, text_openings
 from lightstride.errors import DataError, ModelError, WorkError
 from lightstride.files import append_lines, read_lines
 from lightstride.generate import PlainDecoder, Settings, generate
@@ -88,12 +88,12 @@ def user_turns(
 
 def prompts_of(texts: list[str]) -> list[Prompt]:
     """User turns as prompts."""
-    return [prompt_of([Message("user", text)], DOMAIN) for text in texts]
+    return [make_prompt([Message("user", text)], DOMAIN) for text in texts]
 
 
 def user_opening(tokenizer: PreTrainedTokenizerBase) -> Opening:
     """The chat template up to the user's words; ModelError where there is none."""
-    for opening in openings(tokenizer):
+    for opening in text_openings(tokenizer):
         if opening.is_chat:
             return opening
     raise ModelError("the tokenizer has no chat template that shows where a user's words begin")

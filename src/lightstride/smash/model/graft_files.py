@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lightstride.errors import ModelError
 from lightstride.files import whole_file
-from lightstride.models.opening.explain import reading
+from lightstride.models.opening.explain import errors_explained
 from lightstride.models.opening.load import locate
 from lightstride.smash.model.config import SmashConfig
 
@@ -56,7 +56,7 @@ def stored_base(base: str, folder: Path) -> str:
 def read_config(source: str) -> SmashConfig:
     """The config of a smashed model; its base is named so that it can be opened from here."""
     place = locate(source)
-    with reading(source, "config"):
+    with errors_explained(source, "config"):
         config = SmashConfig.from_pretrained(place)
     assert isinstance(config, SmashConfig)
     beside = Path(place) / config.base
@@ -68,7 +68,7 @@ def read_config(source: str) -> SmashConfig:
 def read_grafts(source: str, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The grafts of a smashed model; ModelError unless they are what the config says."""
     place = locate(source)
-    with reading(source, "weights"):
+    with errors_explained(source, "weights"):
         state = read_weights(place)
     check_state(source, state, wanted)
     return state
@@ -91,7 +91,7 @@ def begin_with(model: nn.Module, source: str, base: str) -> None:
     if read_config(source).base_fingerprint != base:
         raise ModelError(f"the grafts in {source} belong to another base; start from its own")
     own = graft_state(model)
-    with reading(source, "weights"):
+    with errors_explained(source, "weights"):
         state = read_weights(locate(source))
     for name in [name for name in state if name.startswith(FREE)]:
         if name == VOCABULARY or name not in own or own[name].shape != state[name].shape:
