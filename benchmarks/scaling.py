@@ -63,7 +63,7 @@ def geometry_of(blocks: int, hidden: int, heads: int, groups: int, channels: int
     )
 
 
-def pruner_of(
+def runner_of(
     geometry: Geometry, model: PreTrainedModel, tokens: tuple[int, int], work: Path, **how: object
 ) -> RoundRunner:
     """A run on random tokens, ready to be forecast or made."""
@@ -117,8 +117,8 @@ def predict() -> list[dict[str, object]]:
     for name, sizes in LARGE.items():
         geometry = geometry_of(*sizes)
         with tempfile.TemporaryDirectory() as folder:
-            job = pruner_of(geometry, stand_in, (CALIBRATION * 16, SEARCH), Path(folder))
-            works = forecast(job, [0.5])
+            job = runner_of(geometry, stand_in, (CALIBRATION * 16, SEARCH), Path(folder))
+            stages = forecast(job, [0.5])
             disk = job.supernet_bytes([0.5])
         weights = 2 * geometry.prunable_parameters
         memory = statistics_bytes(
@@ -126,7 +126,9 @@ def predict() -> list[dict[str, object]]:
         )
         row: dict[str, object] = {"model": name, "disk": disk, "device memory": memory}
         for machine, rates in MACHINES.items():
-            row[machine] = {stage: work.seconds(rates) for stage, work in works.items()}
+            row[machine] = {
+                stage: operations.seconds(rates) for stage, operations in stages.items()
+            }
         rows.append(row)
     return rows
 
@@ -139,10 +141,10 @@ def check() -> list[dict[str, object]]:
         adapter = adapter_for(model.config)
         geometry = adapter.geometry(model.config)
         with tempfile.TemporaryDirectory() as folder:
-            job = pruner_of(geometry, model, (16_384, 32_768), Path(folder), num_rounds=2)
+            job = runner_of(geometry, model, (16_384, 32_768), Path(folder), num_rounds=2)
             rates = measure_rates(model, adapter, job.calibration_NL[:8])
-            works = forecast(job, [0.5])
-            predicted = sum(work.seconds(rates) for work in works.values())
+            stages = forecast(job, [0.5])
+            predicted = sum(operations.seconds(rates) for operations in stages.values())
             start = time.perf_counter()
             [results] = job.plans([0.5]).values()
             job.closing_round(0.5, results[-1].plan)
@@ -154,7 +156,7 @@ def check() -> list[dict[str, object]]:
                 "measured": seconds,
                 "predicted": predicted,
                 "search measured": sum(result.seconds for result in results),
-                "search predicted": works["searches"].seconds(rates),
+                "search predicted": stages["searches"].seconds(rates),
                 "disk": disk,
                 "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
                 "rates": vars(rates),

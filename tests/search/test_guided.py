@@ -7,14 +7,12 @@ import numpy as np
 import pytest
 
 from helpers.spaces import Weighted, brute_force, ffn_step, moves_at, toy
-from lightstride.errors import BudgetError, ConfigError
-from lightstride.prune.space.even import even_plans
+from lightstride.errors import ConfigError
 from lightstride.prune.space.plan import Plan, Space
 from lightstride.search.evaluation_log import EvaluationLog, Sample
 from lightstride.search.evolution import EvolutionSettings, evolve
 from lightstride.search.guided import GuidedSearch, GuidedSettings, Losses, stage_samples
 from lightstride.search.moves import Moves
-from lightstride.search.race import race
 from lightstride.search.result import GenerationReport
 
 WINDOW = 512
@@ -141,21 +139,6 @@ def test_a_space_of_one_plan_is_searched_at_once() -> None:
     fitness = Weighted(only)
     found = search(Moves(only, moves.limit), fitness, EvaluationLog(fitness)).run(centre, 0)
     assert found.plan == centre
-
-
-def test_even_plans_race() -> None:
-    space = toy(4)
-    plans = even_plans(space, space.largest // 2)
-    assert len(plans) == len({plan.shapes[space.sites[0]] for plan in plans}) >= 7
-    for plan in plans:
-        assert len({plan.shapes[site] for site in space.sites}) == 2
-        assert space.total(plan) <= space.largest // 2
-    fitness = Weighted(space)
-    found = race(even_plans(space, space.largest // 2), EvaluationLog(fitness), 1024)
-    assert found.fitness == min(fitness.loss(plan) for plan in plans)
-    assert found.tokens == len(plans) * 128 + 3 * 1024
-    with pytest.raises(BudgetError, match="same widths"):
-        even_plans(space, 1)
 
 
 def test_bad_settings() -> None:
