@@ -1,0 +1,131 @@
+"""Attention group by group: KV heads of one layer that keep different entries.
+
+transformers asks a registered function for each layer's attention.  Ours hands queries, keys and
+values to whatever reads them at the time: a cache by head group, or the slow twin that masks.
+
+Shapes: B rows, H query heads, G KV heads, R queries a KV head, Q new columns, W columns, d head
+size.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from lightstride.errors import ModelError
+from lightstride.models.families.registry import adapter_for
+
+NAME = "lightstride_memory"
+FOLDED = 32
+"""Most new columns whose query heads are read as further columns of their KV head."""
+
+
+class Reader(Protocol):
+    """What a layer's queries attend to."""
+
+    def read(
+        self, layer: int, query_BHQd: Tensor, key_BGQd: Tensor, value_BGQd: Tensor, scale: float
+    ) -> Tensor:
+        """The heads' outputs, shape (B, H, Q, d), given the new columns of a layer."""
+        ...
+
+
+CURRENT: ContextVar[Reader] = ContextVar("the reader of the forward that runs")
+
+
+@contextmanager
+def read_by(model: PreTrainedModel, reader: Reader) -> Iterator[None]:
+    """Inside this context the model's attention is the reader's."""
+    config = model.config
+    before = config._attn_implementation
+    token = CURRENT.set(reader)
+    config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+        CURRENT.reset(token)
+
+
+def attention(
+    module: nn.Module,
+    query_BHQd: Tensor,
+    key_BGQd: Tensor,
+    value_BGQd: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **_: object,
+) -> tuple[Tensor, None]:
+    """What transformers calls; outputs come back as (B, Q, H, d)."""
+    layer = module.layer_idx
+    assert isinstance(layer, int)
+    scale = query_BHQd.shape[-1] ** -0.5 if scaling is None else scaling
+    output = CURRENT.get().read(layer, query_BHQd, key_BGQd, value_BGQd, scale)
+    return output.transpose(1, 2), None
+
+
+ALL_ATTENTION_FUNCTIONS.register(NAME, attention)
+
+
+def attend(
+    query_BHQd: Tensor, key_BGWd: Tensor, value_BGWd: Tensor, mask_BQW: Tensor | None, scale: float
+) -> Tensor:
+    """Attention of some KV heads' queries, shape (B, H, Q, d); None sees every column.
+
+    Each KV head is read once for all its queries: of few columns the query heads are taken for
+    more columns, else the kernel shares them.
+    """
+    num_rows, num_heads, num_new, size = query_BHQd.shape
+    groups = key_BGWd.shape[1]
+    shared = num_heads // groups
+    folds = num_new <= FOLDED and shared > 1
+    if folds:
+        query_BHQd = query_BHQd.reshape(num_rows, groups, shared * num_new, size)
+        if mask_BQW is not None and num_new > 1:
+            mask_BQW = mask_BQW.repeat(1, shared, 1)
+    output = nn.functional.scaled_dot_product_attention(
+        query_BHQd,
+        key_BGWd,
+        value_BGWd,
+        attn_mask=None if mask_BQW is None else mask_BQW[:, None],
+        scale=scale,
+        enable_gqa=not folds and shared > 1,
+    )
+    return output.reshape(num_rows, num_heads, num_new, size)
+
+
+def heads_of(model: PreTrainedModel) -> list[int]:
+    """KV heads of each block; 0 where a block has no attention."""
+    geometry = adapter_for(model.config).geometry(model.config)
+    return [shape.num_kv_heads for shape in geometry.attention]
+
+
+def sliding_of(model: PreTrainedModel) -> list[int | None]:
+    """The model's own window of each block, None where it has none."""
+    config = model.config
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        kinds = ["full_attention" if window is None else "sliding_attention"] * len(heads_of(model))
+    return [window if kind == "sliding_attention" else None for kind in kinds]
+
+
+def check_readable(model: PreTrainedModel) -> None:
+    """Refuse, with ModelError, attention that cannot be computed head by head."""
+    config = model.config
+    for name in ("attn_logit_softcapping", "alibi"):
+        if getattr(config, name, None):
+            raise ModelError(
+                f"the attention of {config.model_type} cannot be split by head: it has {name}"
+            )
+
+
+def group_slices(heads: list[int], shared: int) -> tuple[Tensor, Tensor]:
+    """Indices of some KV heads, and of their query heads, group by group."""
+    kv_G = torch.tensor(heads)
+    return kv_G, (kv_G[:, None] * shared + torch.arange(shared)).flatten()

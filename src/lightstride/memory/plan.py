@@ -1,0 +1,148 @@
+"""A memory plan: for every block and KV head, what it keeps of tokens older than a window.
+
+A head keeps the first tokens ("sinks") and its window always.  Of what is between it keeps all,
+the last token of every n, or nothing.  Windows move on in chunks: the tokens before
+
+    border(q) = chunk * floor((q + 1 - window) / chunk),   at least 0,
+
+are old for the query at position q, so that a window holds `window` to `window + chunk - 1`
+tokens, the query's own among them.  Up to `window` tokens nothing is old, and the answer is
+exactly the one of the full cache.
+
+Costs are exact: `entries(context)` is what a cache holds of a text of so many tokens.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Self
+
+from lightstride.errors import ModelError
+
+CHUNK = 16
+SINKS = 4
+EVERY = (2, 4, 8)
+"""Numbers of old tokens that may leave one entry; each divides a chunk."""
+
+
+@dataclass(frozen=True, order=True)
+class Keep:
+    """What a head keeps: the last token of `every` n older than `window`; 0 is none, 1 is all."""
+
+    every: int = 1
+    window: int = 0
+
+    def __post_init__(self) -> None:
+        if self.every not in (0, 1, *EVERY):
+            raise ModelError(f"a head keeps 1 of {self.every}; it may keep 1 of 1, 2, 4 or 8, or 0")
+        if self.window < 0 or (self.every == 1) != (self.window == 0):
+            raise ModelError(f"a window of {self.window} tokens is not allowed: 1 or more, 0 for all")
+
+    def __str__(self) -> str:
+        return "all" if self.every == 1 else f"{self.window}/{self.every}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read back what `str` wrote; ModelError on anything else."""
+        if text == "all":
+            return cls()
+        window, _, every = text.partition("/")
+        if not (window.isascii() and window.isdigit() and every.isascii() and every.isdigit()):
+            raise ModelError(f"a head keeps {text!r}; it must be all or WINDOW/EVERY, like 128/4")
+        return cls(int(every), int(window))
+
+    def border(self, query: int) -> int:
+        """The first position that is not old for the query at this position."""
+        if self.every == 1:
+            return 0
+        return max(0, (query + 1 - self.window) // CHUNK * CHUNK)
+
+    def keeps(self, position: int, sinks: int) -> bool:
+        """Whether an old token's entry stays."""
+        if position < sinks or self.every == 1:
+            return True
+        return self.every > 0 and position % self.every == self.every - 1
+
+    def entries(self, context: int, sinks: int) -> int:
+        """Entries held of a text of so many tokens, before the next one is read."""
+        border = self.border(context)
+        old = sum(self.keeps(position, sinks) for position in range(border))
+        return old + context - border
+
+
+ALL = Keep()
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryPlan:
+    """What every KV head of every block keeps; a block without attention has no heads."""
+
+    blocks: tuple[tuple[Keep, ...], ...]
+    head_dim: int
+    sinks: int = SINKS
+    base: str = field(default="")
+    """Fingerprint of the model it was made for."""
+
+    @classmethod
+    def full(cls, heads: Sequence[int], head_dim: int, base: str = "") -> Self:
+        """The plan of the full cache; `heads` are the KV heads of each block."""
+        blocks = tuple((ALL,) * count for count in heads)
+        return cls(blocks=blocks, head_dim=head_dim, base=base)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether every head keeps all."""
+        return all(keep == ALL for block in self.blocks for keep in block)
+
+    @property
+    def exact_up_to(self) -> int | None:
+        """Tokens up to which the answer is the full cache's; None is any number."""
+        windows = [keep.window for block in self.blocks for keep in block if keep != ALL]
+        return min(windows) if windows else None
+
+    @property
+    def num_heads(self) -> int:
+        """KV heads of all blocks."""
+        return sum(map(len, self.blocks))
+
+    def entries(self, context: int) -> int:
+        """Entries, one a KV head and token, that a text of so many tokens leaves in the cache."""
+        counts: dict[Keep, int] = {}
+        for block in self.blocks:
+            for keep in block:
+                counts[keep] = counts.get(keep, 0) + 1
+        return sum(n * keep.entries(context, self.sinks) for keep, n in counts.items())
+
+    def share(self, context: int) -> float:
+        """Entries a token and KV head at this context; 1 is the full cache."""
+        return self.entries(context) / (self.num_heads * context)
+
+    def bytes(self, context: int, element_bytes: int = 2, scale_bytes: int = 0) -> int:
+        """Bytes of keys and values at this context, with `scale_bytes` more for each of them."""
+        return self.entries(context) * 2 * (self.head_dim * element_bytes + scale_bytes)
+
+    def as_dict(self) -> dict[str, object]:
+        """The plan, ready for JSON."""
+        return {
+            "base": self.base,
+            "head_dim": self.head_dim,
+            "sinks": self.sinks,
+            "chunk": CHUNK,
+            "blocks": [[str(keep) for keep in block] for block in self.blocks],
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, object]) -> Self:
+        """Read back what `as_dict` gave; ModelError where a value is missing or not allowed."""
+        blocks, sinks, head_dim = values.get("blocks"), values.get("sinks"), values.get("head_dim")
+        base, chunk = values.get("base"), values.get("chunk")
+        if not isinstance(blocks, list) or not all(isinstance(block, list) for block in blocks):
+            raise ModelError("a memory plan has no list of heads for every block")
+        if chunk != CHUNK:
+            raise ModelError(f"a memory plan has chunks of {chunk!r} tokens; this version has {CHUNK}")
+        for name, value, least in (("sinks", sinks, 0), ("head_dim", head_dim, 1)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ModelError(f"a memory plan has {name} {value!r}; it must be {least} or more")
+        assert isinstance(sinks, int)
+        assert isinstance(head_dim, int)
+        parsed = tuple(tuple(Keep.parse(str(text)) for text in block) for block in blocks)
+        return cls(blocks=parsed, head_dim=head_dim, sinks=sinks, base=str(base or ""))

@@ -1,0 +1,132 @@
+"""A cache by head group says what the whole text says under the plan's mask."""
+
+import pytest
+import torch
+from helpers.memory_toys import mixed_plan, read_columns
+from helpers.toys import TINY, tiny_llama
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lightstride.memory.attention import heads_of
+from lightstride.memory.cache import MemoryCache
+from lightstride.memory.masked import masked_hidden
+from lightstride.memory.plan import Keep, MemoryPlan
+
+CLOSE = {"atol": 2e-4, "rtol": 1e-3}
+
+
+def text(num_tokens: int, seed: int = 0) -> Tensor:
+    return torch.randint(0, 256, (num_tokens,), generator=torch.Generator().manual_seed(seed))
+
+
+def slow_logits(model: PreTrainedModel, tokens_T: Tensor, plan: MemoryPlan) -> Tensor:
+    hidden_TD = masked_hidden(model, tokens_T, plan)
+    with torch.inference_mode():
+        return model.get_output_embeddings()(hidden_TD)
+
+
+def columns(start: int, end: int) -> Tensor:
+    return torch.arange(start, end)[None]
+
+
+@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_chunks_and_single_tokens_are_the_masked_text(family: str, seed: int) -> None:
+    model = TINY[family](seed=seed)
+    plan = mixed_plan(model, seed)
+    tokens_T = text(150, seed)
+    cache = MemoryCache(model, plan, 1)
+    found = []
+    borders = [0, 70, 71, 117, *range(118, 151)]
+    for start, end in zip(borders, borders[1:], strict=False):
+        found.append(read_columns(model, cache, tokens_T[None, start:end], columns(start, end))[0])
+        cache.settle(torch.ones(1, end - start, dtype=torch.bool))
+        if not any(cache.sliding):
+            assert cache.entries == [plan.entries(end)]
+        if end == 117:
+            before = cache.allocated_bytes
+            cache.pack()
+            assert cache.allocated_bytes < before
+    torch.testing.assert_close(torch.cat(found), slow_logits(model, tokens_T, plan), **CLOSE)
+
+
+def test_up_to_the_window_nothing_is_forgotten() -> None:
+    model = tiny_llama()
+    heads = heads_of(model)
+    plan = MemoryPlan(blocks=tuple((Keep(0, 40),) * count for count in heads), head_dim=8)
+    assert plan.exact_up_to == 40
+    full = MemoryPlan.full(heads, 8)
+    tokens_T = text(80)
+    kept, whole = slow_logits(model, tokens_T, plan), slow_logits(model, tokens_T, full)
+    assert torch.equal(kept[:40], whole[:40])
+    assert not torch.allclose(kept[60:], whole[60:])
+    with torch.inference_mode():
+        torch.testing.assert_close(model(tokens_T[None]).logits[0], whole, **CLOSE)
+
+
+def test_rejected_drafts_leave_nothing_behind() -> None:
+    model = tiny_llama(num_layers=3)
+    plan = mixed_plan(model, 2)
+    tokens_T = text(140, 3)
+    slow_TV = slow_logits(model, tokens_T, plan)
+    cache = MemoryCache(model, plan, 1)
+    read_columns(model, cache, tokens_T[None, :60], columns(0, 60))
+    cache.settle(torch.ones(1, 60, dtype=torch.bool))
+    place, generator = 60, torch.Generator().manual_seed(4)
+    while place + 3 < 140:
+        right, wrong = tokens_T[place : place + 3], torch.randint(0, 256, (2,), generator=generator)
+        tree = torch.tensor([[right[0], wrong[0], right[1], wrong[1], right[2]]])
+        depths = torch.tensor([[0, 1, 1, 2, 2]])
+        sees = torch.eye(5, dtype=torch.bool)
+        for child, parent in ((1, 0), (2, 0), (3, 1), (4, 2)):
+            sees[child] |= sees[parent]
+        found = read_columns(model, cache, tree, place + depths, sees[None])[0]
+        torch.testing.assert_close(found[[0, 2, 4]], slow_TV[place : place + 3], **CLOSE)
+        length = 1 + place % 3
+        kept = torch.tensor([[True, False, length > 1, False, length > 2]])
+        cache.settle(kept)
+        place += length
+    assert cache.entries == [plan.entries(place)]
+
+
+def test_rows_of_different_lengths_join_and_leave() -> None:
+    model = tiny_llama()
+    plan = mixed_plan(model, 5)
+    texts = [text(120, 6), text(90, 7), text(77, 8)]
+    slow = [slow_logits(model, each, plan) for each in texts]
+    starts = [100, 70, 57]
+    whole: MemoryCache | None = None
+    for each, start in zip(texts, starts, strict=True):
+        cache = MemoryCache(model, plan, 1)
+        read_columns(model, cache, each[None, :start], columns(0, start))
+        cache.settle(torch.ones(1, start, dtype=torch.bool))
+        cache.pack()
+        if whole is None:
+            whole = cache
+        else:
+            whole.join(cache)
+    assert whole is not None
+    rows = [0, 1, 2]
+    for step in range(20):
+        if step == 8:
+            rows = [2, 0]
+            whole.select_rows(torch.tensor(rows))
+        tokens = torch.stack([texts[row][starts[row] + step] for row in rows])[:, None]
+        positions = torch.tensor([[starts[row] + step] for row in rows])
+        found = read_columns(model, whole, tokens, positions)
+        for index, row in enumerate(rows):
+            torch.testing.assert_close(found[index, 0], slow[row][starts[row] + step], **CLOSE)
+        whole.settle(torch.ones(len(rows), 1, dtype=torch.bool))
+    assert whole.entries == [plan.entries(starts[row] + 20) for row in rows]
+
+
+def test_eight_bits_are_near_and_half_as_large() -> None:
+    model = tiny_llama(head_dim=32)
+    plan = mixed_plan(model, 9)
+    tokens_T = text(120, 10)
+    caches = [MemoryCache(model, plan, 1, kind) for kind in ("model", "int8")]
+    exact, near = (
+        read_columns(model, cache, tokens_T[None], columns(0, 120))[0] for cache in caches
+    )
+    assert 0 < (exact - near).abs().max() < 0.1 * exact.abs().max()
+    assert caches[1].allocated_bytes < 0.3 * caches[0].allocated_bytes
