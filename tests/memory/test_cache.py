@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers.memory_toys import mixed_plan, read_columns
+from helpers.memory_toys import mixed_plan, one_row, read_columns
 from helpers.toys import TINY, tiny_llama
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -35,7 +35,7 @@ def test_chunks_and_single_tokens_are_the_masked_text(family: str, seed: int) ->
     model = TINY[family](seed=seed)
     plan = mixed_plan(model, seed)
     tokens_T = text(150, seed)
-    cache = MemoryCache(model, plan, 1)
+    cache = one_row(model, plan)
     found = []
     borders = [0, 70, 71, 117, *range(118, 151)]
     for start, end in zip(borders, borders[1:], strict=False):
@@ -69,7 +69,7 @@ def test_rejected_drafts_leave_nothing_behind() -> None:
     plan = mixed_plan(model, 2)
     tokens_T = text(140, 3)
     slow_TV = slow_logits(model, tokens_T, plan)
-    cache = MemoryCache(model, plan, 1)
+    cache = one_row(model, plan)
     read_columns(model, cache, tokens_T[None, :60], columns(0, 60))
     cache.settle(torch.ones(1, 60, dtype=torch.bool))
     place, generator = 60, torch.Generator().manual_seed(4)
@@ -95,22 +95,17 @@ def test_rows_of_different_lengths_join_and_leave() -> None:
     texts = [text(120, 6), text(90, 7), text(77, 8)]
     slow = [slow_logits(model, each, plan) for each in texts]
     starts = [100, 70, 57]
-    whole: MemoryCache | None = None
-    for each, start in zip(texts, starts, strict=True):
-        cache = MemoryCache(model, plan, 1)
-        read_columns(model, cache, each[None, :start], columns(0, start))
-        cache.settle(torch.ones(1, start, dtype=torch.bool))
-        cache.pack()
-        if whole is None:
-            whole = cache
-        else:
-            whole.join(cache)
-    assert whole is not None
+    whole = MemoryCache(model, plan)
+    for row, (each, start) in enumerate(zip(texts, starts, strict=True)):
+        whole.add_row()
+        read_columns(model, whole, each[None, :start], columns(0, start), start=row)
+        whole.settle(torch.ones(1, start, dtype=torch.bool))
+        whole.pack()
     rows = [0, 1, 2]
     for step in range(20):
         if step == 8:
             rows = [2, 0]
-            whole.select_rows(torch.tensor(rows))
+            whole.select_rows(rows)
         tokens = torch.stack([texts[row][starts[row] + step] for row in rows])[:, None]
         positions = torch.tensor([[starts[row] + step] for row in rows])
         found = read_columns(model, whole, tokens, positions)
@@ -124,7 +119,7 @@ def test_eight_bits_are_near_and_half_as_large() -> None:
     model = tiny_llama(head_dim=32)
     plan = mixed_plan(model, 9)
     tokens_T = text(120, 10)
-    caches = [MemoryCache(model, plan, 1, kind) for kind in ("model", "int8")]
+    caches = [one_row(model, plan, kind) for kind in ("model", "int8")]
     exact, near = (
         read_columns(model, cache, tokens_T[None], columns(0, 120))[0] for cache in caches
     )

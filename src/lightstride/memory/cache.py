@@ -5,7 +5,7 @@ free ones of every buffer and attends group by group; `settle` says which of the
 has become old is smashed: its columns are free for what comes next.  Buffers grow by chunks, so a
 head that keeps little never has room for more.
 
-Shapes: B rows, H query heads, G KV heads, Q new columns, W columns, d head size.
+Shapes: R rows, B rows of a forward, H query heads, G KV heads, Q new columns, W columns, d head size.
 """
 
 from collections.abc import Sequence
@@ -40,36 +40,47 @@ class Group:
 class MemoryCache:
     """Entries of some rows, by layer and group of heads."""
 
-    def __init__(
-        self, model: PreTrainedModel, plan: MemoryPlan, num_rows: int, kind: KvType = "model"
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, plan: MemoryPlan, kind: KvType = "model") -> None:
         self.plan = plan
         self.kind: KvType = kind
-        self.num_rows = num_rows
         self.device = model.device
-        sliding = sliding_of(model)
+        self.sliding = sliding_of(model)
         rules = dict.fromkeys(
-            (keep, sliding[layer]) for layer, keeps in enumerate(plan.blocks) for keep in keeps
+            (keep, self.sliding[layer])
+            for layer, keeps in enumerate(plan.blocks)
+            for keep in keeps
         )
-        self.sliding = sliding
-        self.layouts = {rule: Layout(rule[0], plan.sinks, rule[1], num_rows) for rule in rules}
+        self.layouts = {rule: Layout(rule[0], plan.sinks, rule[1]) for rule in rules}
         self.groups: dict[int, list[Group]] = {}
         self.keys: dict[tuple[int, Rule], Entries] = {}
         self.values: dict[tuple[int, Rule], Entries] = {}
+        self.following: list[int] = []
+        """Where each row's next query stands."""
+        self.rows = slice(0, 0)
+        self.rows_B1 = torch.zeros((0, 1), dtype=torch.long)
+        self.positions_BQ = torch.zeros((0, 0), dtype=torch.long)
         self.masks: dict[Rule, Tensor | None] = {}
         self.slots: dict[Rule, Tensor] = {}
-        self.rows_B1 = torch.arange(num_rows, device=self.device)[:, None]
-        self.following = [0] * num_rows
-        """Where each row's next query stands."""
-        self.positions_BQ = torch.zeros((num_rows, 0), dtype=torch.long)
 
-    def open(self, positions_BQ: Tensor, sees_BQQ: Tensor) -> None:
-        """Make room for new columns at these positions, of which each sees some of the others."""
-        positions_BQ, sees_BQQ = positions_BQ.cpu(), sees_BQQ.cpu()
-        self.positions_BQ = positions_BQ
+    @property
+    def num_rows(self) -> int:
+        return len(self.following)
+
+    def add_row(self) -> None:
+        """Add a row of no entries behind the others."""
+        self.following.append(0)
+        for layout in self.layouts.values():
+            layout.add_row()
+
+    def open(self, rows: slice, positions_BQ: Tensor, sees_BQQ: Tensor) -> None:
+        """Make room in some rows for new columns, of which each sees some of the others."""
+        self.rows = rows
+        self.rows_B1 = torch.arange(rows.start, rows.stop, device=self.device)[:, None]
+        self.positions_BQ = positions_BQ.cpu()
+        sees_BQQ = sees_BQQ.cpu()
         for rule, layout in self.layouts.items():
-            self.slots[rule] = layout.reserve(positions_BQ).to(self.device)
-            mask = layout.mask(positions_BQ, sees_BQQ)
+            self.slots[rule] = layout.reserve(rows, self.positions_BQ).to(self.device)
+            mask = layout.mask(rows, self.positions_BQ, sees_BQQ)
             self.masks[rule] = None if mask is None else mask.to(self.device)
 
     def read(
@@ -108,10 +119,11 @@ class MemoryCache:
         for store, states_BGQd in ((self.keys, key_BGQd), (self.values, value_BGQd)):
             entries = store.get((layer, rule))
             if entries is None:
-                entries = store[layer, rule] = Entries(states_BGQd, room_for(width), self.kind)
-            entries.grow(room_for(width) if width > entries.num_columns else 0)
+                entries = store[layer, rule] = Entries(states_BGQd, 0, 0, self.kind)
+            if entries.num_rows < self.num_rows or entries.num_columns < width:
+                entries.fit(self.num_rows, room_for(width))
             entries.write(self.rows_B1, self.slots[rule], states_BGQd)
-            found.append(entries.read(width))
+            found.append(entries.read(self.rows, width))
         return attend(query_BHQd, found[0], found[1], self.masks[rule], scale)
 
     def grouped(self, layer: int, query_BHQd: Tensor, key_BGQd: Tensor) -> list[Group]:
@@ -131,45 +143,33 @@ class MemoryCache:
     def settle(self, kept_BQ: Tensor) -> None:
         """Of the new columns those marked count; what is old for the queries after them goes."""
         kept_BQ = kept_BQ.cpu()
-        ends = self.positions_BQ.masked_fill(~kept_BQ, -1).amax(1) + 1
-        self.following = [max(pair) for pair in zip(self.following, ends.tolist(), strict=True)]
+        ends = (self.positions_BQ.masked_fill(~kept_BQ, -1).amax(1) + 1).tolist()
+        following = [max(pair) for pair in zip(self.following[self.rows], ends, strict=True)]
+        self.following[self.rows] = following
         for layout in self.layouts.values():
-            layout.settle(kept_BQ, self.following)
+            layout.settle(self.rows, kept_BQ, following)
 
     def pack(self) -> None:
         """Give back what buffers have too much, as after a long prompt."""
         for rule, layout in self.layouts.items():
-            order_BW = layout.pack().to(self.device)
+            if room_for(max(layout.counts, default=0)) >= room_for(layout.width):
+                continue
+            order_RW = layout.pack().to(self.device)
             for store in (self.keys, self.values):
                 for (_, owner), entries in store.items():
                     if owner == rule:
-                        entries.take(order_BW, room_for(layout.width))
+                        entries.fit(self.num_rows, 0)
+                        entries.take(order_RW, room_for(layout.width))
 
-    def select_rows(self, rows_N: Tensor) -> None:
+    def select_rows(self, rows: Sequence[int]) -> None:
         """Keep these rows alone, in this order; a row may come twice, as beams do."""
-        rows = rows_N.tolist()
+        rows_N = torch.tensor(rows, dtype=torch.long, device=self.device)
         for layout in self.layouts.values():
             layout.select_rows(rows)
         for entries in self.buffers:
-            entries.select_rows(rows_N.to(self.device))
+            entries.fit(self.num_rows, 0)
+            entries.select_rows(rows_N)
         self.following = [self.following[row] for row in rows]
-        self.set_rows(len(rows))
-
-    def join(self, other: "MemoryCache") -> None:
-        """Add the rows of another cache, of the same plan, behind these."""
-        assert other.plan == self.plan
-        for rule, layout in self.layouts.items():
-            layout.join(other.layouts[rule])
-        for mine, theirs in ((self.keys, other.keys), (self.values, other.values)):
-            for place, entries in mine.items():
-                entries.join(theirs[place])
-        self.following = [*self.following, *other.following]
-        self.set_rows(self.num_rows + other.num_rows)
-
-    def set_rows(self, num_rows: int) -> None:
-        """Note how many rows there are."""
-        self.num_rows = num_rows
-        self.rows_B1 = torch.arange(num_rows, device=self.device)[:, None]
 
     @property
     def buffers(self) -> list[Entries]:

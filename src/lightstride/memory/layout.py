@@ -4,7 +4,7 @@ A column is free or holds an entry.  New entries go into free columns, the lowes
 is ever moved: rejected drafts and tokens that have become old only free their columns.  What a
 query sees is asked of positions, not of columns.
 
-Shapes: B rows, Q new columns, W columns.
+Shapes: R rows, B rows of a forward, Q new columns, W columns.
 """
 
 from collections.abc import Sequence
@@ -19,111 +19,106 @@ FREE = -1
 
 
 class Layout:
-    """Columns of some rows; `width` of them are, or have been, in use."""
+    """Columns of some rows; all rows have `width` of them."""
 
-    def __init__(self, keep: Keep, sinks: int, sliding: int | None, num_rows: int) -> None:
+    def __init__(self, keep: Keep, sinks: int, sliding: int | None) -> None:
         self.keep = keep
         self.sinks = sinks
         self.sliding = sliding
-        self.position_BW = torch.full((num_rows, 0), FREE)
-        self.free: list[list[int]] = [[] for _ in range(num_rows)]
+        self.position_RW = torch.full((0, 0), FREE)
+        self.free: list[list[int]] = []
         """Free columns of each row, ascending."""
-        self.border = [0] * num_rows
-        self.slots_BQ = torch.zeros((num_rows, 0), dtype=torch.long)
+        self.border: list[int] = []
+        """What each row has smashed up to."""
+        self.slots_BQ = torch.zeros((0, 0), dtype=torch.long)
 
     @property
     def width(self) -> int:
         """Columns that a forward attends to."""
-        return self.position_BW.shape[1]
+        return self.position_RW.shape[1]
 
-    def reserve(self, positions_BQ: Tensor) -> Tensor:
+    def reserve(self, rows: slice, positions_BQ: Tensor) -> Tensor:
         """Columns for new entries at these positions, shape (B, Q); scratch until settled."""
         num_new = positions_BQ.shape[1]
-        short = max(num_new - len(free) for free in self.free)
+        short = max(num_new - len(free) for free in self.free[rows])
         if short > 0:
             self.widen(self.width + short)
-        self.slots_BQ = torch.tensor([free[:num_new] for free in self.free])
-        for free in self.free:
+        self.slots_BQ = torch.tensor([free[:num_new] for free in self.free[rows]])
+        for free in self.free[rows]:
             del free[:num_new]
-        self.position_BW.scatter_(1, self.slots_BQ, positions_BQ)
+        self.position_RW[rows].scatter_(1, self.slots_BQ, positions_BQ)
         return self.slots_BQ
 
     def widen(self, width: int) -> None:
         """Add free columns up to this width."""
-        more = width - self.width
-        fresh = torch.full((len(self.free), more), FREE)
         for free in self.free:
             free.extend(range(self.width, width))
-        self.position_BW = torch.cat([self.position_BW, fresh], dim=1)
+        more = width - self.width
+        self.position_RW = torch.nn.functional.pad(self.position_RW, (0, more), value=FREE)
 
-    def mask(self, queries_BQ: Tensor, sees_BQQ: Tensor) -> Tensor | None:
+    def mask(self, rows: slice, queries_BQ: Tensor, sees_BQQ: Tensor) -> Tensor | None:
         """Which columns each new one sees, shape (B, Q, W); None where it is all of them."""
         num_new = queries_BQ.shape[1]
-        if num_new == 1 and not any(self.free):
+        if num_new == 1 and not any(self.free[rows]):
             return None
-        seen_BQW = visible(self.keep, queries_BQ, self.position_BW, self.sinks, self.sliding)
-        is_old_BW = (self.position_BW != FREE).scatter(1, self.slots_BQ, False)
+        position_BW = self.position_RW[rows]
+        seen_BQW = visible(self.keep, queries_BQ, position_BW, self.sinks, self.sliding)
+        is_old_BW = (position_BW != FREE).scatter(1, self.slots_BQ, False)
         index_BQQ = self.slots_BQ[:, None].expand(-1, num_new, -1)
         there_BQW = is_old_BW[:, None].expand(-1, num_new, -1).scatter(2, index_BQQ, sees_BQQ)
         return seen_BQW & there_BQW
 
-    def settle(self, kept_BQ: Tensor, following: Sequence[int]) -> None:
+    def settle(self, rows: slice, kept_BQ: Tensor, following: Sequence[int]) -> None:
         """Of the new columns those marked stay; then what is old for the next queries goes."""
         if not bool(kept_BQ.all()):
-            self.release(*(~kept_BQ).nonzero(as_tuple=True), columns_BQ=self.slots_BQ)
-        self.slots_BQ = self.slots_BQ[:, :0]
+            dropped_N, places_N = (~kept_BQ).nonzero(as_tuple=True)
+            self.release(dropped_N + rows.start, self.slots_BQ[dropped_N, places_N])
         borders = [self.keep.border(query) for query in following]
-        if borders == self.border and self.sliding is None:
+        if borders == self.border[rows] and self.sliding is None:
             return
-        self.border = borders
-        gone_BW = self.position_BW < torch.tensor(borders)[:, None]
-        gone_BW &= ~stays(self.keep, self.position_BW, self.sinks)
+        self.border[rows] = borders
+        position_BW = self.position_RW[rows]
+        gone_BW = position_BW < torch.tensor(borders)[:, None]
+        gone_BW &= ~stays(self.keep, position_BW, self.sinks)
         if self.sliding is not None:
-            gone_BW |= self.position_BW <= torch.tensor(following)[:, None] - self.sliding
-        self.release(*(gone_BW & (self.position_BW != FREE)).nonzero(as_tuple=True))
+            gone_BW |= position_BW <= torch.tensor(following)[:, None] - self.sliding
+        gone_N, columns_N = (gone_BW & (position_BW != FREE)).nonzero(as_tuple=True)
+        self.release(gone_N + rows.start, columns_N)
 
-    def release(self, rows_N: Tensor, columns_N: Tensor, columns_BQ: Tensor | None = None) -> None:
-        """Free these columns of these rows; with `columns_BQ`, columns are looked up there."""
-        if columns_BQ is not None:
-            columns_N = columns_BQ[rows_N, columns_N]
-        self.position_BW[rows_N, columns_N] = FREE
-        touched = set()
-        for row, column in zip(rows_N.tolist(), columns_N.tolist(), strict=True):
+    def release(self, rows_N: Tensor, columns_N: Tensor) -> None:
+        """Free these columns of these rows."""
+        self.position_RW[rows_N, columns_N] = FREE
+        touched = rows_N.tolist()
+        for row, column in zip(touched, columns_N.tolist(), strict=True):
             self.free[row].append(column)
-            touched.add(row)
-        for row in touched:
+        for row in set(touched):
             self.free[row].sort()
 
     def pack(self) -> Tensor:
         """Move all entries to the front; what comes back is where each column comes from.
 
-        Shape (B, W) of the new, smaller width; columns behind a row's entries are free.
+        Shape (R, W) of the new, smaller width; columns behind a row's entries are free.
         """
-        held_BW = self.position_BW != FREE
-        counts = held_BW.sum(1).tolist()
+        held_RW = self.position_RW != FREE
+        counts = self.counts
         width = max(counts, default=0)
-        order_BW = (~held_BW).to(torch.int8).argsort(dim=1, stable=True)[:, :width]
-        self.position_BW = self.position_BW.gather(1, order_BW)
+        order_RW = (~held_RW).to(torch.int8).argsort(dim=1, stable=True)[:, :width]
+        self.position_RW = self.position_RW.gather(1, order_RW)
         self.free = [list(range(count, width)) for count in counts]
-        return order_BW
+        return order_RW
+
+    def add_row(self) -> None:
+        """Add a row of no entries behind the others."""
+        fresh_1W = torch.full((1, self.width), FREE)
+        self.position_RW = torch.cat([self.position_RW, fresh_1W])
+        self.free.append(list(range(self.width)))
+        self.border.append(0)
 
     def select_rows(self, rows: Sequence[int]) -> None:
-        """Keep these rows alone, in this order."""
-        self.position_BW = self.position_BW[list(rows)]
+        """Keep these rows alone, in this order; a row may come twice."""
+        self.position_RW = self.position_RW[list(rows)]
         self.free = [list(self.free[row]) for row in rows]
         self.border = [self.border[row] for row in rows]
-        self.slots_BQ = self.slots_BQ[list(rows)]
-
-    def join(self, other: "Layout") -> None:
-        """Add the rows of another layout behind these."""
-        width = max(self.width, other.width)
-        for layout in (self, other):
-            if layout.width < width:
-                layout.widen(width)
-        self.position_BW = torch.cat([self.position_BW, other.position_BW])
-        self.slots_BQ = torch.zeros((len(self.position_BW), 0), dtype=torch.long)
-        self.free = [*self.free, *other.free]
-        self.border = [*self.border, *other.border]
 
     @property
     def counts(self) -> list[int]:
