@@ -76,7 +76,7 @@ def fill(
     tokenizer: PreTrainedTokenizerBase, parts: Sequence[str], length: int, between: str
 ) -> str:
     """As many of the parts as give at most so many tokens; at least one."""
-    sizes = [len(tokenizer.encode(part + between, add_special_tokens=False)) for part in parts]
+    sizes = [len(tokenizer.encode(between + part, add_special_tokens=False)) for part in parts]
     used = number = 0
     while number < len(parts) and (number == 0 or used + sizes[number] <= length):
         used += sizes[number]

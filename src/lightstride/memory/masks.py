@@ -38,8 +38,10 @@ def visible(
     return seen_BQW if sliding is None else seen_BQW & (positions_B1W > queries_BQ1 - sliding)
 
 
-def text_mask(keep: Keep, num_tokens: int, sinks: int, device: torch.device | str) -> Tensor:
+def text_mask(
+    keep: Keep, num_tokens: int, sinks: int, device: torch.device | str, sliding: int | None = None
+) -> Tensor:
     """Which tokens of a text each of its tokens sees, shape (T, T)."""
     places_1T = torch.arange(num_tokens, device=device)[None]
     causal_TT = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=device).tril()
-    return visible(keep, places_1T, places_1T, sinks)[0] & causal_TT
+    return visible(keep, places_1T, places_1T, sinks, sliding)[0] & causal_TT
