@@ -21,9 +21,7 @@ def mixed_plan(model: PreTrainedModel, seed: int = 0) -> MemoryPlan:
     return MemoryPlan(blocks=blocks, head_dim=8, sinks=3)
 
 
-def one_row(
-    model: PreTrainedModel, plan: MemoryPlan, kind: KvType = "model"
-) -> MemoryCache:
+def one_row(model: PreTrainedModel, plan: MemoryPlan, kind: KvType = "model") -> MemoryCache:
     """A cache of one row, empty."""
     cache = MemoryCache(model, plan, kind)
     cache.add_row()
@@ -38,7 +36,7 @@ def read_columns(
     sees_BQQ: Tensor | None = None,
     start: int = 0,
 ) -> Tensor:
-    """Logits of new columns of the rows from `start` on, (B, Q, V); causal unless told otherwise."""
+    """Logits of new columns of the rows from `start` on, (B, Q, V); causal by default."""
     num_rows, num_new = tokens_BQ.shape
     if sees_BQQ is None:
         causal_QQ = torch.ones(num_new, num_new).tril().bool()

@@ -30,7 +30,8 @@ ALLOWED = {
     "search": {"errors", "files", "distributed"},
     "models": {"errors", "files"},
     "data": {"errors"},
-    "generate": {"errors", "config", "models"},
+    "memory": {"errors", "files", "distributed", "search", "models"},
+    "generate": {"errors", "config", "models", "memory"},
     "training": {"errors", "files", "distributed", "models"},
     "prune": {
         "errors",

@@ -1,12 +1,14 @@
 """A cache by head group says what the whole text says under the plan's mask."""
 
+import itertools
+
 import pytest
 import torch
-from helpers.memory_toys import mixed_plan, one_row, read_columns
-from helpers.toys import TINY, tiny_llama
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from helpers.memory_toys import mixed_plan, one_row, read_columns
+from helpers.toys import TINY, tiny_llama
 from lightstride.memory.attention import heads_of
 from lightstride.memory.cache import MemoryCache
 from lightstride.memory.masked import masked_hidden
@@ -38,7 +40,7 @@ def test_chunks_and_single_tokens_are_the_masked_text(family: str, seed: int) ->
     cache = one_row(model, plan)
     found = []
     borders = [0, 70, 71, 117, *range(118, 151)]
-    for start, end in zip(borders, borders[1:], strict=False):
+    for start, end in itertools.pairwise(borders):
         found.append(read_columns(model, cache, tokens_T[None, start:end], columns(start, end))[0])
         cache.settle(torch.ones(1, end - start, dtype=torch.bool))
         if not any(cache.sliding):

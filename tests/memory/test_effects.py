@@ -1,8 +1,8 @@
 """Second-order effects agree with the divergence measured head by head."""
 
 import torch
-from helpers.toys import tiny_gemma3, tiny_llama
 
+from helpers.toys import tiny_gemma3, tiny_llama
 from lightstride.memory.attention import heads_of
 from lightstride.memory.effects import mean_effects, text_effects
 from lightstride.memory.fitness import Judge, Text

@@ -1,5 +1,6 @@
 """Plans: rules, exact costs, and what is refused on reading one back."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -28,7 +29,9 @@ def test_a_rule_reads_back(text: str) -> None:
     assert str(Keep.parse(text)) == text
 
 
-@pytest.mark.parametrize("text", ["", "none", "128", "128/3", "0/4", "-1/2", "16/1", "1e2/2", "a/b"])
+@pytest.mark.parametrize(
+    "text", ["", "none", "128", "128/3", "0/4", "-1/2", "16/1", "1e2/2", "a/b"]
+)
 def test_an_unknown_rule_is_refused(text: str) -> None:
     with pytest.raises(ModelError):
         Keep.parse(text)
@@ -45,7 +48,7 @@ def test_windows_move_in_chunks() -> None:
     keep = Keep(0, 40)
     borders = [keep.border(query) for query in range(200)]
     assert borders[:55] == [0] * 55
-    assert {b - a for a, b in zip(borders, borders[1:], strict=False)} == {0, CHUNK}
+    assert {b - a for a, b in itertools.pairwise(borders)} == {0, CHUNK}
     assert all(40 <= query + 1 - keep.border(query) < 40 + CHUNK for query in range(55, 200))
 
 

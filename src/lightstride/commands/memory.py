@@ -143,8 +143,7 @@ def shared_texts(
             seed=search.seed,
             folder=folder,
         )
-    shared = broadcast_object([[t.domain, list(t.tokens), t.start] for t in texts])
-    return [Text(str(domain), tuple(tokens), start) for domain, tokens, start in shared]
+    return [Text.from_dict(each) for each in broadcast_object([t.as_dict() for t in texts])]
 
 
 def held_out_texts(
@@ -185,4 +184,3 @@ def say(line: str) -> None:
     """Show a line of progress, once."""
     if rank() == 0:
         sys.stderr.write(line + "\n")
-

@@ -1,15 +1,23 @@
-"""The texts of a search of memory plans: what the model itself writes, copies and looked-up facts.
+"""The texts of a search of memory plans: what the model itself writes, code, copies, lookups.
 
 Conversations are written by the model alone, both sides, from the opening of a chat on; the
-openings of code and sums begin the user's first turn.  They need no data, and their early turns
-are old when the last ones are judged.
+opening of a sum begins the user's first turn.  Their early turns are old when the last ones are
+judged.  Code is the standard library's, which every Python has, as if the model had written it.
 """
 
+import calendar
+import fractions
+import heapq
+import inspect
 import json
 import random
+import shlex
+import statistics
+import string
+import textwrap
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 
 from transformers import PreTrainedTokenizerBase
 
@@ -17,19 +25,14 @@ from lightstride.data.sampled import openings
 from lightstride.errors import ModelError
 from lightstride.files import write_json
 from lightstride.generate import PlainDecoder, Settings, generate
-from lightstride.memory.documents import copies, lookups
+from lightstride.memory.documents import copies, exchange, lookups
 from lightstride.memory.fitness import Text
 
 FILE = "memory-texts.json"
-OPENINGS = (
-    ("chat", ""),
-    ("code", "Write a Python function that"),
-    ("maths", "A shop sells"),
-    ("chat", ""),
-    ("code", "Write a Python class for"),
-    ("maths", "If a train"),
-)
-"""How conversations begin, and what they are then about."""
+OPENINGS = (("chat", ""), ("maths", "A shop sells"), ("chat", ""), ("maths", "If a train"))
+"""What conversations are about, and how their first turn begins."""
+MODULES: tuple[ModuleType, ...] = (heapq, textwrap, shlex, statistics, string, fractions, calendar)
+"""Modules whose source is code to be written."""
 SHARE_GIVEN = 0.45
 """Share of a conversation that is not judged."""
 
@@ -43,31 +46,39 @@ def memory_texts(
     seed: int,
     folder: Path | None = None,
 ) -> list[Text]:
-    """Conversations of about `length` tokens, and half as many copies and lookups as `recalls`.
+    """Conversations of about `length` tokens, half as many texts of code, and `recalls` copies and
+    lookups.
 
-    Domains take turns in their order.  With a folder the texts are kept there and read back.
+    Kinds take turns in their order.  With a folder the texts are kept there and read back.
     """
     path = None if folder is None else folder / FILE
     if path is not None and path.is_file():
-        return [Text(**{**each, "tokens": tuple(each["tokens"])}) for each in read(path)]
+        found = json.loads(path.read_text("utf-8"))["texts"]
+        return [Text.from_dict(each) for each in found]
     rng = random.Random(seed)
     tokenizer = decoder.tokenizer
     half = recalls // 2
     kinds = [
         converse(decoder, conversations, length, seed),
+        code(tokenizer, conversations // 2, length, seed),
         copies(tokenizer, recalls - half, length, rng),
         lookups(tokenizer, half, length, rng),
     ]
     texts = mixed(kinds)
     if path is not None:
-        write_json(path, {"texts": [asdict(text) for text in texts]})
+        write_json(path, {"texts": [text.as_dict() for text in texts]})
     return texts
 
 
-def read(path: Path) -> list[dict[str, object]]:
-    """The texts of a file, as dictionaries."""
-    found: list[dict[str, object]] = json.loads(path.read_text("utf-8"))["texts"]
-    return found
+def code(tokenizer: PreTrainedTokenizerBase, count: int, length: int, seed: int) -> list[Text]:
+    """Source code as answers; other seeds take other modules."""
+    texts = []
+    for index in range(count):
+        module = MODULES[(seed * count + index) % len(MODULES)]
+        source = f"```python\n{inspect.getsource(module)}"
+        whole = exchange(tokenizer, "code", f"Write the Python module {module.__name__}.", source)
+        texts.append(Text("code", whole.tokens[:length], int(SHARE_GIVEN * length)))
+    return texts
 
 
 def converse(decoder: PlainDecoder, count: int, length: int, seed: int) -> list[Text]:

@@ -5,7 +5,8 @@ free ones of every buffer and attends group by group; `settle` says which of the
 has become old is smashed: its columns are free for what comes next.  Buffers grow by chunks, so a
 head that keeps little never has room for more.
 
-Shapes: R rows, B rows of a forward, H query heads, G KV heads, Q new columns, W columns, d head size.
+Shapes: R rows, B rows of a forward, H query heads, G KV heads, Q new columns, W columns, d
+head size.
 """
 
 from collections.abc import Sequence
@@ -46,9 +47,7 @@ class MemoryCache:
         self.device = model.device
         self.sliding = sliding_of(model)
         rules = dict.fromkeys(
-            (keep, self.sliding[layer])
-            for layer, keeps in enumerate(plan.blocks)
-            for keep in keeps
+            (keep, self.sliding[layer]) for layer, keeps in enumerate(plan.blocks) for keep in keeps
         )
         self.layouts = {rule: Layout(rule[0], plan.sinks, rule[1]) for rule in rules}
         self.groups: dict[int, list[Group]] = {}

@@ -9,6 +9,7 @@ Texts are numbered; a sample of the search is a run of texts.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from transformers import PreTrainedModel
@@ -21,6 +22,7 @@ from lightstride.memory.space import MemorySpace, PlanKey, keeps_for, limit_of
 from lightstride.search.evaluation_log import EvaluationLog, Sample
 from lightstride.search.guided import GuidedSearch, GuidedSettings
 from lightstride.search.moves import Moves
+from lightstride.search.result import GenerationReport
 from lightstride.search.surrogate import knapsack
 
 WINDOW = 1024
@@ -87,8 +89,8 @@ def search_plans(
         limit = limit_of(full, budget, settings.context)
         moves = Moves(space, limit)
         centre = space.plan(knapsack(space.level_costs, losses, limit))
-        log = EvaluationLog(
-            lambda plans, sample: evaluate_on(judge, plans, sample), log_path, f"{budget:g}"
+        log: EvaluationLog[PlanKey] = EvaluationLog(
+            partial(evaluate_on, judge), log_path, f"{budget:g}"
         )
         rest = len(judge.texts) - settings.first_texts
         search = GuidedSearch(
@@ -108,14 +110,19 @@ def search_plans(
         result = search.run(
             centre,
             settings.seed,
-            lambda state, budget=budget: report(
-                f"memory {budget:g}: generation {state.generation} of {state.generations}, "
-                f"loss {state.fitness:.4f}"
-            ),
+            partial(tell, report, budget),
         )
         found[budget] = (result.plan.plan, result.fitness)
         report(f"memory {budget:g}: loss {result.fitness:.4f} ({spelled(result.plan.plan)})")
     return found
+
+
+def tell(report: Report, budget: float, state: GenerationReport[PlanKey]) -> None:
+    """Report a generation of the search of one budget."""
+    report(
+        f"memory {budget:g}: generation {state.generation} of {state.generations}, "
+        f"loss {state.fitness:.4f}"
+    )
 
 
 def spelled(plan: MemoryPlan) -> str:

@@ -1,4 +1,4 @@
-"""What each head's forgetting costs alone: for all heads and rules at once, from few backward passes.
+"""What the forgetting of each head costs alone, for all rules at once, from few backward passes.
 
 To second order the divergence from the full cache is a sum over judged tokens,
 

@@ -2,7 +2,8 @@
 
 In 8 bits every head and token has a scale of its own: the largest absolute value over 127.
 
-Shapes: R rows of the buffer, B rows of a forward, G KV heads, W columns, Q new columns, d head size.
+Shapes: R rows of the buffer, B rows of a forward, G KV heads, W columns, Q new columns, d
+head size.
 """
 
 from typing import Literal

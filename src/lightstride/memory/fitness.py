@@ -9,6 +9,7 @@ Shapes: T tokens, N judged tokens, S of them in a slice, D hidden size, V vocabu
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -31,6 +32,15 @@ class Text:
     tokens: tuple[int, ...]
     start: int
     """The first judged token; the tokens before it are given."""
+
+    def as_dict(self) -> dict[str, str | int | list[int]]:
+        """The text, ready for JSON."""
+        return {"domain": self.domain, "tokens": list(self.tokens), "start": self.start}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Read back what `as_dict` gave."""
+        return cls(values["domain"], tuple(values["tokens"]), values["start"])
 
 
 @dataclass(frozen=True)
@@ -82,7 +92,10 @@ class Judge:
         parts = []
         rows = slice_rows(model)
         for here_SD, there_SD, said_S in zip(
-            hidden_ND.split(rows), self.reference[index].split(rows), said_N.split(rows), strict=True
+            hidden_ND.split(rows),
+            self.reference[index].split(rows),
+            said_N.split(rows),
+            strict=True,
         ):
             ours_SV = logits_of(model, here_SD).float().log_softmax(-1)
             full_SV = logits_of(model, there_SD).float().log_softmax(-1)

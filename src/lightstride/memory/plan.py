@@ -35,7 +35,9 @@ class Keep:
         if self.every not in (0, 1, *EVERY):
             raise ModelError(f"a head keeps 1 of {self.every}; it may keep 1 of 1, 2, 4 or 8, or 0")
         if self.window < 0 or (self.every == 1) != (self.window == 0):
-            raise ModelError(f"a window of {self.window} tokens is not allowed: 1 or more, 0 for all")
+            raise ModelError(
+                f"a window of {self.window} tokens is not allowed: 1 or more, 0 for all"
+            )
 
     def __str__(self) -> str:
         return "all" if self.every == 1 else f"{self.window}/{self.every}"
@@ -138,7 +140,9 @@ class MemoryPlan:
         if not isinstance(blocks, list) or not all(isinstance(block, list) for block in blocks):
             raise ModelError("a memory plan has no list of heads for every block")
         if chunk != CHUNK:
-            raise ModelError(f"a memory plan has chunks of {chunk!r} tokens; this version has {CHUNK}")
+            raise ModelError(
+                f"a memory plan has chunks of {chunk!r} tokens; this version has {CHUNK}"
+            )
         for name, value, least in (("sinks", sinks, 0), ("head_dim", head_dim, 1)):
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ModelError(f"a memory plan has {name} {value!r}; it must be {least} or more")

@@ -78,7 +78,9 @@ def read_plans(folder: Path) -> MemoryFile | None:
 def check_belongs(plan: MemoryPlan, heads: list[int], base: str, where: str) -> None:
     """Refuse, with ModelError, a plan that was made for another model."""
     if plan.base and plan.base != base:
-        raise ModelError(f"the memory plan of {where} is for another model ({plan.base}, not {base})")
+        raise ModelError(
+            f"the memory plan of {where} is for another model ({plan.base}, not {base})"
+        )
     if [len(block) for block in plan.blocks] != heads:
         raise ModelError(f"the memory plan of {where} is for other numbers of KV heads")
 

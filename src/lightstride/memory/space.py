@@ -75,7 +75,7 @@ def limit_of(full: MemoryPlan, budget: float, context: int) -> int:
     least = full.num_heads * keeps_for(context)[0].entries(context, SINKS)
     if limit < least:
         raise BudgetError(
-            f"--kv {budget:g} is below the first tokens and the window: at {context} tokens of "
-            f"context a plan holds at least {least / (full.num_heads * context):.3f} entries a token"
+            f"--kv {budget:g} is below the first tokens and the window: of a context of {context} "
+            f"tokens a plan holds at least {least / (full.num_heads * context):.3f} a token"
         )
     return limit
