@@ -11,6 +11,7 @@ from helpers.memory_toys import mixed_plan, one_row, read_columns
 from helpers.toys import TINY, tiny_llama
 from lightstride.memory.attention import heads_of
 from lightstride.memory.cache import MemoryCache
+from lightstride.memory.fitness import logits_of
 from lightstride.memory.masked import masked_hidden
 from lightstride.memory.plan import Keep, MemoryPlan
 
@@ -24,7 +25,7 @@ def text(num_tokens: int, seed: int = 0) -> Tensor:
 def slow_logits(model: PreTrainedModel, tokens_T: Tensor, plan: MemoryPlan) -> Tensor:
     hidden_TD = masked_hidden(model, tokens_T, plan)
     with torch.inference_mode():
-        return model.get_output_embeddings()(hidden_TD)
+        return logits_of(model, hidden_TD)
 
 
 def columns(start: int, end: int) -> Tensor:
