@@ -21,12 +21,11 @@ from types import ModuleType
 
 from transformers import PreTrainedTokenizerBase
 
-from lightstride.data.sampled import openings
-from lightstride.errors import ModelError
 from lightstride.files import write_json
 from lightstride.generate import PlainDecoder, Settings, generate
 from lightstride.memory.documents import copies, exchange, lookups
 from lightstride.memory.fitness import Text
+from lightstride.smash.data.self_prompts import user_opening
 
 FILE = "memory-texts.json"
 OPENINGS = (("chat", ""), ("maths", "A shop sells"), ("chat", ""), ("maths", "If a train"))
@@ -83,7 +82,7 @@ def code(tokenizer: PreTrainedTokenizerBase, count: int, length: int, seed: int)
 
 def converse(decoder: PlainDecoder, count: int, length: int, seed: int) -> list[Text]:
     """Conversations that the model writes, both sides."""
-    chat = chat_opening(decoder.tokenizer)
+    chat = user_opening(decoder.tokenizer).tokens
     begun = [OPENINGS[index % len(OPENINGS)] for index in range(count)]
     prompts = [
         [*chat, *decoder.tokenizer.encode(words, add_special_tokens=False)] for _, words in begun
@@ -100,14 +99,6 @@ def converse(decoder: PlainDecoder, count: int, length: int, seed: int) -> list[
         Text(domain, (*prompt, *answer.tokens), int(SHARE_GIVEN * length))
         for (domain, _), prompt, answer in zip(begun, prompts, answers, strict=True)
     ]
-
-
-def chat_opening(tokenizer: PreTrainedTokenizerBase) -> Sequence[int]:
-    """The chat template up to the user's words; ModelError where there is none."""
-    for opening in openings(tokenizer):
-        if opening.is_chat:
-            return opening.tokens
-    raise ModelError("the tokenizer has no chat template; a memory plan is searched on chats")
 
 
 def mixed(kinds: Sequence[Sequence[Text]]) -> list[Text]:
