@@ -20,6 +20,7 @@ from lightstride.config import (
     BenchConfig,
     CacheConfig,
     Command,
+    DoctorConfig,
     EvaluateConfig,
     ExportConfig,
     GenerateConfig,
@@ -92,6 +93,13 @@ def cache(config: CacheConfig) -> Document:
     return cache(config)
 
 
+def doctor(config: DoctorConfig) -> Document:
+    """Print what is installed, measured and kept; the same as a document."""
+    from lightstride.commands.doctor import doctor
+
+    return doctor(config)
+
+
 COMMANDS: Mapping[str, tuple[type[Command], Callable[[Any], Document]]] = {
     "prune": (PruneConfig, prune),
     "smash": (SmashRunConfig, smash),
@@ -101,6 +109,7 @@ COMMANDS: Mapping[str, tuple[type[Command], Callable[[Any], Document]]] = {
     "export": (ExportConfig, export),
     "report": (ReportConfig, report),
     "cache": (CacheConfig, cache),
+    "doctor": (DoctorConfig, doctor),
 }
 
 

@@ -4,4 +4,5 @@ prune    texts, statistics, search, cut checkpoint    (prune_setup, prune_option
 smash    prompts, answers, training, checkpoint    (smash_examples, smash_training)
 generate   evaluate   bench   export   report    a file each
 cache    the converted copies that are kept
+doctor   versions, devices, rates, cache and a model's hashes, on one screen
 """

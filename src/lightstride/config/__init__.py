@@ -3,6 +3,7 @@
 from lightstride.config.base import Command, ModelCommand
 from lightstride.config.bench import BenchConfig
 from lightstride.config.cache import CacheConfig
+from lightstride.config.doctor import DoctorConfig
 from lightstride.config.evaluate import EvaluateConfig
 from lightstride.config.export import ExportConfig
 from lightstride.config.generate import GenerateConfig
@@ -14,6 +15,7 @@ __all__ = [
     "BenchConfig",
     "CacheConfig",
     "Command",
+    "DoctorConfig",
     "EvaluateConfig",
     "ExportConfig",
     "GenerateConfig",
