@@ -3,6 +3,7 @@
 TEST_THREADS=2 runs them on two: no result may hang on how many there are.
 """
 
+import gc
 import os
 import socket
 import tempfile
@@ -16,6 +17,14 @@ os.environ.setdefault("LIGHTSTRIDE_CACHE", tempfile.mkdtemp(prefix="lightstride-
 import torch  # after the environment is set, which the hub reads at import
 
 torch.set_num_threads(int(os.environ.get("TEST_THREADS", "1")))
+
+
+def pytest_collection_finish() -> None:
+    """Keep the collector from looking through all that was imported, again and again."""
+    gc.collect()
+    gc.freeze()
+
+
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 

@@ -1,8 +1,5 @@
 """Two and three processes give the bits that one gives."""
 
-import multiprocessing
-import os
-import socket
 from pathlib import Path
 
 import pytest
@@ -10,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from helpers.processes import run_ranks
 from helpers.toys import tiny_llama
 from lightstride import distributed
 from lightstride.distributed import (
@@ -28,13 +26,10 @@ from lightstride.prune.cut.statistics import SiteStatistics, stream_blocks
 from lightstride.prune.cut.supernet import build_supernet
 
 
-def worker(rank: int, num_ranks: int, port: int, folder: Path) -> None:
+def worker(folder: Path) -> None:
     """What every rank does: statistics, a supernet; rank 0 writes down what it saw."""
-    if num_ranks > 1:
-        ranks = {"RANK": str(rank), "WORLD_SIZE": str(num_ranks)}
-        os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} | ranks)
-    torch.set_num_threads(1)
     distributed.init()
+    rank, num_ranks = distributed.rank(), distributed.world_size()
     model = tiny_llama(bias=True)
     adapter = adapter_for(model.config)
     tokens = torch.randint(256, (11, 16), generator=torch.Generator().manual_seed(0))
@@ -53,27 +48,16 @@ def worker(rank: int, num_ranks: int, port: int, folder: Path) -> None:
     distributed.close()
 
 
-def run_ranks(num_ranks: int, folder: Path) -> dict[str, bytes]:
-    """The files that so many processes write."""
+def files_of(num_ranks: int, folder: Path) -> dict[str, bytes]:
+    """What so many processes write."""
     folder.mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["accelerate.utils", "transformers.modeling_utils"])
-    arguments = [(rank, num_ranks, port, folder) for rank in range(num_ranks)]
-    processes = [context.Process(target=worker, args=some) for some in arguments]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(300)
-    assert [process.exitcode for process in processes] == [0] * num_ranks
+    run_ranks(worker, num_ranks, folder)
     return {p.name: p.read_bytes() for p in sorted(folder.glob("**/*")) if p.is_file()}
 
 
 @pytest.mark.timeout(900)
 def test_statistics_and_supernet_do_not_depend_on_ranks(tmp_path: Path) -> None:
-    alone, *others = [run_ranks(num_ranks, tmp_path / str(num_ranks)) for num_ranks in (1, 2, 3)]
+    alone, *others = [files_of(num_ranks, tmp_path / str(num_ranks)) for num_ranks in (1, 2, 3)]
     assert len(alone) == 4 + 2
     assert others == [alone, alone]
 

@@ -1,7 +1,6 @@
 """The whole command on toys: from prompts to a folder that answers."""
 
 import json
-import multiprocessing
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from helpers.agree import assert_same_greedy
+from helpers.processes import start_ranks
 from helpers.smash_toys import BASES, sharp
 from helpers.toys import byte_tokenizer
 from lightstride import cli
@@ -90,19 +90,12 @@ def test_a_base_that_learns_is_saved_beside_and_compared(folder: Path) -> None:
     assert len(found.tokens) == 4
 
 
-def work(config: SmashRunConfig) -> None:
-    torch.set_num_threads(1)
-    smash(config)
-
-
 def test_killed_and_resumed_it_ends_with_the_same_weights(folder: Path) -> None:
     whole = config_of(folder, "whole", steps=6)
     smash(whole)
     killed = config_of(folder, "killed", steps=6)
-    context = multiprocessing.get_context("spawn")
     for moment in ("answers.jsonl", "training.safetensors"):
-        process = context.Process(target=work, args=(killed,))
-        process.start()
+        [process] = start_ranks(smash, 1, killed)
         while process.is_alive() and not (Path(killed.work_folder) / moment).exists():
             time.sleep(0.01)
         process.kill()

@@ -1,15 +1,11 @@
 """A whole pruning run of a toy, in processes of its own."""
 
 import json
-import multiprocessing
-import os
-import socket
-from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from random import Random
 
-import torch
-
+from helpers.processes import run_ranks, start_ranks
 from helpers.toys import byte_tokenizer, tiny_llama
 from lightstride.commands.prune import prune
 from lightstride.config import PruneConfig
@@ -60,40 +56,12 @@ def plans_in(config: PruneConfig) -> dict[str, object]:
     }
 
 
-def work(config: PruneConfig, rank: int, num_ranks: int, port: int) -> None:
-    """What a process does: one rank of the run."""
-    if num_ranks > 1:
-        ranks = {"RANK": str(rank), "WORLD_SIZE": str(num_ranks)}
-        os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} | ranks)
-    torch.set_num_threads(1)
-    prune(config)
-
-
-def context() -> ForkServerContext:
-    """Processes that need not import everything again."""
-    found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload(["lightstride.commands.prune", "transformers.modeling_utils"])
-    return found
-
-
 def start(config: PruneConfig, num_ranks: int = 1) -> list[ForkServerProcess]:
     """The processes of a run, started."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = [
-        context().Process(target=work, args=(config, rank, num_ranks, port))
-        for rank in range(num_ranks)
-    ]
-    for process in processes:
-        process.start()
-    return processes
+    return start_ranks(prune, num_ranks, config)
 
 
 def finish(config: PruneConfig, num_ranks: int = 1) -> dict[str, object]:
     """The plans of a whole run."""
-    processes = start(config, num_ranks)
-    for process in processes:
-        process.join(100)
-    assert [process.exitcode for process in processes] == [0] * num_ranks
+    run_ranks(prune, num_ranks, config)
     return plans_in(config)

@@ -2,9 +2,6 @@
 
 import contextlib
 import json
-import multiprocessing
-import os
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
 from helpers.answered_toys import answered, sharp_llama
+from helpers.processes import run_ranks
 from helpers.smash_toys import toy
 from lightstride import distributed
 from lightstride.smash.data.examples import Example
@@ -62,16 +60,8 @@ class Stopped(TrainingFolder):
             raise InterruptedError
 
 
-def work(folder: Path, rank: int, num_ranks: int, port: int, shares_out: bool) -> None:
+def work(folder: Path, shares_out: bool) -> None:
     """What one of several processes does."""
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE=str(num_ranks),
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-    )
-    torch.set_num_threads(1)
     distributed.init()
     examples = answered(sharp_llama(), 12)
     if shares_out:
@@ -84,17 +74,5 @@ def work(folder: Path, rank: int, num_ranks: int, port: int, shares_out: bool) -
 
 def train_in_processes(folder: Path, num_ranks: int, *, shares_out: bool = False) -> Path:
     """Train in processes of their own; those that share out weights are stopped once between."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    processes = [
-        context.Process(target=work, args=(folder, rank, num_ranks, port, shares_out))
-        for rank in range(num_ranks)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(300)
-    assert [process.exitcode for process in processes] == [0] * num_ranks
+    run_ranks(work, num_ranks, folder, shares_out)
     return folder

@@ -74,7 +74,9 @@ def files_of_tests() -> list[Path]:
     return sorted(path.relative_to(TESTS) for path in TESTS.rglob("test_*.py"))
 
 
-@pytest.mark.parametrize("path", sorted(TESTS.rglob("*.py")), ids=str)
+@pytest.mark.parametrize(
+    "path", sorted(TESTS.rglob("*.py")), ids=lambda path: str(path.relative_to(TESTS))
+)
 def test_no_file_is_long(path: Path) -> None:
     assert len(path.read_text("utf-8").splitlines()) <= 400
 
