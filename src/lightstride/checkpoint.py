@@ -111,7 +111,7 @@ def open_decoder(
     device: str = "cpu",
     trust_remote_code: bool = False,
 ) -> Decoder:
-    """What answers with a model: hub id, folder, .gguf file or built-in name."""
+    """A decoder of a model: hub id, folder, .gguf file or built-in name."""
     tokenizer = load_tokenizer(source)
     if is_smashed(source):
         smashed = SmashModel.from_pretrained(

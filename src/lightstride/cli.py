@@ -32,7 +32,7 @@ from lightstride.errors import ConfigError, LightstrideError
 
 Document = Mapping[str, object]
 DESCRIPTION = (
-    "Light models, long strides: prune language models, and let them say several tokens a step. "
+    "Light models, long strides: prune language models, and let them emit several tokens a step. "
     "`lightstride COMMAND --help` tells more, `lightstride --version` the version."
 )
 
@@ -45,7 +45,7 @@ def prune(config: PruneConfig) -> Document:
 
 
 def smash(config: SmashRunConfig) -> Document:
-    """Teach a model to say several tokens a step; the result, as in `result.json`."""
+    """Teach a model to emit several tokens a step; the result, as in `result.json`."""
     from lightstride.commands.smash import smash
 
     return smash(config)
@@ -157,7 +157,7 @@ def parse(arguments: Sequence[str]) -> Command | None:
 
 
 def parse_flags(arguments: Sequence[str]) -> Command:
-    """What tyro makes of the arguments; SystemExit on a mistake or a wish for help."""
+    """The configuration that tyro parses; SystemExit on a mistake or a wish for help."""
     config = tyro.extras.subcommand_cli_from_dict(
         {name: command for name, (command, _) in COMMANDS.items()},
         prog="lightstride",
@@ -188,7 +188,7 @@ def print_error(message: str, code: int) -> int:
 
 
 def flattened_box(box: str) -> str:
-    """What the parser said in a box of several lines, in one; its help texts are left out."""
+    """The parser's message, boxed in several lines, in one line; its help texts are left out."""
     parts: list[str] = [""]
     for line in box.splitlines():
         text = line.strip("│ ")

@@ -61,7 +61,7 @@ def barrier() -> None:
 
 
 def broadcast_object(value: T, root: int = 0) -> T:
-    """What `root` gave, on every rank, after a trip through JSON: tuples come back as lists."""
+    """The value of `root`, on every rank, after a trip through JSON: tuples come back as lists."""
     message = json.dumps(value).encode() if rank() == root else b""
     if world_size() == 1:
         alone: T = json.loads(message)
@@ -77,7 +77,7 @@ def broadcast_object(value: T, root: int = 0) -> T:
 
 
 def gather_objects(value: T) -> list[T]:
-    """What every rank gave, in the order of ranks, on every rank; travels as JSON."""
+    """The values of all ranks, in their order, on every rank; travels as JSON."""
     return [broadcast_object(value, root) for root in range(world_size())]
 
 

@@ -1,4 +1,4 @@
-"""What can go wrong for a user, as one tree. Anything else that is raised is our bug.
+"""Errors of a user, as one tree. Anything else that is raised is our bug.
 
 LightstrideError             one line for the user; the command line prints it and exits with 2
 ├── ConfigError              a flag or field has a value that is not allowed
@@ -11,7 +11,7 @@ LightstrideError             one line for the user; the command line prints it a
 ├── WorkError                a work folder or supernet is damaged, or belongs to another run
 └── ExportError              the target engine cannot run this model
 
-Each message says what was given and what is allowed, in one line.
+Each message names the value given and the values allowed, in one line.
 """
 
 

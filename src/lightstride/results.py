@@ -1,6 +1,6 @@
 """Numbers with their origin: how `result.json` is written, read and turned into tables.
 
-A result holds what was measured (`numbers`) beside everything needed to measure it again: the
+A result holds measurements (`numbers`) beside everything needed to measure again: the
 command, its configuration, the commit, the versions, the hardware, the seed and the data's hashes.
 Reports and the README are made of these files and of nothing else.
 """

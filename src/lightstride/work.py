@@ -1,4 +1,4 @@
-"""The work folder: what a killed run goes on from.
+"""The work folder, from which a killed run goes on.
 
 `work.json` says which run the folder belongs to.  The run's stages keep their own files there;
 a stage that is finished has a file that was renamed into place.

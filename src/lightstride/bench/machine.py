@@ -1,4 +1,4 @@
-"""What the machine can do at most, measured here and now, and how much memory a run takes.
+"""The machine's limits, measured here and now, and the memory that a run takes.
 
 A share of these says whether a model is slow because of its size or because of how it is run:
 decoding reads every weight once a step, so it cannot be faster than memory; reading a prompt
@@ -45,7 +45,7 @@ def measure_machine(device: torch.device, dtype: torch.dtype) -> Machine:
 class PeakMemory:
     """Bytes that a run takes at its peak beyond what was there before it.
 
-    On an accelerator, what its allocator counted.  On Linux, the growth of the process's resident
+    On an accelerator, as its allocator counted.  On Linux, the growth of the process's resident
     memory; freed memory is given back first, so that an earlier run does not hide a later one.
     None elsewhere.
     """

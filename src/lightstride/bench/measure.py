@@ -1,4 +1,4 @@
-"""One run of a decoder, timed, and what several such runs say together.
+"""One timed run of a decoder, and the figures of several such runs together.
 
 A run answers a batch of random prompts greedily to a fixed length; end tokens are ignored, so
 that every run does the same work.  Models that are compared run in turn, so that what else the
@@ -22,7 +22,7 @@ from lightstride.models.device import synchronize
 
 @dataclass(frozen=True)
 class Load:
-    """What is asked of a decoder: sequences at once, tokens in each prompt and in each answer."""
+    """One load: sequences at once, tokens in each prompt and in each answer."""
 
     batch: int
     prompt: int

@@ -1,4 +1,4 @@
-"""What `lightstride bench` does: every load on one model, or on two in turn."""
+"""The command `bench`: every load on one model, or on two in turn."""
 
 import itertools
 import sys
@@ -41,7 +41,7 @@ def bench(config: BenchConfig) -> Mapping[str, object]:
 def measure(
     config: BenchConfig, sources: Sequence[str], decoders: Sequence[Decoder], machine: Machine
 ) -> Numbers:
-    """Every load on every model: what `result.json` holds."""
+    """Every load on every model: the numbers of `result.json`."""
     weights = [measure_weights(decoder.model) for decoder in decoders]
     models: list[Numbers] = [
         {"source": source, **vars(size), "loads": []}

@@ -1,4 +1,4 @@
-"""What `lightstride cache` does: list, verify or delete the converted copies of models."""
+"""The command `cache`: list, verify or delete the converted copies of models."""
 
 import sys
 import time

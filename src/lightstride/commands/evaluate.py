@@ -1,4 +1,4 @@
-"""What `lightstride evaluate` does: perplexity and tasks of one model, or of two side by side."""
+"""The command `evaluate`: perplexity and tasks of one model, or of two side by side."""
 
 import importlib
 import sys
@@ -21,7 +21,7 @@ from lightstride.generate import Decoder
 from lightstride.models.device import pick_device, pick_dtype, suitable_dtype
 
 TOKENS_PER_SEQUENCE = 128
-"""What --batch-size counts, for tasks: their batches hold so many tokens for each sequence."""
+"""Tokens in a task's batch for each sequence of --batch-size."""
 ROLES = ("calibration", "search")
 
 
@@ -37,7 +37,7 @@ class ModelReport:
     seconds: Mapping[str, float]
     warnings: tuple[str, ...]
     data: Mapping[str, str]
-    """What was read, and its hash."""
+    """Every source read, and its hash."""
 
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
@@ -158,7 +158,7 @@ def leaked_documents(windows: Windows, record: Mapping[str, object]) -> list[str
 
 
 def retention(model: ModelReport, against: ModelReport) -> dict[str, Retained]:
-    """What a model retains of another, task by task, and of their mean under the name `mean`."""
+    """Shares that a model retains of another's scores, by task; `mean` is of their mean."""
     theirs = {one.task: one for one in against.tasks}
     pairs = {
         one.task: (one.items, theirs[one.task].items)

@@ -1,4 +1,4 @@
-"""What `lightstride export` does: read a model, write it in the format of another engine."""
+"""The command `export`: read a model, write it in the format of another engine."""
 
 import sys
 from collections.abc import Mapping

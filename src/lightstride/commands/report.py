@@ -1,4 +1,4 @@
-"""What `lightstride report` does: folders of results to one page, its pictures beside it."""
+"""The command `report`: folders of results to one page, its pictures beside it."""
 
 import importlib
 import sys

@@ -1,4 +1,4 @@
-"""What the commands' configurations share: kinds of flags, checks, and the way to JSON and back.
+"""Shared by the commands' configurations: kinds of flags, checks, the way to JSON and back.
 
 A configuration is a frozen dataclass; the sentence under each field is the flag's help.  A field
 that may come from a preset is None until `resolved` fills it in.
@@ -20,7 +20,7 @@ Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Model = Annotated[Positional[str], arg(metavar="MODEL")]
 """A hub id, a local folder, a .gguf file, or a built-in name."""
 OPTIONAL = "(optional)"
-"""What the help shows of a flag that has no default worth naming."""
+"""The help's hint at a flag that has no default worth naming."""
 OptionalModel = Annotated[str | None, arg(metavar="MODEL", help_behavior_hint=OPTIONAL)]
 Source = Annotated[str, arg(metavar="SOURCE")]
 OptionalSource = Annotated[str | None, arg(metavar="SOURCE", help_behavior_hint=OPTIONAL)]

@@ -26,7 +26,7 @@ class EvaluateConfig(ModelCommand):
     model: Model
     """The model: a hub id, a folder, a .gguf file, or smollm2-135m (built in)."""
     against: OptionalModel = None
-    """A second model: both are measured, and what the first retains of the second is shown."""
+    """A second model: both are measured, with the share that the first retains of the second."""
     perplexity: OptionalSource = None
     """Text to measure perplexity on."""
     window: int = 2048

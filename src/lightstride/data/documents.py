@@ -1,7 +1,7 @@
 """Where text comes from: a source's name to a list of documents.
 
 A source is `pydoc` (built in), a file, a folder, or the id of a hub data set.  A document is one
-article, record or file; what it is decides what may be in two roles at once (nothing may).
+article, record or file: the unit that is never in two roles at once.
 """
 
 import hashlib

@@ -37,14 +37,14 @@ Fields = Mapping[str, object]
 OFFLINE = f"self, or {RECORD_FILES}"
 ID_LENGTH = 16
 FRAME = re.compile(r"### Instruction:\n(.*?)\n+(?:### Input:\n(.*?)\n+)?### Response:", re.DOTALL)
-"""What Alpaca's training puts around an instruction."""
+"""Alpaca's frame around an instruction."""
 ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
 COMPLETE = "Complete this Python function.\n\n```python\n{}\n```"
 
 
 @dataclass(frozen=True)
 class Message:
-    """What one side of a conversation says."""
+    """One turn of a conversation."""
 
     role: str
     content: str
@@ -137,7 +137,7 @@ def read_record(record: object, where: str) -> Prompt | None:
 
 
 def domain_of(fields: Fields) -> str:
-    """What kind of prompt it is: as the record says, code, maths, or chat."""
+    """The prompt's domain: the record's own, or code, maths or chat."""
     if isinstance(given := fields.get("domain"), str):
         return given
     if "task_id" in fields and "prompt" in fields:

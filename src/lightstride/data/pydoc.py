@@ -1,4 +1,4 @@
-"""Text that every Python has: what `help()` shows, cut into documents.
+"""Text that every Python has: the pages of `help()`, cut into documents.
 
 The topics of the language come first, one document each.  Some topics hold others whole, so a
 paragraph that was seen in a shorter topic is left out of the longer one.  Then comes the standard

@@ -1,6 +1,6 @@
-"""Files of records, and hub data sets, to records: what texts and prompts are read from.
+"""Files of records, and hub data sets, to records: the source of texts and prompts.
 
-A record is what a line of .jsonl, an entry of .json, a row of .parquet or of a hub data set holds;
+A record is a line of .jsonl, an entry of .json, or a row of .parquet or of a hub data set;
 each comes with words that say where it stands, for error messages.
 """
 

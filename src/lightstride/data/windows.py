@@ -1,8 +1,8 @@
 """Documents to windows of tokens: for calibration, for the search, and held out.
 
 `packed_windows` mixes documents for statistics; `strided_windows` keeps a text as it stands for
-perplexity.  Windows
-remember which documents they came from, so that no document is used in two roles.
+perplexity.  Windows remember which documents they came from, so that no document is used in two
+roles.
 
 Shapes: N windows, L tokens in each.
 """
@@ -51,7 +51,7 @@ class Windows:
 
     @property
     def sha256(self) -> str:
-        """Hash of the tokens: what `result.json` says of the data."""
+        """Hash of the tokens, as `result.json` records it."""
         return hashlib.sha256(self.tokens_NL.numpy().tobytes()).hexdigest()
 
 

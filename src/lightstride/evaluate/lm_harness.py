@@ -2,7 +2,7 @@
 
 Prompts, loading and scoring are lm-eval's (https://github.com/EleutherAI/lm-evaluation-harness);
 ours are only the two calls that cost time: log-likelihoods with shared contexts (`scoring.py`)
-and generation by the decoder, so that a smashed model says several tokens per step.
+and generation by the decoder, so that a smashed model emits several tokens per step.
 
 With a folder of task data nothing is downloaded: the definitions in `tasks/` read
 `NAME.jsonl(.gz)` there (or in its `zeroshot/` and `instruct/`).  A line of a multiple-choice file

@@ -34,7 +34,7 @@ CACHE_DISCOUNT = 8
 
 @dataclass(frozen=True)
 class Score:
-    """What one continuation got."""
+    """The result of one continuation."""
 
     log_likelihood: float
     is_greedy: bool
@@ -59,7 +59,7 @@ class Group:
 def group_by_context(pairs: Sequence[Pair], max_length: int) -> list[Group]:
     """Pairs with the same context together, longest context first.
 
-    What does not fit in `max_length` inputs is cut from the left, as lm-eval does; the last token
+    Longer texts than `max_length` inputs are cut from the left, as lm-eval does; the last token
     of a continuation is no input.
     """
     groups: dict[tuple[int, ...], list[Row]] = {}

@@ -1,4 +1,4 @@
-"""What a task gave, and what one model retains of another, item by item.
+"""The result of a task, and the share that one model retains of another's, item by item.
 
 Two models answer the same items, so their difference is known better than either score: with
 d_i = a_i - b_i over n items its standard error is std(d) / sqrt(n).  Retained is a ratio of
@@ -24,7 +24,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What one task gave; `metric` names the one that stands for it."""
+    """The result of one task; `metric` names the number that stands for it."""
 
     task: str
     metric: str
@@ -98,7 +98,7 @@ def retained(
     items: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     chances: Mapping[str, float | None],
 ) -> Retained:
-    """What is retained on one task, or on the mean of several: {task: (its items, the other's)}."""
+    """Share retained on one task, or the mean of several: {task: (its items, the other's)}."""
     assert items
     for task, (ours, theirs) in items.items():
         if not ours or len(ours) != len(theirs):

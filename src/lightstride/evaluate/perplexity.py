@@ -28,7 +28,7 @@ LARGEST_EXPONENT = 700
 
 @dataclass(frozen=True)
 class Perplexity:
-    """What a model makes of a text."""
+    """A model's perplexity on a text."""
 
     value: float
     nll: float

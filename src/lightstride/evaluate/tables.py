@@ -1,4 +1,4 @@
-"""What was judged, as tables for a person: every mean stands under its parts."""
+"""Scores as tables for a person: every mean stands under its parts."""
 
 import math
 from collections.abc import Mapping, Sequence

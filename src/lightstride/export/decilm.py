@@ -27,7 +27,7 @@ NOT_COPIED = ("config.json", "lightstride.json")
 def write_decilm(
     folder: Path, config: PreTrainedConfig, geometry: Geometry, output: Path
 ) -> dict[str, Any]:
-    """Write a checkpoint folder as DeciLM; its config. ExportError if DeciLM cannot say it."""
+    """Write a checkpoint folder as DeciLM; its config. ExportError if DeciLM cannot describe it."""
     check_decilm(geometry)
     document = decilm_config(config, geometry)
     with whole_folder(output) as partial:

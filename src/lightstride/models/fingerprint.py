@@ -1,4 +1,4 @@
-"""What identifies a model: a hash over shapes and samples of all its weights, and over its config.
+"""The identity of a model: a hash over shapes and samples of all its weights, and over its config.
 
 Values are rounded to bfloat16 first, so the same weights opened in float32 or bfloat16 are the
 same base.  Up to 64 evenly spaced values a tensor keep it fast for large models; any training,

@@ -1,4 +1,4 @@
-"""What a family's own forward does to the outputs of its head: some scale them, some cap them.
+"""From outputs of a head to logits, as the family's own forward does: some scale, some cap.
 
 For code that calls the head itself, a slice of positions at a time.
 """

@@ -1,6 +1,6 @@
-"""From the widths that a model's blocks have to a config and a class that say so.
+"""From the widths of a model's blocks to a config and a class that describe them.
 
-Even widths are the family's own class wherever its config can say them.  Llama's refuses heads
+Even widths are the family's own class wherever its config can express them.  Llama's refuses heads
 that do not divide the hidden size: those are Mistral's without a sliding window, which computes
 the same bits.  Everything else is a layered class (`uneven/modeling.py`).
 """
@@ -50,7 +50,7 @@ def block_shapes(model: PreTrainedModel) -> dict[Site, Shape]:
 
 
 def config_with_widths(config: PreTrainedConfig, shapes: Mapping[Site, Shape]) -> PreTrainedConfig:
-    """A config like this one that says these widths, of the plainest class that can."""
+    """A config like this one with these widths, of the plainest class that can express them."""
     adapter = adapter_for(config)
     head_dim = adapter.geometry(config).head_dim
     settings = {key: value for key, value in config.to_dict().items() if key not in NOT_CARRIED}
@@ -73,7 +73,7 @@ def config_with_widths(config: PreTrainedConfig, shapes: Mapping[Site, Shape]) -
 def plain_config(
     own: type[PreTrainedConfig], settings: Settings, head_dim: int
 ) -> PreTrainedConfig | None:
-    """A config of transformers' own with these settings; None when none can say them."""
+    """A config of transformers' own with these settings; None when none can express them."""
     if settings["hidden_size"] != settings["num_attention_heads"] * head_dim:
         if own is OPTConfig:  # it has no other head size than hidden size over heads
             return None
@@ -89,7 +89,7 @@ def plain_config(
 
 
 def rebuilt(model: PreTrainedModel) -> PreTrainedModel:
-    """A model with the same tensors, whose class and config say the widths that its blocks have."""
+    """A model with the same tensors, whose class and config have the widths of its blocks."""
     register()
     config = config_with_widths(model.config, block_shapes(model))
     attention = model.config._attn_implementation

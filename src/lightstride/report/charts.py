@@ -38,7 +38,7 @@ class Picture:
     caption: str
     """How to read it."""
     alt: str
-    """What it shows, in words with numbers."""
+    """Its contents, in words with numbers."""
     png: bytes
 
     @property
@@ -315,7 +315,7 @@ def speed_picture(facts: Facts) -> Picture | None:
 
 
 def steps_picture(facts: Facts) -> Picture | None:
-    """Tokens per step of the base model, if any model says more than one."""
+    """Tokens per step of the base model, if any model emits more than one."""
     found = {
         m.name: max(float(str(load["tokens_per_step"])) for load in m.loads)
         for m in facts.models

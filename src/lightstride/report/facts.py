@@ -1,7 +1,7 @@
-"""What the run folders say, gathered model by model. No torch, no model is opened.
+"""The contents of run folders, gathered model by model. No torch, no model is opened.
 
-Results of several commands about one model are joined by the name it was opened under.  What is
-read from `numbers`, by the kind of the result:
+Results of several commands about one model are joined by the name it was opened under.  The
+keys read from `numbers`, by the kind of the result:
 
     prune      dense and sizes (each: folder, sparsity, parameters, bytes, perplexity, plan)
     evaluate   model, against, retained
@@ -50,7 +50,7 @@ class ModelFacts:
 
     source: str
     name: str
-    """What to call it in a table."""
+    """Its name in a table."""
     parameters: int | None = None
     weight_bytes: int | None = None
     sparsity: float | None = None
@@ -61,7 +61,7 @@ class ModelFacts:
     items: dict[str, int] = field(default_factory=dict)
     """Items of each task."""
     scores: dict[str, Sequence[float]] = field(default_factory=dict)
-    """What each item of a task scored, where it is known."""
+    """The score of each item of a task, where it is known."""
     leveled: dict[str, float] = field(default_factory=dict)
     """Score on a task's first items, as many as every model has, where this one has more."""
     loads: list[Numbers] = field(default_factory=list)

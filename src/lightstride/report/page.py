@@ -32,7 +32,7 @@ def render(facts: Facts, pictures: Sequence[Picture]) -> str:
 
 
 def answer(facts: Facts) -> str:
-    """What came out, in one sentence: the model that lost least, against the one it came from."""
+    """The answer in one sentence: the model that lost least, against the one it came from."""
     for model, against, numbers in facts.retained:
         mean = numbers.get(MEAN) or next(iter(numbers.values()))
         return compared(facts, model, against, cast(Mapping[str, float], mean), len(numbers))
@@ -54,7 +54,7 @@ def answer(facts: Facts) -> str:
 
 
 def compared(facts: Facts, model: str, against: str, mean: Mapping[str, float], count: int) -> str:
-    """What one model retains of another, with size and speed if they are known."""
+    """The share that one model retains of another, with size and speed if they are known."""
     by_source = {one.source: one for one in facts.models}
     small, dense = by_source[model], by_source[against]
     tasks = f"the mean of {count - 1} tasks" if count > 2 else "one task"
@@ -129,7 +129,7 @@ def model_table(facts: Facts) -> str:
 
 
 def cells(model: ModelFacts, perplexities: Mapping[str, str]) -> dict[str, str]:
-    """What the table says of one model, by column."""
+    """One model's row of the table, by column."""
     load = model.loads[0] if model.loads else None
     speed = None if load is None else median(load, "decode_tokens_per_second")
     first = None if load is None else 1000 * median(load, "first_token_seconds")

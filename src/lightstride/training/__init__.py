@@ -1,4 +1,4 @@
-"""What every training shares.
+"""Parts that every training shares.
 
 losses    cross-entropy and KL in slices    schedule   warm-up and cosine
 top_k_kl   KL from what is remembered of a teacher's distributions

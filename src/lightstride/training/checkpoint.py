@@ -1,4 +1,4 @@
-"""What a killed training goes on from: one file, whole or not there.
+"""The checkpoint that a killed training goes on from: one file, whole or not there.
 
 `training.safetensors` holds the weights that learn, the optimizer's two moments and step of each,
 and, as text in its header, how far the training is.  Renamed into place, so that weights and
@@ -51,7 +51,7 @@ class Progress:
             self.losses = self.losses[::2]
 
     def shown(self) -> dict[str, str]:
-        """What the progress bar says."""
+        """The figures beside the progress bar."""
         said = {name: f"{value:.3f}" for name, value in self.smooth.items()}
         if self.evaluations and isinstance(found := self.evaluations[-1].get("lossless"), float):
             said["tokens/step"] = f"{found:.2f}"

@@ -1,4 +1,4 @@
-"""What is learned: a teacher's own distributions.
+"""Losses against a teacher's own distributions.
 
 For a vector v that predicts a token, and the teacher's vector u for the same token, over a head
 with rows W,

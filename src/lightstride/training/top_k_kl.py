@@ -26,7 +26,7 @@ SMALLEST = 1e-7
 
 @dataclass(frozen=True)
 class Teacher:
-    """What is remembered of the teacher's distributions."""
+    """The part of the teacher's distributions that is kept."""
 
     log_probability_NK: Tensor
     """Log-probabilities of the likeliest tokens, in fp16."""
@@ -41,7 +41,7 @@ class Teacher:
 
     @staticmethod
     def bytes_per_position(top_k: int) -> int:
-        """What one position takes in the cache."""
+        """Bytes that one position takes in the cache."""
         return top_k * (2 + 4) + 4
 
 

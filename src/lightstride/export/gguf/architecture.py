@@ -1,4 +1,4 @@
-"""Which llama.cpp architecture runs a model, what it is told, and what is refused.
+"""Which llama.cpp architecture runs a model, the keys that describe it, and what is refused.
 
 llama.cpp builds a model from the name of an architecture and a list of keys.  Which families it
 runs at which widths is in `models/engines.py`; how its architectures compute is here.  A model
@@ -30,7 +30,7 @@ class Architecture:
     fused: bool = False
     """Queries, keys and values are one matrix."""
     norm_offset: float = 0.0
-    """What is added to norm weights (Gemma stores them less one)."""
+    """Added to norm weights (Gemma stores them less one)."""
     activation: str = "silu"
     attention_bias: bool = True
     """Whether q, k, v and o may have biases."""
@@ -154,7 +154,7 @@ def check_gemma3(config: PreTrainedConfig, geometry: Geometry) -> None:
 
 @dataclass(frozen=True)
 class Description:
-    """What a GGUF says about a model beside its tensors and its tokenizer."""
+    """A GGUF's keys about a model, beside its tensors and its tokenizer."""
 
     metadata: Metadata
     tables: Mapping[str, tuple[float, ...]] = field(default_factory=dict)

@@ -37,7 +37,7 @@ class GGUFTensor:
     interleaved: bool = False
     """Whether rows change places for rotary pairs."""
     offset: float = 0.0
-    """What is added."""
+    """Added to every element."""
 
 
 def plan_tensors(

@@ -54,7 +54,7 @@ class TokenType(IntEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary:
-    """What a GGUF says about a tokenizer."""
+    """A GGUF's keys about a tokenizer."""
 
     model: str
     pre: str

@@ -32,7 +32,7 @@ QUANTIZATION_VERSION = 2
 
 @dataclass(frozen=True, kw_only=True)
 class GGUFFile:
-    """What was written."""
+    """The file that was written."""
 
     path: Path
     architecture: str

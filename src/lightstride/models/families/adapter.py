@@ -81,4 +81,4 @@ class Adapter(ABC):
 
     @abstractmethod
     def overrides(self, shape: Shape) -> Overrides:
-        """Config keys, with values, that say this shape (for `per_layer_config`)."""
+        """Config keys, with values, for this shape (for `per_layer_config`)."""

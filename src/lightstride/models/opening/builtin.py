@@ -21,7 +21,7 @@ class BuiltIn:
     parts: tuple[tuple[str, str], ...]
     """Import name of a package and path of a file inside it, in order."""
     install: str
-    """What a user types to get the packages."""
+    """The command that installs the packages."""
     sha256: str | None = None
     """Hash of the pieces put together."""
 

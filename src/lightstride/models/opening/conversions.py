@@ -40,12 +40,12 @@ Stamp = list[str | int]
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """What is converted: one file, or several that are one file together."""
+    """A source to convert: one file, or several that are one file together."""
 
     name: str
     parts: tuple[Path, ...]
     sha256: str | None = None
-    """What the whole must have, where that is known."""
+    """Hash that the whole must have, where it is known."""
 
     @property
     def num_bytes(self) -> int:

@@ -1,4 +1,4 @@
-"""Turning what transformers and its friends raise about a model into one line for the user."""
+"""Errors that transformers and its friends raise about a model, in one line for the user."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,8 +18,8 @@ from lightstride.errors import LightstrideError, ModelError, NetworkError
 from lightstride.models.opening.builtin import BUILT_IN, GRAFTS
 
 EXPECTED = (OSError, ValueError, KeyError, RuntimeError, AssertionError, StrictDataclassError)
-"""What damaged files raise (torch asserts sizes that a config gives); tokenizers, for its part,
-raises plain Exception."""
+"""Errors that damaged files raise (torch asserts sizes that a config gives).  Tokenizers, for its
+part, raises plain Exception."""
 OFFLINE = (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, TimeoutError)
 
 
@@ -39,7 +39,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def errors_explained(source: str, part: str) -> Iterator[None]:
-    """Turns what transformers raises about a part of a source into one line of ours."""
+    """Inside this context errors about a part of a source become one line of ours."""
     try:
         with quiet():
             yield
@@ -54,7 +54,7 @@ def errors_explained(source: str, part: str) -> Iterator[None]:
 
 
 def explain(source: str, part: str, error: Exception) -> ModelError | NetworkError:
-    """Our error for what transformers raised about a source."""
+    """Our error for one of transformers' about a source."""
     causes = list(causes_of(error))
     if any(isinstance(cause, GatedRepoError | RepositoryNotFoundError) for cause in causes):
         return ModelError(f"{source} is no local folder, and no model on the hub that you may read")
@@ -69,7 +69,7 @@ def explain(source: str, part: str, error: Exception) -> ModelError | NetworkErr
 
 
 def causes_of(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception and what it came from, outermost first."""
+    """An exception and its causes, outermost first."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__

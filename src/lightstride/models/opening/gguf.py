@@ -73,12 +73,12 @@ LLAMA3_SCALING = {
 
 @dataclass(frozen=True, kw_only=True)
 class Metadata:
-    """What a .gguf file says that transformers does not read."""
+    """The parts of a .gguf file that transformers does not read."""
 
     end_tokens: list[int]
     """Ids of all tokens that end an answer, the file's own end token first."""
     stretch_F: Tensor | None
-    """What each rotary frequency is divided by."""
+    """Divisor of each rotary frequency."""
     settings: dict[str, object]
     """Config values."""
     split: str | None

@@ -32,7 +32,7 @@ HUB_TIMEOUT = 5.0
 
 
 class LoadReport(TypedDict):
-    """What transformers says about the weights it found."""
+    """Transformers' report of the weights it found."""
 
     missing_keys: set[str]
     unexpected_keys: set[str]
@@ -105,7 +105,7 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
 
 
 def locate(source: str) -> str:
-    """What transformers can open: a folder (made now for a .gguf or built-in model) or a hub id."""
+    """A folder (made now for a .gguf or built-in model) or hub id that transformers can open."""
     if source in BUILT_IN:
         return str(gguf_as_folder(gguf_source(source)))
     if source in GRAFTS:
@@ -163,7 +163,7 @@ def check_finite(source: str, model: PreTrainedModel) -> None:
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:
-    """Raise ModelError when the tokenizer may say ids that the model has no embedding for.
+    """Raise ModelError when the tokenizer may give ids that the model has no embedding for.
 
     Added tokens may lie outside, as Gemma's image token does, unless they are the ones put into
     every text.
