@@ -22,11 +22,7 @@ def example(name: str, prompt: Sequence[int], answer: Sequence[int], base: PreTr
         prompt_P=torch.tensor(prompt),
         answer_A=torch.tensor(answer),
         entropy_A=-(probabilities_AV * log_probabilities_AV).sum(-1),
-        top_probability_A=probabilities_AV.amax(-1),
-        log_probability_A=log_probabilities_AV.gather(1, torch.tensor(answer)[:, None])[:, 0],
         greedy_A=probabilities_AV.argmax(-1),
-        top_ids_AK=None,
-        top_log_probabilities_AK=None,
     )
 
 

@@ -16,15 +16,16 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from tqdm import tqdm
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from lightstride.distributed import rank, world_size
 from lightstride.models.families.adapter import Adapter
 from lightstride.training.checkpoint import Progress, TrainingFolder
 from lightstride.training.losses import divergence
-from lightstride.training.schedule import lowered_weights, rate_at, set_rates
+from lightstride.training.lowered import call_lowered
+from lightstride.training.schedule import rate_at, set_rates
 
 STATE_BYTES = 12
 """Bytes of an fp32 weight and the optimizer's two moments."""
@@ -63,9 +64,10 @@ class Student(nn.Module):
 
     def forward(self, tokens_BL: Tensor, teacher_BLD: Tensor) -> Tensor:
         """Sum of KL(dense | cut) over all positions; the dense model's last hidden states."""
-        cast = lowered_weights(self.decoder, self.dtype)
-        inputs = {"input_ids": tokens_BL, "use_cache": False}
-        student_BLD = functional_call(self.decoder, cast, kwargs=inputs).last_hidden_state
+        output = call_lowered(self.decoder, self.dtype, input_ids=tokens_BL, use_cache=False)
+        assert isinstance(output, BaseModelOutputWithPast)
+        student_BLD = output.last_hidden_state
+        assert student_BLD is not None
         weights_J = torch.ones(tokens_BL.numel(), device=student_BLD.device)
         loss, _ = divergence(
             self.head[0], student_BLD.flatten(0, 1), teacher_BLD.flatten(0, 1), weights_J

@@ -1,18 +1,8 @@
-"""Learning rates, and weights that learn in fp32 and compute in less."""
+"""Learning rates over a training."""
 
 import math
 
 import torch
-from torch import Tensor, nn
-
-
-def lowered_weights(module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
-    """What learns, as it is computed with; the gradient reaches the weights themselves."""
-    return {
-        name: parameter.to(dtype)
-        for name, parameter in module.named_parameters()
-        if parameter.requires_grad and parameter.dtype != dtype
-    }
 
 
 def rate_at(share: float, warmup: float) -> float:

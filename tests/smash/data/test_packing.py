@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.answered_toys import example, sharp_llama
+from helpers.predictions import predict
 from helpers.smash_toys import features, segmented, slow_opinion, toy
 from lightstride.smash.data.packing import (
     draw_lengths,
@@ -145,7 +146,7 @@ def test_teacher_forced_segments_are_what_the_body_predicts() -> None:
     model = toy(BASE)
     batch = make_batch([[ONE]])
     with torch.no_grad():
-        expected = model.predict(segmented([1, 2, 3], [[7, 11], [65], [66]]))
+        expected = predict(model, segmented([1, 2, 3], [[7, 11], [65], [66]]))
         slots = batch.merged([[2, 1, 1]])
         starts = find_starts(slots, batch.documents_BL, 4)
         drafts = predict_drafts(

@@ -203,14 +203,7 @@ def test_examples_are_answers_with_their_scores(tmp_path: Path) -> None:
         assert tuple(example.answer_A.tolist()) == answer.answer
         prompt = example.prompt_P.tolist()  # the answers are greedy
         assert_same_greedy(model, prompt, example.greedy_A.tolist(), example.answer_A.tolist())
-        assert example.top_ids_AK is not None
-        assert example.top_log_probabilities_AK is not None
-        assert example.top_ids_AK[:, 0].equal(example.greedy_A)
-        assert example.top_log_probabilities_AK.shape == (len(answer.answer), 2)
-        assert example.entropy_A.shape == example.top_probability_A.shape
-        torch.testing.assert_close(
-            example.log_probability_A.exp(), example.top_probability_A, rtol=1e-3, atol=1e-3
-        )
+        assert example.entropy_A.shape == example.greedy_A.shape
 
 
 def test_examples_need_all_scores(tmp_path: Path) -> None:
@@ -218,8 +211,7 @@ def test_examples_need_all_scores(tmp_path: Path) -> None:
     asked(tmp_path, model, "ab")
     first = read_answers(tmp_path)
     score(model, first, tmp_path / SCORES)
-    example = load_examples(tmp_path)[0]
-    assert example.top_ids_AK is None
+    assert len(load_examples(tmp_path)) == len(first)
     asked(tmp_path, model, "abcd")
     with pytest.raises(WorkError, match=r"2 answers in .* have no scores yet"):
         load_examples(tmp_path)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from helpers.agree import assert_close_logits
+from helpers.predictions import predict
 from helpers.smash_toys import BASES, features, segmented, toy
 from helpers.toys import TINY
 from lightstride.smash.model import body
@@ -29,7 +30,7 @@ def test_without_merging_segments_predict_what_the_base_does(family: str) -> Non
     model = toy(TINY[family]())
     batch = segmented(TOKENS[:1], [[token] for token in TOKENS[1:]])
     with torch.no_grad():
-        logits = model.base_logits(model.predict(batch).first_ND)
+        logits = model.base_logits(predict(model, batch).first_ND)
     expected = model.base(torch.tensor([TOKENS])).logits[0, :-1]
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
 
@@ -38,7 +39,7 @@ def test_predictions_are_those_of_one_segment_at_a_time() -> None:
     model = toy(micro_vocabulary=range(0, 256, 2))
     segments = [[7, 11], [65], [66, 150, 7, 7], [65, 65, 11], [7]]
     with torch.no_grad():
-        found = model.predict(segmented([1, 2, 3], segments))
+        found = predict(model, segmented([1, 2, 3], segments))
         place = 0
         for index, segment in enumerate(segments):
             taps = features(model, [1, 2, 3], segments[:index])
@@ -60,7 +61,7 @@ def test_predictions_are_those_of_one_segment_at_a_time() -> None:
 
 def test_segments_of_one_alone_need_no_micro_step() -> None:
     model = toy()
-    found = model.predict(segmented([1, 2], [[7], [11]]))
+    found = predict(model, segmented([1, 2], [[7], [11]]))
     assert found.later_JD.shape == (0, 32)
     assert found.first_is_last_N.all()
 
@@ -69,7 +70,7 @@ def test_segments_of_one_alone_need_no_micro_step() -> None:
 def test_packed_and_padded_rows_are_rows_alone(base: str) -> None:
     model = toy(BASES[base]())
     rows = [([1, 2, 3], [[7, 11], [65]]), ([9], [[66, 150, 7], [11, 11], [65]])]
-    alone = [model.predict(segmented(prompt, segments)) for prompt, segments in rows]
+    alone = [predict(model, segmented(prompt, segments)) for prompt, segments in rows]
     expected_first = torch.cat([found.first_ND for found in alone])
     expected_later = torch.cat([found.later_JD for found in alone])
     one, two = (segmented(prompt, segments) for prompt, segments in rows)
@@ -82,7 +83,7 @@ def test_packed_and_padded_rows_are_rows_alone(base: str) -> None:
     )
     padded = Segmented(*(stack(getattr(one, n), getattr(two, n)) for n in FIELDS))
     for batch in (packed, padded):
-        found = model.predict(batch)
+        found = predict(model, batch)
         torch.testing.assert_close(found.first_ND, expected_first, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(found.later_JD, expected_later, atol=1e-5, rtol=1e-5)
 
@@ -117,7 +118,7 @@ def test_position_jumps_do_not_cut_attention(
 @pytest.mark.parametrize("gist", [True, False])
 def test_only_grafts_learn(gist: bool) -> None:
     model = toy(gist=gist)
-    found = model.predict(segmented([1, 2, 3], [[7, 11], [65, 66, 7], [11]]))
+    found = predict(model, segmented([1, 2, 3], [[7, 11], [65, 66, 7], [11]]))
     loss = model.base_logits(found.first_ND).sum() + model.micro_logits(found.later_JD).sum()
     loss = loss + model.stop_logits(found.first_ND).sum() + model.stop_logits(found.later_JD).sum()
     loss.backward()

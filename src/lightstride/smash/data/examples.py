@@ -1,6 +1,6 @@
 """Answers with their scores, as training takes them, and which of them are held out.
 
-Shapes: P tokens of a prompt, A tokens of an answer, K likeliest tokens.
+Shapes: P tokens of a prompt, A tokens of an answer.
 """
 
 import hashlib
@@ -30,14 +30,8 @@ class Example:
     """int64."""
     entropy_A: Tensor
     """Entropy, in nats, of the distribution that predicts each token."""
-    top_probability_A: Tensor
-    log_probability_A: Tensor
-    """Of the token itself."""
     greedy_A: Tensor
-    """int64: the token that the base would have said."""
-    top_ids_AK: Tensor | None
-    """int64: the likeliest tokens, where they were stored."""
-    top_log_probabilities_AK: Tensor | None
+    """int64: the token that the base would have chosen."""
 
 
 def load_examples(folder: Path) -> list[Example]:
@@ -56,21 +50,13 @@ def example(answer: Answer, scores: Scores, folder: Path) -> Example:
             f"the scores of answer {answer.id} in {folder} are of another answer: "
             f"delete the folder {folder / SCORES}"
         )
-    top_ids = scores.get("top_ids")
-    top_log_probabilities = scores.get("top_log_probabilities")
     return Example(
         id=answer.id,
         domain=answer.domain,
         prompt_P=torch.tensor(answer.prompt, dtype=torch.int64),
         answer_A=torch.tensor(answer.answer, dtype=torch.int64),
         entropy_A=scores["entropy"],
-        top_probability_A=scores["top_probability"].float(),
-        log_probability_A=scores["log_probability"],
         greedy_A=scores["greedy"].long(),
-        top_ids_AK=None if top_ids is None else top_ids.long(),
-        top_log_probabilities_AK=(
-            None if top_log_probabilities is None else top_log_probabilities.float()
-        ),
     )
 
 

@@ -12,7 +12,6 @@ the first of their segments, Q columns, T taps, D hidden size, V vocabulary, M m
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Self
 
 import torch
@@ -32,25 +31,6 @@ from lightstride.smash.model.slots import Segmented, columns_of, sees_before, to
 
 IGNORED = -100
 """What `micro_ids` answers outside the micro vocabulary; cross entropy skips it."""
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """What the model says, teacher-forced, about the segments to predict, flattened by token."""
-
-    first_ND: Tensor
-    """Vectors that predict first tokens; `base_logits` and `stop` read them."""
-    first_tokens_N: Tensor
-    first_is_last_N: Tensor
-    """Whether the segment ends with its first token."""
-    later_JD: Tensor
-    """Vectors that predict all other tokens; `micro_logits` and `stop` read them."""
-    later_tokens_J: Tensor
-    later_is_last_J: Tensor
-    later_segment_J: Tensor
-    """Index n of the segment that each of them belongs to."""
-    later_place_J: Tensor
-    """Its place in the segment, from 1."""
 
 
 class SmashBody(PreTrainedModel):
@@ -287,34 +267,6 @@ class SmashBody(PreTrainedModel):
                 output_hidden_states=self.taps,
             )
         return tuple(output.hidden_states[tap] for tap in self.taps)
-
-    def predict(self, batch: Segmented) -> Predictions:
-        """Teacher-forced predictions for every segment that is to be predicted, in one batch."""
-        taps_BSTD = torch.stack(self.read_segments(batch), dim=2)
-        rows_N, slots_N = batch.predicts_BS.nonzero(as_tuple=True)
-        taps_NTD = taps_BSTD[rows_N, slots_N]
-        lengths_N = batch.lengths_BS[rows_N, slots_N + 1]
-        tokens_NK = tokens_of_slots(
-            batch.tokens_BL, batch.lengths_BS, (rows_N, slots_N + 1), self.config.max_segment
-        )
-        (long_M,) = (lengths_N > 1).nonzero(as_tuple=True)
-        width = int(lengths_N.max()) if len(lengths_N) else 1
-        inputs = torch.cat([taps_NTD[long_M], self.embed(tokens_NK[long_M, : width - 1])], dim=1)
-        outputs_MSD, _ = self.micro(inputs, None)
-        later_MKD = outputs_MSD[:, taps_NTD.shape[1] :]
-        places = torch.arange(1, width, device=lengths_N.device)
-        m_J, k_J = (places < lengths_N[long_M][:, None]).nonzero(as_tuple=True)
-        segment_J = long_M[m_J]
-        return Predictions(
-            first_ND=taps_NTD[:, -1],
-            first_tokens_N=tokens_NK[:, 0],
-            first_is_last_N=lengths_N == 1,
-            later_JD=later_MKD[m_J, k_J],
-            later_tokens_J=tokens_NK[segment_J, k_J + 1],
-            later_is_last_J=k_J + 2 == lengths_N[segment_J],
-            later_segment_J=segment_J,
-            later_place_J=k_J + 1,
-        )
 
     def get_decoder(self) -> nn.Module:
         decoder = self.base.get_decoder()

@@ -15,12 +15,12 @@ a draft and a later place.
 """
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from lightstride.smash.data.packing import Batch, draw_lengths
@@ -36,7 +36,7 @@ from lightstride.smash.train.teacher_forced import (
     tokens_at,
 )
 from lightstride.training.losses import Loss, divergence
-from lightstride.training.schedule import lowered_weights
+from lightstride.training.lowered import call_lowered
 
 Stats = dict[str, Tensor]
 
@@ -57,8 +57,6 @@ class Learning:
     """Weight of the base's own distributions on unmerged text, where the base learns too."""
     split_share: float = 0.15
     """Share of segments taken apart, as the tails that `verify` sees."""
-    on_policy_share: float = 0.5
-    """Share of merged batches that are cut by the model's own drafts, once warm."""
     feed_own_share: float = 0.0
     """Share of tokens inside a draft that are fed as the model itself would say them."""
     short_share: float = 0.0
@@ -83,12 +81,12 @@ class Learner(nn.Module):
 
     def forward(self, batch: Batch, merges: bool, own_cuts: bool, seed: str) -> Stats:
         """Sums of losses ("loss" is to be minimized) and of what else is worth knowing."""
-        cast = lowered_weights(self.inner, self.dtype)
+        moved: dict[str, Tensor] = {}
         if self.inner.trains_base:  # the micro head is a copy of rows that have moved
-            for name, rows in self.inner.model.head_rows().items():
-                cast[f"model.{name}"] = rows.to(self.dtype)
-        found: Stats = functional_call(self.inner, cast, (batch, merges, own_cuts, seed))
-        return found
+            rows = self.inner.model.head_rows()
+            moved = {f"model.{name}": each.to(self.dtype) for name, each in rows.items()}
+        found = call_lowered(self.inner, self.dtype, batch, merges, own_cuts, seed, others=moved)
+        return cast(Stats, found)
 
     def base_weights(self) -> list[nn.Parameter]:
         """Those of the weights that are the base's."""
@@ -271,11 +269,6 @@ def right_so_far(valid_NK: Tensor, agrees_NJ: Tensor) -> Tensor:
     """Later places that are there and that a draft reaches without a mistake, (N, K - 1)."""
     before_NJ = torch.nn.functional.pad(agrees_NJ[:, :-1].long(), (1, 0), value=1)
     return valid_NK[:, 1:] & before_NJ.cumprod(-1).bool()
-
-
-def normalized(stats: Mapping[str, Tensor], num_answer_tokens: int) -> Stats:
-    """Sums as means over answer tokens."""
-    return {name: value / num_answer_tokens for name, value in stats.items()}
 
 
 def place_weights(num_later: int, decay: float) -> Tensor:

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
@@ -21,7 +20,7 @@ from lightstride.smash.model.body import SmashBody
 from lightstride.smash.train.loss import Stats
 from lightstride.smash.train.teacher_forced import find_starts, tokens_at
 from lightstride.training.losses import SLICE_BYTES, in_slices
-from lightstride.training.schedule import lowered_weights
+from lightstride.training.lowered import call_lowered
 
 
 class PlainLearner(nn.Module):
@@ -34,8 +33,7 @@ class PlainLearner(nn.Module):
 
     def forward(self, batch: Batch, merges: bool, own_cuts: bool, seed: str) -> Stats:
         """The sum of the losses; merging and the seed change nothing here."""
-        cast = lowered_weights(self.inner, self.dtype)
-        total = functional_call(self.inner, cast, (batch,))
+        total = call_lowered(self.inner, self.dtype, batch)
         assert isinstance(total, Tensor)
         return {"loss": total}
 
