@@ -10,7 +10,7 @@
     speedup                    tokens per second over the plain decoder's, on the same prompts in
                                turn; median over repeats, in wall time and in processor time
 
-`oracle` says what segmentation rules and ideal drafts allow on the base's greedy answers.
+`ceilings` says what segmentation rules and ideal drafts allow on the base's greedy answers.
 
     python benchmarks/smash.py my-smashed --chat mt_bench.jsonl.gz dolly.jsonl.gz \
         --maths gsm8k_test.jsonl.gz --code humaneval.jsonl.gz --trained-on work \
@@ -35,7 +35,7 @@ from lightstride.errors import ConfigError, LightstrideError
 from lightstride.generate import Decoder, Generation, PlainDecoder, Settings, generate
 from lightstride.generate.chat_template import chat_tokens
 from lightstride.smash.data.answers import Answer, read_answers
-from lightstride.smash.data.ceiling import oracle
+from lightstride.smash.data.ceiling import ceilings
 from lightstride.smash.data.scores import Scores, batches_of, score_batch
 from lightstride.smash.data.self_prompts import self_prompts
 from lightstride.smash.decode.decoder import SmashDecoder
@@ -199,14 +199,14 @@ class Base:
 def limits(model: SmashModel, base: Base) -> dict[str, dict[str, float]]:
     """What segmentation rules and ideal drafts allow, by the most tokens of a segment."""
     chosen = model.micro_vocabulary_M
-    sayable = None if chosen is None else set(chosen.tolist())
+    draftable = None if chosen is None else set(chosen.tolist())
     return {
-        f"max_segment_{most}": oracle(
+        f"max_segment_{most}": ceilings(
             [each["entropy"].tolist() for each in base.scores],
             base.answers,
             vocab_size=model.config.vocab_size,
             max_segment=most,
-            sayable=sayable,
+            draftable=draftable,
         )
         for most in sorted({model.config.max_segment, *ORACLE_SEGMENTS})
     }

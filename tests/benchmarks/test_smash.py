@@ -14,7 +14,7 @@ from helpers.toys import byte_tokenizer, tiny_llama
 from lightstride.checkpoint import save_checkpoint
 from lightstride.generate import PlainDecoder, Settings, generate
 from lightstride.results import read_result
-from lightstride.smash.data.answers import read_answers, regenerate
+from lightstride.smash.data.answers import read_answers, write_answers
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 sys.path.insert(0, str(FOLDER))
@@ -83,9 +83,11 @@ def test_every_mode_is_measured_against_the_base(
                 "tokens_per_step",
                 "kv_per_token",
             }
-    oracle = maths["oracle"]
-    assert set(oracle) == {"max_segment_4", "max_segment_8"}
-    assert 1 <= oracle["max_segment_4"]["decreasing_v2"] <= oracle["max_segment_4"]["ideal_drafts"]
+    ceilings = maths["oracle"]
+    assert set(ceilings) == {"max_segment_4", "max_segment_8"}
+    assert (
+        1 <= ceilings["max_segment_4"]["decreasing_v2"] <= ceilings["max_segment_4"]["ideal_drafts"]
+    )
 
 
 def test_nats_are_the_bases_own(folder: Path) -> None:
@@ -114,13 +116,13 @@ def test_prompts_that_were_trained_on_are_left_out(
     decoder = PlainDecoder(sharp(tiny_llama(tied=False)), byte_tokenizer())
     source = str(folder / "maths.jsonl")
     prompts = benchmark.read_prompts(source)
-    regenerate(decoder, prompts[:4], folder / "work", max_new_tokens=2)
+    write_answers(decoder, prompts[:4], folder / "work", max_new_tokens=2)
     assert len(read_answers(folder / "work")) == 4
     words = ["--maths", source, "--trained-on", str(folder / "work"), "--modes", "ar"]
     assert run(folder, monkeypatch, words) == 0
     document = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert document["domains"]["maths"]["num_prompts"] == 2
-    regenerate(decoder, prompts, folder / "work", max_new_tokens=2)
+    write_answers(decoder, prompts, folder / "work", max_new_tokens=2)
     assert run(folder, monkeypatch, words) == 2
     assert "were trained on; give others" in capsys.readouterr().err
 

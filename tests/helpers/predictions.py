@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightstride.smash.hub import SmashModel
-from lightstride.smash.model.slots import Segmented, tokens_of_slots
+from lightstride.smash.model.slots import SlotBatch, slot_tokens
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ class Predictions:
     """Its place in the segment, from 1."""
 
 
-def predict(model: SmashModel, batch: Segmented) -> Predictions:
+def predict(model: SmashModel, batch: SlotBatch) -> Predictions:
     """Teacher-forced predictions for every segment that is to be predicted, in one batch."""
-    taps_BSTD = torch.stack(model.read_segments(batch), dim=2)
+    taps_BSTD = torch.stack(model.read_packed(batch), dim=2)
     rows_N, slots_N = batch.predicts_BS.nonzero(as_tuple=True)
     taps_NTD = taps_BSTD[rows_N, slots_N]
     lengths_N = batch.lengths_BS[rows_N, slots_N + 1]
-    tokens_NK = tokens_of_slots(
+    tokens_NK = slot_tokens(
         batch.tokens_BL, batch.lengths_BS, (rows_N, slots_N + 1), model.config.max_segment
     )
     (long_M,) = (lengths_N > 1).nonzero(as_tuple=True)

@@ -15,15 +15,15 @@ from helpers.smash_toys import toy
 from lightstride import distributed
 from lightstride.smash.data.examples import Example
 from lightstride.smash.train import loop as training
-from lightstride.smash.train.loop import Training, train
-from lightstride.smash.train.loss import Learner, Learning
+from lightstride.smash.train.loop import TrainSettings, train
+from lightstride.smash.train.loss import LossWeights, LoweredSmashLoss
 from lightstride.training.checkpoint import TrainingFolder
 
 
-def fresh_learner(adapter_rank: int = 0) -> Learner:
+def fresh_learner(adapter_rank: int = 0) -> LoweredSmashLoss:
     """The same untrained toy every time."""
     model = toy(sharp_llama(), adapter_rank=adapter_rank, num_layers=1)
-    return Learner(model, Learning(), torch.float32)
+    return LoweredSmashLoss(model, LossWeights(), torch.float32)
 
 
 def train_here(
@@ -31,7 +31,7 @@ def train_here(
 ) -> Path:
     """Train in this process; the folder, with the losses in a file."""
     folder.mkdir(exist_ok=True)
-    settings = Training(
+    settings = TrainSettings(
         steps=4, row_tokens=40, rows=1, accumulate=4, own_cuts_from=0.5, save_minutes=0.0
     )
     learner = fresh_learner()
@@ -42,7 +42,7 @@ def train_here(
     return folder
 
 
-def sharing(learner: Learner) -> Accelerator:
+def sharing(learner: LoweredSmashLoss) -> Accelerator:
     """An accelerator that shares out weights; `accelerate launch` does so on GPUs only."""
     accelerator = Accelerator(cpu=True)
     accelerator.state.distributed_type = DistributedType.FSDP

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from helpers.answered_toys import answered, sharp_llama
-from lightstride.smash.train.loop import Training, train
-from lightstride.smash.train.loss import Learner
+from lightstride.smash.train.loop import TrainSettings, train
+from lightstride.smash.train.loss import LoweredSmashLoss
 from lightstride.training.checkpoint import Progress, TrainingFolder
 
 EXAMPLES = answered(sharp_llama(), 12)
@@ -14,7 +14,7 @@ def nothing() -> dict[str, object]:
     return {}
 
 
-def run(folder: Path, learner: Learner, **changes: object) -> Progress:
+def run(folder: Path, learner: LoweredSmashLoss, **changes: object) -> Progress:
     settings: dict[str, object] = {
         "steps": 6,
         "row_tokens": 40,
@@ -25,5 +25,5 @@ def run(folder: Path, learner: Learner, **changes: object) -> Progress:
         **changes,
     }
     folder.mkdir(exist_ok=True)
-    training = Training(**settings)  # type: ignore[arg-type]
+    training = TrainSettings(**settings)  # type: ignore[arg-type]
     return train(learner, EXAMPLES, training, TrainingFolder(folder), nothing)

@@ -14,7 +14,7 @@ from lightstride.models.shapes import AttentionShape, FFNShape
 from lightstride.smash.hub import SmashModel
 from lightstride.smash.model.config import SmashConfig
 from lightstride.smash.model.lookup import LONGEST, LOOKUP_ACCURACY, SHORTEST, Lookup
-from lightstride.smash.model.slots import Segmented
+from lightstride.smash.model.slots import SlotBatch
 
 PROMPTS = [[72, 101, 108], [1, 2, 3, 4, 5, 6, 7, 8, 9], [200], [40, 41, 42, 43]]
 LIKELY = (7, 11, 65, 66, 150)
@@ -100,18 +100,18 @@ def a_row(
     return row
 
 
-def segmented(prompt: Sequence[int], segments: Sequence[Sequence[int]]) -> Segmented:
+def slot_batch(prompt: Sequence[int], segments: Sequence[Sequence[int]]) -> SlotBatch:
     """One row: the prompt apart, then merged segments; every segment is to be predicted."""
     lengths = [1] * len(prompt) + [len(segment) for segment in segments]
     tokens = [*prompt, *(token for segment in segments for token in segment)]
     predicts = [len(prompt) - 1 <= slot < len(lengths) - 1 for slot in range(len(lengths))]
-    return Segmented(torch.tensor([tokens]), torch.tensor([lengths]), torch.tensor([predicts]))
+    return SlotBatch(torch.tensor([tokens]), torch.tensor([lengths]), torch.tensor([predicts]))
 
 
 @torch.no_grad()
 def features(model: SmashModel, prompt: Sequence[int], segments: Sequence[Sequence[int]]):
     """Taps (1, T, D) of the last slot, computed without a cache."""
-    hidden = model.read_segments(segmented(prompt, segments))
+    hidden = model.read_packed(slot_batch(prompt, segments))
     return torch.stack([states[:, -1] for states in hidden], dim=1)
 
 
@@ -155,8 +155,8 @@ def slow_segment(model: SmashModel, taps_1TD, text, confidence: float, room: int
             scale, offset, by_odds, by_lookup = table[len(segment) - 1]
             odds = torch.logit(logits.softmax(-1).amax(-1))
             opinion = slow_opinion(text, segment[1:], token)
-            evidence = by_odds * odds + by_lookup * opinion
-            sure *= float(torch.sigmoid(evidence - scale * stop - offset))
+            draft_features = by_odds * odds + by_lookup * opinion
+            sure *= float(torch.sigmoid(draft_features - scale * stop - offset))
             if Judge.below(sure, confidence):
                 break
         segment.append(token)
@@ -209,8 +209,8 @@ def slow_verify(
         draft = draft[: length - said]
         accepted = [first]
         while True:
-            apart = [*stored, *([token] for token in accepted)]
-            best = Judge.likeliest(model.base_logits(features(model, prompt, apart)[:, -1]))
+            unmerged = [*stored, *([token] for token in accepted)]
+            best = Judge.likeliest(model.base_logits(features(model, prompt, unmerged)[:, -1]))
             if len(accepted) == len(draft) or draft[len(accepted)] != best:
                 break
             accepted.append(best)

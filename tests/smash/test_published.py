@@ -13,7 +13,7 @@ from helpers.toys import byte_tokenizer, tiny_llama
 from lightstride.errors import ModelError
 from lightstride.generate import Settings, generate
 from lightstride.smash.decode.decoder import SmashDecoder
-from lightstride.smash.published import open_lightning, renamed
+from lightstride.smash.published import open_lightning, our_name
 
 HIDDEN, STEPS, LAYERS = 64, 4, 3
 
@@ -116,11 +116,11 @@ def test_it_answers_and_can_be_saved(published: tuple[Published, Path], tmp_path
 
 
 def test_published_names_are_mapped() -> None:
-    assert renamed("micro_step_decoder.decoders.2.post_attention_layernorm.weight") == (
+    assert our_name("micro_step_decoder.decoders.2.post_attention_layernorm.weight") == (
         "micro.layers.2.ffn_norm.weight"
     )
-    assert renamed("comp_embedder.merger.pos") == "embedder.positions"
-    assert renamed("micro_step_decoder.stop_head.4.bias") == "stop.4.bias"
+    assert our_name("comp_embedder.merger.pos") == "embedder.positions"
+    assert our_name("micro_step_decoder.stop_head.4.bias") == "stop.4.bias"
 
 
 def test_other_files_are_refused(published: tuple[Published, Path], tmp_path: Path) -> None:

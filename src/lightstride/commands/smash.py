@@ -15,7 +15,13 @@ from lightstride import distributed
 from lightstride.checkpoint import is_smashed, save_checkpoint
 from lightstride.commands.outputs import check_output, identity, save_result
 from lightstride.commands.smash_examples import digest, given_prompts, prepare_examples
-from lightstride.commands.smash_training import BASE_FOLDER, Before, control, settle, teach
+from lightstride.commands.smash_training import (
+    BASE_FOLDER,
+    TrainingSetup,
+    finalize,
+    train_control,
+    train_grafts,
+)
 from lightstride.config import SmashRunConfig
 from lightstride.distributed import barrier, rank
 from lightstride.errors import DataError, ModelError
@@ -24,19 +30,25 @@ from lightstride.models.device import pick_device, pick_dtype, suitable_dtype
 from lightstride.models.fingerprint import fingerprint
 from lightstride.models.opening.load import load_model, load_tokenizer
 from lightstride.results import markdown_table, read_result
-from lightstride.smash.data.ceiling import oracle
-from lightstride.smash.data.examples import Example, split
+from lightstride.smash.data.ceiling import ceilings
+from lightstride.smash.data.examples import Example, split_held_out
 from lightstride.smash.hub import SmashModel
-from lightstride.smash.judge.calibrate import calibrate, calibration_errors
-from lightstride.smash.judge.held_out import Observed, is_greedy, lowered, observe, report
+from lightstride.smash.judge.calibrate import calibrate, expected_calibration_errors
+from lightstride.smash.judge.held_out import (
+    HeldOutDrafts,
+    collect,
+    in_dtype,
+    is_greedy,
+    summarize,
+)
 from lightstride.smash.train.start import build_model
 from lightstride.training.checkpoint import Progress
 from lightstride.work import open_work
 
 Numbers = dict[str, object]
-WATCHED_TOKENS = 6000
+MONITOR_TOKENS = 6000
 """Tokens of held-out answers that are looked at while training."""
-JUDGED_TOKENS = 40000
+JUDGE_TOKENS = 40000
 """Tokens of held-out answers that judge and calibrate at the end."""
 
 
@@ -52,7 +64,7 @@ def smash(config: SmashRunConfig) -> Mapping[str, object]:
         raise ModelError(f"{config.model} is smashed already; give its base")
     if config.start_from and not is_smashed(config.start_from):
         raise ModelError(f"{config.start_from} is not a smashed model to start from")
-    started_from = origin(config.start_from)
+    started_from = start_provenance(config.start_from)
     tokenizer = load_tokenizer(config.model)
     prompts = given_prompts(config, tokenizer)
     base = load_model(
@@ -62,30 +74,30 @@ def smash(config: SmashRunConfig) -> Mapping[str, object]:
     open_work(Path(config.work_folder), run, resume=config.resume)
     examples = prepare_examples(config, PlainDecoder(base, tokenizer), prompts)
     answered = time.perf_counter()
-    learn, held_out = split(examples, config.held_out)
+    learn, held_out = split_held_out(examples, config.held_out)
     if not learn or not held_out:
         raise DataError(
             f"of {len(examples)} answers {len(held_out)} are held out, which leaves no others or "
             "none to judge by; give more prompts, or another --held-out"
         )
     model = build_model(config, base, tokenizer, learn)
-    before = Before.of(config, model, dtype, learn)
-    progress = teach(config, before.learner, learn, some_of(held_out, WATCHED_TOKENS))
-    judged_on = some_of(held_out, JUDGED_TOKENS)
+    before = TrainingSetup.of(config, model, dtype, learn)
+    progress = train_grafts(config, before.learner, learn, first_greedy(held_out, MONITOR_TOKENS))
+    judged_on = first_greedy(held_out, JUDGE_TOKENS)
     numbers = {
-        "tokens_per_step": judge(config, model, dtype, judged_on),
-        "oracle": allowed(held_out, model),
-        "training": summary(progress, learn, held_out),
+        "tokens_per_step": calibrate_and_judge(config, model, dtype, judged_on),
+        "oracle": ceilings_of(held_out, model),
+        "training": training_facts(progress, learn, held_out),
         "started_from": started_from,
         "graft_parameters": sum(p.numel() for g in model.grafts() for p in g.parameters()),
-        "control": control(config, before, learn, judged_on),
+        "control": train_control(config, before, learn, judged_on),
         "seconds": {"answers": answered - started, "all": time.perf_counter() - started},
     }
-    settle(config, model, dtype)
-    return finish(config, model, tokenizer, numbers, digest(examples))
+    finalize(config, model, dtype)
+    return save(config, model, tokenizer, numbers, digest(examples))
 
 
-def some_of(examples: Sequence[Example], tokens: int) -> list[Example]:
+def first_greedy(examples: Sequence[Example], tokens: int) -> list[Example]:
     """Greedy answers, in the order of their ids, up to so many tokens; at least one answer."""
     chosen: list[Example] = []
     for each in sorted(filter(is_greedy, examples), key=lambda e: e.id) or list(examples):
@@ -96,38 +108,40 @@ def some_of(examples: Sequence[Example], tokens: int) -> list[Example]:
     return chosen
 
 
-def judge(
+def calibrate_and_judge(
     config: SmashRunConfig, model: SmashModel, dtype: torch.dtype, held_out: Sequence[Example]
 ) -> Numbers:
     """Calibrate the stop head, and tell what it and the drafts are worth on held-out answers."""
 
-    def seen(*, merged: bool) -> Observed:
-        return observe(model, held_out, row_tokens=config.row_tokens or 1, merged=merged)
+    def seen(*, merged: bool) -> HeldOutDrafts:
+        return collect(model, held_out, row_tokens=config.row_tokens or 1, merged=merged)
 
-    with lowered(model, dtype):
-        merged, apart = seen(merged=True), seen(merged=False)
+    with in_dtype(model, dtype):
+        merged, unmerged = seen(merged=True), seen(merged=False)
     found = calibrate(merged)
     errors = {
-        "before": calibration_errors(merged, None),
-        "after": calibration_errors(merged, found),
+        "before": expected_calibration_errors(merged, None),
+        "after": expected_calibration_errors(merged, found),
     }
     model.config.calibration = found
-    return {**report(apart, found), "calibration_error": errors, "calibration": found}
+    return {**summarize(unmerged, found), "calibration_error": errors, "calibration": found}
 
 
-def allowed(examples: Sequence[Example], model: SmashModel) -> dict[str, float]:
+def ceilings_of(examples: Sequence[Example], model: SmashModel) -> dict[str, float]:
     """Tokens per step that each way to cut allows, and drafts that are always right."""
     chosen = model.micro_vocabulary_M
-    return oracle(
+    return ceilings(
         [each.entropy_A.tolist() for each in examples],
         [each.answer_A.tolist() for each in examples],
         vocab_size=model.config.vocab_size,
         max_segment=model.config.max_segment,
-        sayable=None if chosen is None else set(chosen.tolist()),
+        draftable=None if chosen is None else set(chosen.tolist()),
     )
 
 
-def summary(progress: Progress, learn: Sequence[Example], held_out: Sequence[Example]) -> Numbers:
+def training_facts(
+    progress: Progress, learn: Sequence[Example], held_out: Sequence[Example]
+) -> Numbers:
     """What was trained on, and how it went."""
     return {
         "answers": len(learn),
@@ -140,7 +154,7 @@ def summary(progress: Progress, learn: Sequence[Example], held_out: Sequence[Exa
     }
 
 
-def origin(source: str | None) -> Numbers | None:
+def start_provenance(source: str | None) -> Numbers | None:
     """How the grafts came about that this training began with."""
     path = Path(source or "") / "result.json"
     if not path.exists():
@@ -153,7 +167,7 @@ def origin(source: str | None) -> Numbers | None:
     return {**{key: before[key] for key in ("command", "created", "data")}, "training": told}
 
 
-def finish(
+def save(
     config: SmashRunConfig,
     model: SmashModel,
     tokenizer: PreTrainedTokenizerBase,

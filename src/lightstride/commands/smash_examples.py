@@ -14,7 +14,7 @@ from lightstride.distributed import barrier, rank
 from lightstride.errors import DataError, ModelError
 from lightstride.files import write_json
 from lightstride.generate import PlainDecoder
-from lightstride.smash.data.answers import read_answers, regenerate
+from lightstride.smash.data.answers import read_answers, write_answers
 from lightstride.smash.data.examples import SCORES, Example, load_examples
 from lightstride.smash.data.scores import score
 from lightstride.smash.data.self_prompts import self_prompts
@@ -53,7 +53,7 @@ def prepare_examples(
     if rank() == 0:
         prompts = all_prompts(config, decoder, folder, given)
         assert config.answer_tokens is not None
-        regenerate(
+        write_answers(
             decoder,
             prompts,
             folder,

@@ -49,8 +49,8 @@ NAMES: Mapping[str, str] = {
 def open_lightning(path: str | Path, base: PreTrainedModel) -> SmashModel:
     """The published model; `base`, of the same sizes, takes over the weights in the file."""
     state = read_state(Path(path))
-    base_state, grafts = split(state)
-    check_state(str(path), base_state, wanted_of(base, base_state))
+    base_state, grafts = base_and_grafts(state)
+    check_state(str(path), base_state, expected_base(base, base_state))
     base.load_state_dict(base_state, strict=False)
     geometry = adapter_for(base.config).geometry(base.config)
     positions = grafts.get("embedder.positions")
@@ -80,7 +80,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def split(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def base_and_grafts(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The base's weights by transformers' names, and the grafts by ours."""
     base: dict[str, Tensor] = {}
     grafts: dict[str, Tensor] = {}
@@ -90,18 +90,18 @@ def split(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Ten
         if name.startswith(BASE):
             base[name.removeprefix(BASE)] = tensor
         else:
-            grafts[renamed(name)] = tensor
+            grafts[our_name(name)] = tensor
     return base, grafts
 
 
-def renamed(name: str) -> str:
+def our_name(name: str) -> str:
     """Our name for a published one."""
     for theirs, ours in NAMES.items():
         name = re.sub(rf"(^|\.){re.escape(theirs)}(?=\.|$)", rf"\g<1>{ours}", name)
     return name
 
 
-def wanted_of(base: PreTrainedModel, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def expected_base(base: PreTrainedModel, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The base's weights; a tied head need not be in the file."""
     return {
         name: tensor

@@ -15,7 +15,7 @@ from lightstride.data.prompts import Message, Prompt, make_prompt
 from lightstride.errors import ConfigError, DataError, ModelError, OutputError, WorkError
 from lightstride.files import append_lines
 from lightstride.generate import Limits, PlainDecoder, Session, Settings, generate
-from lightstride.smash.data.answers import Answer, read_answers, read_log, regenerate
+from lightstride.smash.data.answers import Answer, read_answers, read_log, write_answers
 
 PROMPTS = [
     make_prompt([Message("user", "x" * (1 + 3 * n % 11) + str(n))], "chat") for n in range(23)
@@ -55,7 +55,7 @@ def decoder() -> Counting:
 def ask(decoder: PlainDecoder, folder: Path, prompts: Sequence[Prompt], **changes: object) -> None:
     """Answers of at most 12 tokens, a third of them sampled."""
     wanted = {"max_new_tokens": 12, "sampled_share": 0.3, "batch_size": 6, **changes}
-    regenerate(decoder, prompts, folder, **wanted)  # type: ignore[arg-type]
+    write_answers(decoder, prompts, folder, **wanted)  # type: ignore[arg-type]
 
 
 def test_greedy_answers_are_the_plain_decoders(decoder: Counting, tmp_path: Path) -> None:

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from lightstride.errors import ConfigError
 from lightstride.smash.data.cutting import (
     Segmentation,
-    agreement,
+    cut_by_agreement,
     decreasing,
     decreasing_v2,
     draw_segmentation,
     entropy_bound,
-    oracle_tokens_per_step,
+    mean_segment_length,
     sliding,
     small_group,
 )
@@ -92,7 +92,7 @@ def test_a_higher_threshold_never_needs_more_steps(
 
 @given(st.lists(st.lists(st.booleans(), min_size=7, max_size=7), max_size=30), caps)
 def test_agreement_stops_at_the_first_wrong_draft(agrees: list[list[bool]], cap: int) -> None:
-    lengths = agreement(agrees, cap)
+    lengths = cut_by_agreement(agrees, cap)
     assert sum(lengths) == len(agrees)
     start = 0
     for length in lengths:
@@ -103,7 +103,7 @@ def test_agreement_stops_at_the_first_wrong_draft(agrees: list[list[bool]], cap:
 
 
 def test_oracle_counts_tokens_over_steps() -> None:
-    assert oracle_tokens_per_step([[2, 2], [1, 3, 1]]) == pytest.approx(9 / 5)
+    assert mean_segment_length([[2, 2], [1, 3, 1]]) == pytest.approx(9 / 5)
 
 
 @pytest.mark.parametrize(

@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 
 from helpers.answered_toys import example, sharp_llama
 from helpers.predictions import predict
-from helpers.smash_toys import features, segmented, slow_opinion, toy
+from helpers.smash_toys import features, slot_batch, slow_opinion, toy
 from lightstride.smash.data.packing import (
-    draw_lengths,
+    draw_cut,
     make_batch,
-    pack,
+    pack_documents,
     plan_batches,
-    split_some,
+    unmerge_some,
 )
-from lightstride.smash.train.features import evidence
+from lightstride.smash.train.features import draft_features
 from lightstride.smash.train.teacher_forced import find_starts, predict_drafts, tokens_at
 
 BASE = sharp_llama()
@@ -31,7 +31,9 @@ CUTS = [[2, 1, 1], [1, 3, 1], [1]]
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(1, 50), st.integers(1, 4))
 def test_packing_keeps_everything_once_and_within_the_budget(sizes, row_tokens, num_rows) -> None:
-    batches = list(pack(range(len(sizes)), sizes, row_tokens=row_tokens, num_rows=num_rows))
+    batches = list(
+        pack_documents(range(len(sizes)), sizes, row_tokens=row_tokens, num_rows=num_rows)
+    )
     found = [document for batch in batches for row in batch for document in row]
     assert sorted(found) == list(range(len(sizes)))
     for row in itertools.chain.from_iterable(batches):
@@ -52,11 +54,11 @@ def test_rows_apart_and_merged() -> None:
     batch = make_batch([[ONE, TWO], [THREE]])
     assert batch.tokens_BL.tolist()[0] == [1, 2, 3, 7, 11, 65, 66, 9, 150, 7, 7, 7, 11]
     assert batch.num_answer_tokens == 10
-    apart = batch.apart()
-    assert apart.lengths_BS.tolist() == [[1] * 13, [1] * 3 + [0] * 10]
+    unmerged = batch.unmerged()
+    assert unmerged.lengths_BS.tolist() == [[1] * 13, [1] * 3 + [0] * 10]
     ends = [[2, 3, 4, 5, 7, 8, 9, 10, 11], [1]]
-    assert [row.nonzero()[:, 0].tolist() for row in apart.predicts_BS] == ends
-    merged = batch.merged(CUTS)
+    assert [row.nonzero()[:, 0].tolist() for row in unmerged.predicts_BS] == ends
+    merged = batch.cut_into(CUTS)
     assert merged.lengths_BS.tolist() == [[1, 1, 1, 2, 1, 1, 1, 1, 3, 1], [1, 1, 1] + [0] * 7]
     assert merged.documents_BS.tolist() == [[0] * 6 + [1] * 4, [0] * 3 + [2] * 7]
     ends = [[2, 3, 4, 6, 7, 8], [1]]
@@ -65,7 +67,7 @@ def test_rows_apart_and_merged() -> None:
 
 def test_drafts_start_at_every_slot_and_end_with_their_document() -> None:
     batch = make_batch([[ONE, TWO], [THREE]])
-    starts = find_starts(batch.merged(CUTS), batch.documents_BL, 3)
+    starts = find_starts(batch.cut_into(CUTS), batch.documents_BL, 3)
     tokens_NK = tokens_at(batch.tokens_BL, starts)
     found = [
         tokens[valid].tolist() for tokens, valid in zip(tokens_NK, starts.valid_NK, strict=True)
@@ -78,9 +80,9 @@ def test_drafts_are_those_of_one_answer_at_a_time(merged: bool) -> None:
     model = toy(BASE)
     batch = make_batch([[ONE, TWO], [THREE]])
     cuts = CUTS if merged else [[1] * len(d.answer_A) for d in (ONE, TWO, THREE)]
-    slots = batch.merged(cuts) if merged else batch.apart()
+    slots = batch.cut_into(cuts) if merged else batch.unmerged()
     with torch.no_grad():
-        taps = model.read_segments(slots)
+        taps = model.read_packed(slots)
         starts = find_starts(slots, batch.documents_BL, 4)
         drafts = predict_drafts(model, taps, starts, tokens_at(batch.tokens_BL, starts))
     index = 0
@@ -111,12 +113,12 @@ def test_evidence_is_what_a_search_finds_before_each_place(merged: bool) -> None
     batch = make_batch([[TWO, again], [THREE]])
     cuts = [[2, 1, 2], [3, 1, 2, 1, 3], CUTS[2]]
     assert [sum(cut) for cut in cuts] == [len(d.answer_A) for d in (TWO, again, THREE)]
-    slots = batch.merged(cuts) if merged else batch.apart()
+    slots = batch.cut_into(cuts) if merged else batch.unmerged()
     with torch.no_grad():
         starts = find_starts(slots, batch.documents_BL, 4)
-        taps = model.read_segments(slots)
+        taps = model.read_packed(slots)
         drafts = predict_drafts(model, taps, starts, tokens_at(batch.tokens_BL, starts))
-    said, told = evidence(model, batch, drafts)
+    said, told = draft_features(model, batch, drafts)
     texts = [
         [d.prompt_P.tolist(), d.answer_A.tolist(), cut if merged else [1] * len(d.answer_A)]
         for d, cut in zip((TWO, again, THREE), cuts, strict=True)
@@ -146,11 +148,11 @@ def test_teacher_forced_segments_are_what_the_body_predicts() -> None:
     model = toy(BASE)
     batch = make_batch([[ONE]])
     with torch.no_grad():
-        expected = predict(model, segmented([1, 2, 3], [[7, 11], [65], [66]]))
-        slots = batch.merged([[2, 1, 1]])
+        expected = predict(model, slot_batch([1, 2, 3], [[7, 11], [65], [66]]))
+        slots = batch.cut_into([[2, 1, 1]])
         starts = find_starts(slots, batch.documents_BL, 4)
         drafts = predict_drafts(
-            model, model.read_segments(slots), starts, tokens_at(batch.tokens_BL, starts)
+            model, model.read_packed(slots), starts, tokens_at(batch.tokens_BL, starts)
         )
     torch.testing.assert_close(drafts.vectors_NKD[:, 0], expected.first_ND)
     torch.testing.assert_close(drafts.vectors_NKD[:1, 1], expected.later_JD)
@@ -158,7 +160,7 @@ def test_teacher_forced_segments_are_what_the_body_predicts() -> None:
 
 @given(st.lists(st.integers(1, 6), max_size=20), st.floats(0, 1), st.integers(0, 9))
 def test_taking_apart_keeps_the_tokens(lengths, share, seed) -> None:
-    parts = split_some(lengths, random.Random(seed), share)
+    parts = unmerge_some(lengths, random.Random(seed), share)
     assert sum(parts) == sum(lengths)
     assert set(parts) <= {1, *lengths}
 
@@ -166,7 +168,7 @@ def test_taking_apart_keeps_the_tokens(lengths, share, seed) -> None:
 def test_lengths_are_drawn_alike_from_the_same_seed() -> None:
     options = {"max_segment": 4, "vocab_size": 260, "split_share": 0.2}
     easy = replace(TWO, entropy_A=torch.tensor([3.0, 0.1, 2.0, 0.0, 0.2]))
-    drawn = [draw_lengths(easy, random.Random(seed), **options) for seed in (1, 1, 2, 3, 4, 5)]
+    drawn = [draw_cut(easy, random.Random(seed), **options) for seed in (1, 1, 2, 3, 4, 5)]
     assert drawn[0] == drawn[1]
     assert all(sum(lengths) == 5 for lengths in drawn)
     assert len({tuple(lengths) for lengths in drawn}) > 1

@@ -16,8 +16,8 @@ from lightstride.files import append_lines
 from lightstride.generate import PlainDecoder
 from lightstride.models import sliced_logits as logits
 from lightstride.smash.data import scores as module
-from lightstride.smash.data.answers import Answer, read_answers, regenerate
-from lightstride.smash.data.examples import SCORES, load_examples, split
+from lightstride.smash.data.answers import Answer, read_answers, write_answers
+from lightstride.smash.data.examples import SCORES, load_examples, split_held_out
 from lightstride.smash.data.scores import Scores, batches_of, read_scores, score, token_scores
 
 
@@ -188,7 +188,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def asked(folder: Path, model: PreTrainedModel, names: Sequence[str]) -> None:
     """Answers to some prompts, in a work folder."""
     prompts = [make_prompt([Message("user", name)], "chat") for name in names]
-    regenerate(PlainDecoder(model, byte_tokenizer()), prompts, folder, max_new_tokens=6)
+    write_answers(PlainDecoder(model, byte_tokenizer()), prompts, folder, max_new_tokens=6)
 
 
 def test_examples_are_answers_with_their_scores(tmp_path: Path) -> None:
@@ -227,9 +227,9 @@ def test_the_split_never_moves(tmp_path: Path) -> None:
     asked(tmp_path, model, [str(number) for number in range(30)])
     score(model, read_answers(tmp_path), tmp_path / SCORES)
     examples = load_examples(tmp_path)
-    train, held_out = split(examples, 0.3)
+    train, held_out = split_held_out(examples, 0.3)
     assert 3 < len(held_out) < 16
     assert {e.id for e in train} | {e.id for e in held_out} == {e.id for e in examples}
-    assert {e.id for e in split(examples[::2], 0.3)[1]} <= {e.id for e in held_out}
-    assert {e.id for e in held_out} <= {e.id for e in split(examples, 0.6)[1]}
-    assert split(examples, 0.0) == (examples, [])
+    assert {e.id for e in split_held_out(examples[::2], 0.3)[1]} <= {e.id for e in held_out}
+    assert {e.id for e in held_out} <= {e.id for e in split_held_out(examples, 0.6)[1]}
+    assert split_held_out(examples, 0.0) == (examples, [])

@@ -12,8 +12,8 @@ from helpers.predictions import predict
 from helpers.smash_toys import (
     BASES,
     PROMPTS,
-    segmented,
     sharp,
+    slot_batch,
     slow_trust,
     slow_verify,
     toy,
@@ -237,7 +237,7 @@ def test_cached_decoding_has_the_logits_of_teacher_forcing(gist: bool, base: str
         settings = ask(mode="trust")
         steps = [step.tokens[0] for step in decoder(model).steps([prompt], settings, Hooks(record))]
         with torch.no_grad():
-            found = predict(model, segmented(prompt, steps))
+            found = predict(model, slot_batch(prompt, steps))
             first = model.base_logits(found.first_ND)
             later = model.micro_logits(found.later_JD)
         expected = []

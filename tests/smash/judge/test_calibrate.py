@@ -3,27 +3,30 @@
 import pytest
 import torch
 
-from lightstride.smash.judge.calibrate import calibrate, calibration_errors, expected_error
+from lightstride.smash.judge.calibrate import calibrate, expected_calibration_errors, expected_error
 from lightstride.smash.judge.held_out import (
-    Observed,
-    trusted,
+    HeldOutDrafts,
+    trust_at,
 )
 
 
-def overconfident(num: int = 4000) -> Observed:
+def overconfident(num: int = 4000) -> HeldOutDrafts:
     """Drafts whose stop head is too sure of itself, by another measure at each place."""
     torch.manual_seed(0)
     truth_NJ = torch.randn(num, 3) * 1.5 - 0.5
     agrees_NJ = torch.rand(num, 3) < torch.sigmoid(-truth_NJ)
     logits_NJ = 3 * truth_NJ - torch.tensor([1.0, 2.0, 0.5])
     features_NJF = torch.cat([logits_NJ[..., None], torch.randn(num, 3, 2)], dim=-1)
-    return Observed(features_NJF, agrees_NJ, torch.ones(num, 3, dtype=torch.bool), (num,))
+    return HeldOutDrafts(features_NJF, agrees_NJ, torch.ones(num, 3, dtype=torch.bool), (num,))
 
 
 def test_calibration_lowers_the_error_at_every_place() -> None:
-    observed = overconfident()
-    found = calibrate(observed)
-    before, after = calibration_errors(observed, None), calibration_errors(observed, found)
+    drafts = overconfident()
+    found = calibrate(drafts)
+    before, after = (
+        expected_calibration_errors(drafts, None),
+        expected_calibration_errors(drafts, found),
+    )
     assert all(b > 0.05 for b in before)
     assert all(a < 0.03 for a in after)
     for row, shift in zip(found, (1.0, 2.0, 0.5), strict=True):
@@ -35,19 +38,19 @@ def test_calibration_finds_what_speaks_for_a_token() -> None:
     features_NJF = torch.randn(4000, 2, 3) * 2
     truth_NJ = 0.5 * features_NJF[..., 1] + 0.8 * features_NJF[..., 2] - 1
     agrees_NJ = torch.rand(4000, 2) < torch.sigmoid(truth_NJ)
-    observed = Observed(features_NJF, agrees_NJ, torch.ones(4000, 2, dtype=torch.bool), (4000,))
-    found = calibrate(observed)
+    drafts = HeldOutDrafts(features_NJF, agrees_NJ, torch.ones(4000, 2, dtype=torch.bool), (4000,))
+    found = calibrate(drafts)
     for row in found:
         assert row == pytest.approx([0, 1, 0.5, 0.8], abs=0.15)
-    assert max(calibration_errors(observed, found)) < 0.03
-    assert trusted(observed, found, 0.9)["agreement"] > 0.9
+    assert max(expected_calibration_errors(drafts, found)) < 0.03
+    assert trust_at(drafts, found, 0.9)["agreement"] > 0.9
 
 
 def test_places_that_no_draft_reaches_stay_as_they_are() -> None:
     none = torch.zeros(5, 2, dtype=torch.bool)
     valid = torch.ones(5, 2, dtype=torch.bool)
-    observed = Observed(torch.randn(5, 2, 3), none, valid, (5,))
-    assert calibrate(observed)[1] == [1.0, 0.0, 0.0, 0.0]
+    drafts = HeldOutDrafts(torch.randn(5, 2, 3), none, valid, (5,))
+    assert calibrate(drafts)[1] == [1.0, 0.0, 0.0, 0.0]
 
 
 def test_expected_error_against_bins_by_hand() -> None:

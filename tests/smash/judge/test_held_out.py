@@ -12,24 +12,24 @@ from helpers.toys import byte_tokenizer
 from lightstride.generate import Settings, generate
 from lightstride.smash.decode.decoder import SmashDecoder
 from lightstride.smash.judge.held_out import (
-    Observed,
-    agreement,
+    HeldOutDrafts,
+    accuracy_by_place,
+    collect,
     lossless_tokens_per_step,
-    observe,
-    trusted,
+    trust_at,
 )
 
 
 def test_steps_by_hand() -> None:
     agrees = torch.tensor([[1, 1], [1, 0], [0, 1], [0, 0], [1, 0], [0, 0]], dtype=torch.bool)
     valid = torch.tensor([[1, 1], [1, 1], [1, 0], [0, 0], [1, 0], [0, 0]], dtype=torch.bool)
-    observed = Observed(torch.full((6, 2, 3), -9.0), agrees, valid, (4, 2))
+    drafts = HeldOutDrafts(torch.full((6, 2, 3), -9.0), agrees, valid, (4, 2))
     # The first document: 3 tokens, then 1; the second: 2 tokens at once.
-    assert lossless_tokens_per_step(observed) == 6 / 3
-    found = trusted(observed, None, 0.5)
+    assert lossless_tokens_per_step(drafts) == 6 / 3
+    found = trust_at(drafts, None, 0.5)
     assert found["tokens_per_step"] == 6 / 3
-    assert agreement(observed) == [0.75, 0.5]
-    assert trusted(observed, None, 1.0)["tokens_per_step"] == 1
+    assert accuracy_by_place(drafts) == [0.75, 0.5]
+    assert trust_at(drafts, None, 1.0)["tokens_per_step"] == 1
 
 
 def test_observed_steps_are_those_of_the_decoder(tmp_path: Path) -> None:
@@ -45,6 +45,6 @@ def test_observed_steps_are_those_of_the_decoder(tmp_path: Path) -> None:
         (found,) = generate(decoder, [each.prompt_P.tolist()], settings)
         assert_same_greedy(model.base, each.prompt_P.tolist(), found.tokens, each.answer_A.tolist())
         steps += found.macro_steps
-    seen = lossless_tokens_per_step(observe(model, cut, row_tokens=64, merged=False))
+    seen = lossless_tokens_per_step(collect(model, cut, row_tokens=64, merged=False))
     # The decoder's first step says one token alone; its trees hold the branch that is observed.
     assert steps <= 12 * len(cut) / seen + len(cut)

@@ -5,11 +5,11 @@ import torch
 
 from helpers.agree import assert_close_logits
 from helpers.predictions import predict
-from helpers.smash_toys import BASES, features, segmented, toy
+from helpers.smash_toys import BASES, features, slot_batch, toy
 from helpers.toys import TINY
 from lightstride.smash.model import body
 from lightstride.smash.model.body import IGNORED, choose_vocabulary
-from lightstride.smash.model.slots import Segmented
+from lightstride.smash.model.slots import SlotBatch
 
 TOKENS = list(range(60, 80))
 
@@ -28,7 +28,7 @@ def test_called_with_tokens_it_is_the_base(family: str) -> None:
 @pytest.mark.parametrize("family", TINY)
 def test_without_merging_segments_predict_what_the_base_does(family: str) -> None:
     model = toy(TINY[family]())
-    batch = segmented(TOKENS[:1], [[token] for token in TOKENS[1:]])
+    batch = slot_batch(TOKENS[:1], [[token] for token in TOKENS[1:]])
     with torch.no_grad():
         logits = model.base_logits(predict(model, batch).first_ND)
     expected = model.base(torch.tensor([TOKENS])).logits[0, :-1]
@@ -39,7 +39,7 @@ def test_predictions_are_those_of_one_segment_at_a_time() -> None:
     model = toy(micro_vocabulary=range(0, 256, 2))
     segments = [[7, 11], [65], [66, 150, 7, 7], [65, 65, 11], [7]]
     with torch.no_grad():
-        found = predict(model, segmented([1, 2, 3], segments))
+        found = predict(model, slot_batch([1, 2, 3], segments))
         place = 0
         for index, segment in enumerate(segments):
             taps = features(model, [1, 2, 3], segments[:index])
@@ -61,7 +61,7 @@ def test_predictions_are_those_of_one_segment_at_a_time() -> None:
 
 def test_segments_of_one_alone_need_no_micro_step() -> None:
     model = toy()
-    found = predict(model, segmented([1, 2], [[7], [11]]))
+    found = predict(model, slot_batch([1, 2], [[7], [11]]))
     assert found.later_JD.shape == (0, 32)
     assert found.first_is_last_N.all()
 
@@ -70,18 +70,18 @@ def test_segments_of_one_alone_need_no_micro_step() -> None:
 def test_packed_and_padded_rows_are_rows_alone(base: str) -> None:
     model = toy(BASES[base]())
     rows = [([1, 2, 3], [[7, 11], [65]]), ([9], [[66, 150, 7], [11, 11], [65]])]
-    alone = [predict(model, segmented(prompt, segments)) for prompt, segments in rows]
+    alone = [predict(model, slot_batch(prompt, segments)) for prompt, segments in rows]
     expected_first = torch.cat([found.first_ND for found in alone])
     expected_later = torch.cat([found.later_JD for found in alone])
-    one, two = (segmented(prompt, segments) for prompt, segments in rows)
+    one, two = (slot_batch(prompt, segments) for prompt, segments in rows)
     numbers = [torch.full_like(row.lengths_BS, i) for i, row in enumerate((one, two))]
-    packed = Segmented(
+    packed = SlotBatch(
         torch.cat([one.tokens_BL, two.tokens_BL], dim=1),
         torch.cat([one.lengths_BS, two.lengths_BS], dim=1),
         torch.cat([one.predicts_BS, two.predicts_BS], dim=1),
         torch.cat(numbers, dim=1),
     )
-    padded = Segmented(*(stack(getattr(one, n), getattr(two, n)) for n in FIELDS))
+    padded = SlotBatch(*(stack(getattr(one, n), getattr(two, n)) for n in FIELDS))
     for batch in (packed, padded):
         found = predict(model, batch)
         torch.testing.assert_close(found.first_ND, expected_first, atol=1e-5, rtol=1e-5)
@@ -118,7 +118,7 @@ def test_position_jumps_do_not_cut_attention(
 @pytest.mark.parametrize("gist", [True, False])
 def test_only_grafts_learn(gist: bool) -> None:
     model = toy(gist=gist)
-    found = predict(model, segmented([1, 2, 3], [[7, 11], [65, 66, 7], [11]]))
+    found = predict(model, slot_batch([1, 2, 3], [[7, 11], [65, 66, 7], [11]]))
     loss = model.base_logits(found.first_ND).sum() + model.micro_logits(found.later_JD).sum()
     loss = loss + model.stop_logits(found.first_ND).sum() + model.stop_logits(found.later_JD).sum()
     loss.backward()

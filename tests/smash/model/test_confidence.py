@@ -8,7 +8,7 @@ from helpers.toys import byte_tokenizer
 from lightstride.errors import ModelError
 from lightstride.generate import Settings, generate
 from lightstride.smash.decode.decoder import SmashDecoder
-from lightstride.smash.model.confidence import SUREST, conditional, cumulative, log_odds
+from lightstride.smash.model.confidence import MAX_LOG_ODDS, conditional, cumulative, log_odds
 from lightstride.smash.model.config import SmashConfig
 
 
@@ -33,7 +33,7 @@ def test_log_odds_are_of_the_likeliest_token() -> None:
     best = logits.double().softmax(-1).amax(-1)
     torch.testing.assert_close(log_odds(logits), torch.log(best / (1 - best)).float())
     certain = log_odds(torch.tensor([[99.0, 0.0], [0.0, 0.0]]))
-    assert certain[0] == SUREST
+    assert certain[0] == MAX_LOG_ODDS
     assert certain[1] == pytest.approx(0, abs=1e-6)
 
 

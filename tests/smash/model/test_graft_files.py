@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from helpers.agree import assert_close_logits, assert_same_weights
 from helpers.predictions import predict
 from helpers.smash_folders import save_folders
-from helpers.smash_toys import BASES, PROMPTS, segmented, toy
+from helpers.smash_toys import BASES, PROMPTS, slot_batch, toy
 from helpers.toys import byte_tokenizer, tiny_llama
 from lightstride import cli
 from lightstride.checkpoint import open_decoder, save_checkpoint
@@ -33,7 +33,7 @@ def test_saved_and_opened_it_is_the_same(folders: tuple[Path, Path]) -> None:
     first = toy(load_model(str(base)), micro_vocabulary=range(0, 256, 3))
     opened = SmashModel.from_pretrained(smashed)
     assert_same_weights(opened, first)
-    batch = segmented([1, 2, 3], [[7, 11], [65, 66, 7], [11]])
+    batch = slot_batch([1, 2, 3], [[7, 11], [65, 66, 7], [11]])
     one, two = predict(first, batch), predict(opened, batch)
     assert_close_logits(two.first_ND, one.first_ND)
     assert_close_logits(opened.micro_logits(two.later_JD), first.micro_logits(one.later_JD))

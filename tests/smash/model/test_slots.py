@@ -6,12 +6,12 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from helpers.smash_toys import BASES, segmented, sharp, toy
+from helpers.smash_toys import BASES, sharp, slot_batch, toy
 from lightstride.models.families.registry import adapter_for
 from lightstride.smash.hub import SmashModel
 from lightstride.smash.model.adapters import merged_at
 from lightstride.smash.model.config import SmashConfig
-from lightstride.smash.model.slots import Segmented, columns_of
+from lightstride.smash.model.slots import SlotBatch, with_gist_columns
 
 PROMPT = [1, 2, 3]
 SEGMENTS = [[7, 11], [65], [66, 7, 150], [11], [7, 7], [11, 65]]
@@ -52,7 +52,7 @@ def test_segments_are_read_as_one_column_at_a_time(base: str) -> None:
     model = toy(sharp(BASES[base]()))
     with torch.no_grad():
         expected = read_one_by_one(model, PROMPT, SEGMENTS)
-        found = model.read_segments(segmented(PROMPT, SEGMENTS))[-1][0]
+        found = model.read_packed(slot_batch(PROMPT, SEGMENTS))[-1][0]
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
@@ -78,13 +78,13 @@ def test_columns_see_what_stays_and_their_own_segment(seed: int) -> None:
     documents = [sorted(rng.randint(0, 2) for _ in row) for row in rows]
     width = max(map(len, rows))
     tokens = torch.randint(0, 256, (3, max(map(sum, rows))))
-    batch = Segmented(
+    batch = SlotBatch(
         tokens,
         torch.tensor([row + [0] * (width - len(row)) for row in rows]),
         torch.zeros(3, width, dtype=torch.bool),
         torch.tensor([row + [9] * (width - len(row)) for row in documents]),
     )
-    columns = columns_of(batch)
+    columns = with_gist_columns(batch)
     for row, (lengths, numbers) in enumerate(zip(rows, documents, strict=True)):
         expected = sees_slowly(lengths, numbers)
         seen = columns.sees_BQQ[row, : len(expected)]

@@ -6,27 +6,27 @@ import torch
 from helpers.smash_processes import fresh_learner
 from helpers.smash_runs import EXAMPLES
 from lightstride.smash.data.packing import make_batch
-from lightstride.smash.train.hidden_cache import Memory
-from lightstride.smash.train.loss import Learner, Learning
+from lightstride.smash.train.hidden_cache import HiddenStateCache
+from lightstride.smash.train.loss import LossWeights, LoweredSmashLoss
 
 
 @pytest.mark.parametrize("merges", [False, True])
 def test_what_is_remembered_is_what_is_read(merges: bool) -> None:
     fresh = fresh_learner()
-    memory = Memory(fresh.inner.model, EXAMPLES, row_tokens=60)
-    remembers = Learner(fresh.inner.model, Learning(), torch.float32, memory=memory)
+    memory = HiddenStateCache(fresh.inner.model, EXAMPLES, row_tokens=60)
+    remembers = LoweredSmashLoss(fresh.inner.model, LossWeights(), torch.float32, memory=memory)
     batch = make_batch([EXAMPLES[2:4], EXAMPLES[7:8]])
     for _ in range(2):
         expected, found = (each(batch, merges, False, "1") for each in (fresh, remembers))
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     assert 0 < len(memory.known) < len(EXAMPLES)
     tokens = sum(len(each.answer_A) + 1 for each in EXAMPLES)
-    assert Memory.num_bytes(fresh.inner.model, EXAMPLES) == tokens * 2 * 32 * 4
+    assert HiddenStateCache.num_bytes(fresh.inner.model, EXAMPLES) == tokens * 2 * 32 * 4
 
 
 def test_memory_does_not_depend_on_who_asks_first() -> None:
     model = fresh_learner().inner.model
-    one, two = (Memory(model, EXAMPLES, row_tokens=60) for _ in range(2))
+    one, two = (HiddenStateCache(model, EXAMPLES, row_tokens=60) for _ in range(2))
     first, second = make_batch([EXAMPLES[:3]]), make_batch([EXAMPLES[3:], EXAMPLES[:3]])
     one.taps(first)
     for a, b in zip(one.taps(second), two.taps(second), strict=True):

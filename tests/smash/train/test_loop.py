@@ -14,22 +14,29 @@ from helpers.smash_processes import fresh_learner, train_here, train_in_processe
 from helpers.smash_runs import EXAMPLES, nothing, run
 from helpers.smash_toys import toy
 from lightstride.errors import ConfigError, WorkError
-from lightstride.smash.judge.held_out import lossless_tokens_per_step, observe
-from lightstride.smash.train.loop import Clock, Training, falls, make_optimizer, plan_steps, train
-from lightstride.smash.train.loss import Learner, Learning
+from lightstride.smash.judge.held_out import collect, lossless_tokens_per_step
+from lightstride.smash.train.loop import (
+    Stopwatch,
+    TrainSettings,
+    is_hit,
+    make_optimizer,
+    plan_steps,
+    train,
+)
+from lightstride.smash.train.loss import LossWeights, LoweredSmashLoss
 from lightstride.training.checkpoint import NAME, TrainingFolder
 
 
-def weights(learner: Learner) -> dict[str, torch.Tensor]:
+def weights(learner: LoweredSmashLoss) -> dict[str, torch.Tensor]:
     return {n: p.detach().clone() for n, p in learner.named_parameters() if p.requires_grad}
 
 
 def test_a_model_learns_to_draft_its_own_answers(tmp_path: Path) -> None:
     learner = fresh_learner()
     model = learner.inner.model
-    before = lossless_tokens_per_step(observe(model, EXAMPLES, row_tokens=64, merged=False))
+    before = lossless_tokens_per_step(collect(model, EXAMPLES, row_tokens=64, merged=False))
     run(tmp_path, learner, steps=60, learning_rate=1e-2, merged_share=0.5, row_tokens=200)
-    after = lossless_tokens_per_step(observe(model, EXAMPLES, row_tokens=64, merged=False))
+    after = lossless_tokens_per_step(collect(model, EXAMPLES, row_tokens=64, merged=False))
     assert after > before + 0.8
 
 
@@ -68,14 +75,14 @@ class KilledAfter(TrainingFolder):
             raise KilledError
 
 
-def settings_of(**changes: object) -> Training:
+def settings_of(**changes: object) -> TrainSettings:
     values = {"steps": 6, "row_tokens": 40, "rows": 1, "accumulate": 2, "own_cuts_from": 0.3}
-    return Training(**{**values, "save_minutes": 0.0, **changes})  # type: ignore[arg-type]
+    return TrainSettings(**{**values, "save_minutes": 0.0, **changes})  # type: ignore[arg-type]
 
 
 def test_checkpoints_of_other_trainings_are_refused(tmp_path: Path) -> None:
     run(tmp_path, fresh_learner(), steps=1)
-    other = Learner(toy(sharp_llama(), num_layers=2), Learning(), torch.float32)
+    other = LoweredSmashLoss(toy(sharp_llama(), num_layers=2), LossWeights(), torch.float32)
     with pytest.raises(WorkError, match="another training"):
         run(tmp_path, other)
     (tmp_path / NAME).write_bytes(b"half of a")
@@ -136,7 +143,7 @@ def test_steps_left_are_the_same_steps() -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.5, 1.0])
 def test_shares_fall_evenly(share: float) -> None:
-    fallen = [falls(number, share) for number in range(100)]
+    fallen = [is_hit(number, share) for number in range(100)]
     assert sum(fallen) == round(100 * share)
     assert sum(fallen[:10]) == round(10 * share)
 
@@ -145,7 +152,7 @@ def test_lower_precision_keeps_masters_of_fp32(tmp_path: Path) -> None:
     model = toy(sharp_llama().to(torch.bfloat16), adapter_rank=0)
     for graft in model.grafts():
         graft.float()
-    learner = Learner(model, Learning(), torch.bfloat16)
+    learner = LoweredSmashLoss(model, LossWeights(), torch.bfloat16)
     progress = run(tmp_path, learner, steps=2)
     assert progress.step == 2
     assert {p.dtype for p in learner.parameters() if p.requires_grad} == {torch.float32}
@@ -169,8 +176,8 @@ def test_held_out_answers_are_looked_at_all_along_a_timed_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ticks = itertools.count()
-    monkeypatch.setattr(Clock, "seconds", property(lambda _: next(ticks)))
-    training = Training(steps=10_000, minutes=1, rows=1, row_tokens=40, accumulate=1)
+    monkeypatch.setattr(Stopwatch, "seconds", property(lambda _: next(ticks)))
+    training = TrainSettings(steps=10_000, minutes=1, rows=1, row_tokens=40, accumulate=1)
     progress = train(fresh_learner(), EXAMPLES, training, TrainingFolder(tmp_path), nothing)
     looked_at = [each["step"] for each in progress.evaluations]
     assert progress.step == 30  # the clock is read twice a step

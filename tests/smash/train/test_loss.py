@@ -11,21 +11,21 @@ from helpers.answered_toys import sharp_llama
 from helpers.smash_runs import EXAMPLES
 from helpers.smash_toys import toy
 from lightstride.smash.data.packing import make_batch
-from lightstride.smash.train.loss import Learning, compare, place_weights, tokens_of_drafts
+from lightstride.smash.train.loss import LossWeights, draft_loss, place_weights, tokens_of_drafts
 from lightstride.smash.train.teacher_forced import find_starts, predict_drafts, tokens_at
 
 
 def test_short_drafts_teach_their_places_as_long_ones_do(monkeypatch: pytest.MonkeyPatch) -> None:
     model = toy(sharp_llama(), num_layers=1, max_segment=5)
     batch = make_batch([EXAMPLES[2:4], EXAMPLES[7:8]])
-    taps = model.read_segments(batch.apart())
+    taps = model.read_packed(batch.unmerged())
     found = []
     for num_tokens in (3, 5):
-        starts = find_starts(batch.apart(), batch.documents_BL, num_tokens)
+        starts = find_starts(batch.unmerged(), batch.documents_BL, num_tokens)
         drafts = predict_drafts(model, taps, starts, tokens_at(batch.tokens_BL, starts))
         leads = model.micro_logits(drafts.vectors_NKD).topk(2).values.diff().abs()
         assert leads.min() > TIE  # so that no rounding changes what is likeliest
-        found.append(compare(model, drafts, batch, taps[-1], Learning()))
+        found.append(draft_loss(model, drafts, batch, taps[-1], LossWeights()))
         weights = torch.tensor([*place_weights(4, 0.85)[:2], 0, 0])
         monkeypatch.setattr("lightstride.smash.train.loss.place_weights", lambda *_, w=weights: w)
     short, long = found

@@ -48,7 +48,7 @@ class Answer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asking:
+class AnswerSettings:
     """How prompts are answered."""
 
     max_new_tokens: int
@@ -74,7 +74,7 @@ class Asking:
         return int.from_bytes(digest[:8], "little") < self.sampled_share * 2**64
 
 
-def regenerate(
+def write_answers(
     decoder: PlainDecoder,
     prompts: Sequence[Prompt],
     folder: Path,
@@ -91,7 +91,7 @@ def regenerate(
     Prompts that fill the context are passed over, and their number is said once; DataError where
     none is left.  Raises WorkError where the folder has answers of another base or other settings.
     """
-    asking = Asking(
+    answer_settings = AnswerSettings(
         max_new_tokens=max_new_tokens,
         sampled_share=sampled_share,
         temperature=temperature,
@@ -100,13 +100,13 @@ def regenerate(
     model, tokenizer = decoder.model, decoder.tokenizer
     if not ends_of(model, tokenizer):
         raise ModelError("the base names no end token, so it is not known where its answers end")
-    started = started_answers(prompts, tokenizer, asking)
-    fitting = [each for each in started if fits(each, model)]
+    started = unanswered(prompts, tokenizer, answer_settings)
+    fitting = [each for each in started if has_room(each, model)]
     if not fitting:
         raise DataError(
             f"none of {len(started)} prompts fits the model's context of {context_length(model)}"
         )
-    open_folder(folder, model, tokenizer, asking)
+    open_folder(folder, model, tokenizer, answer_settings)
     if len(fitting) < len(started):
         count = len(started) - len(fitting)
         tqdm.write(f"prompts left out, as they fill the context: {count}", file=sys.stderr)
@@ -117,11 +117,11 @@ def regenerate(
     with bar:
         for sampled in (False, True):
             chosen = [each for each in fitting if each.sampled == sampled]
-            settings = asking.settings(sampled=sampled)
-            for batch, may_cut in batches(chosen, log, batch_size):
-                answers = answer_batch(decoder, batch, settings, may_cut=may_cut)
+            settings = answer_settings.settings(sampled=sampled)
+            for batch, may_cut in next_batches(chosen, log, batch_size):
+                answers = continue_batch(decoder, batch, settings, may_cut=may_cut)
                 append_lines(folder / LINES, [json.dumps(asdict(each)) for each in answers])
-                note(log, answers)
+                merge_into(log, answers)
                 bar.update(sum(1 for each in answers if each.finish != CUT))
 
 
@@ -131,8 +131,8 @@ def read_answers(folder: Path) -> list[Answer]:
     return [found[name] for name in sorted(found) if found[name].finish != CUT]
 
 
-def started_answers(
-    prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, asking: Asking
+def unanswered(
+    prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, answer_settings: AnswerSettings
 ) -> list[Answer]:
     """Prompts as answers of no tokens, sorted by length; ModelError without a chat template."""
     if not tokenizer.chat_template:
@@ -140,12 +140,12 @@ def started_answers(
     started = []
     for prompt in prompts:
         tokens = chat_tokens(tokenizer, [message.as_dict() for message in prompt.messages])
-        sampled = asking.is_sampled(prompt.id)
+        sampled = answer_settings.is_sampled(prompt.id)
         started.append(Answer(prompt.id, prompt.domain, tuple(tokens), (), sampled, CUT))
     return sorted(started, key=lambda each: (len(each.prompt), each.id))
 
 
-def fits(answer: Answer, model: PreTrainedModel) -> bool:
+def has_room(answer: Answer, model: PreTrainedModel) -> bool:
     """Whether the context has room for a token after the prompt."""
     context = context_length(model)
     return context is None or len(answer.prompt) < context
@@ -156,7 +156,7 @@ def is_done(log: Mapping[str, Answer], answer: Answer) -> bool:
     return answer.id in log and log[answer.id].finish != CUT
 
 
-def batches(
+def next_batches(
     chosen: Sequence[Answer], log: Mapping[str, Answer], batch_size: int
 ) -> Iterator[tuple[list[Answer], bool]]:
     """What to answer together next, and whether it may be cut; reads the log after each batch.
@@ -176,7 +176,7 @@ def batches(
         yield batch, bool(waiting or fresh)
 
 
-def answer_batch(
+def continue_batch(
     decoder: PlainDecoder, batch: Sequence[Answer], settings: Settings, *, may_cut: bool
 ) -> list[Answer]:
     """The answers, each one step further; "cut" where the batch was left before their end."""
@@ -202,7 +202,10 @@ def answer_batch(
 
 
 def open_folder(
-    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asking: Asking
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    answer_settings: AnswerSettings,
 ) -> None:
     """Write what the answers depend on, or see that it is the same as before."""
     words = json.dumps([tokenizer.get_vocab(), tokenizer.chat_template], sort_keys=True)
@@ -210,7 +213,7 @@ def open_folder(
         "version": VERSION,
         "base": fingerprint(model),
         "tokenizer": hashlib.sha256(words.encode()).hexdigest()[:16],
-        **asdict(asking),
+        **asdict(answer_settings),
     }
     path = folder / HEADER
     if not path.exists():
@@ -236,13 +239,13 @@ def read_log(folder: Path) -> dict[str, Answer]:
     found: dict[str, Answer] = {}
     for number, line in enumerate(read_lines(path), start=1):
         try:
-            note(found, [parse(line)])
+            merge_into(found, [parse(line)])
         except (ValueError, TypeError, KeyError) as error:
             raise WorkError(f"{path} line {number} is damaged: delete that line") from error
     return found
 
 
-def note(log: dict[str, Answer], answers: Sequence[Answer]) -> None:
+def merge_into(log: dict[str, Answer], answers: Sequence[Answer]) -> None:
     """Put answers behind those in the log, in the place of what was known of them."""
     for each in answers:
         log.pop(each.id, None)

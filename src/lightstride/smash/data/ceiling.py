@@ -11,38 +11,38 @@ from typing import get_args
 from lightstride.smash.data.cutting import (
     Segmentation,
     Strategy,
-    agreement,
-    oracle_tokens_per_step,
+    cut_by_agreement,
+    mean_segment_length,
 )
 
-IDEAL = "ideal_drafts"
+PERFECT = "ideal_drafts"
 
 
-def oracle(
+def ceilings(
     entropies: Sequence[Sequence[float]],
     answers: Sequence[Sequence[int]],
     *,
     vocab_size: int,
     max_segment: int,
-    sayable: Collection[int] | None = None,
+    draftable: Collection[int] | None = None,
 ) -> dict[str, float]:
     """Tokens per step of every strategy at its published threshold, and of ideal drafts.
 
-    `sayable` are the tokens that micro steps can say; None is all.
+    `draftable` are the tokens that micro steps can say; None is all.
     """
     found = {}
     for strategy in get_args(Strategy):
         rule = Segmentation(strategy=strategy, max_segment=max_segment)
-        found[strategy] = oracle_tokens_per_step([rule.lengths(e, vocab_size) for e in entropies])
-    lengths = [ideal_lengths(answer, max_segment, sayable) for answer in answers]
-    found[IDEAL] = oracle_tokens_per_step(lengths)
+        found[strategy] = mean_segment_length([rule.lengths(e, vocab_size) for e in entropies])
+    lengths = [perfect_draft_lengths(answer, max_segment, draftable) for answer in answers]
+    found[PERFECT] = mean_segment_length(lengths)
     return found
 
 
-def ideal_lengths(
-    answer: Sequence[int], max_segment: int, sayable: Collection[int] | None
+def perfect_draft_lengths(
+    answer: Sequence[int], max_segment: int, draftable: Collection[int] | None
 ) -> list[int]:
     """Segments of an answer whose drafts are right wherever they can be."""
-    can = [sayable is None or token in sayable for token in answer]
+    can = [draftable is None or token in draftable for token in answer]
     agrees = [can[at + 1 : at + max_segment] for at in range(len(answer))]
-    return agreement(agrees, max_segment)
+    return cut_by_agreement(agrees, max_segment)

@@ -13,7 +13,8 @@ starts a new one; no segment is longer than K = `max_segment`.
 
 t = H(c) is the largest entropy a distribution over N tokens can have whose top probability is c.
 We differ: thresholds come from the vocabulary size N, which the published code fixes at 128256;
-`agreement` is ours; threshold and K are drawn per sequence, so one model serves every confidence.
+`cut_by_agreement` is ours; threshold and K are drawn per sequence, so that one model serves every
+confidence.
 """
 
 import math
@@ -81,7 +82,7 @@ def sliding(entropies: Sequence[float], max_segment: int, threshold: float) -> l
     return scan(entropies, max_segment, lambda e, _first, _largest: e < threshold)
 
 
-def agreement(agrees: Sequence[Sequence[bool]], max_segment: int) -> list[int]:
+def cut_by_agreement(agrees: Sequence[Sequence[bool]], max_segment: int) -> list[int]:
     """Segments as long as the model's own drafts are right.
 
     `agrees[i][k]` says that a micro decoder started at token i would emit, k + 1 tokens later, the
@@ -146,6 +147,6 @@ def draw_segmentation(
     )
 
 
-def oracle_tokens_per_step(lengths: Sequence[Sequence[int]]) -> float:
+def mean_segment_length(lengths: Sequence[Sequence[int]]) -> float:
     """Tokens per macro step that a segmentation itself allows, over all sequences."""
     return sum(map(sum, lengths)) / sum(map(len, lengths))

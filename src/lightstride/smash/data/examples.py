@@ -60,7 +60,9 @@ def example(answer: Answer, scores: Scores, folder: Path) -> Example:
     )
 
 
-def split(examples: Sequence[Example], held_out: float) -> tuple[list[Example], list[Example]]:
+def split_held_out(
+    examples: Sequence[Example], held_out: float
+) -> tuple[list[Example], list[Example]]:
     """Examples to train on, and a share that is held out; by their ids, so none ever moves."""
     parts: tuple[list[Example], list[Example]] = ([], [])
     for each in examples:

@@ -17,9 +17,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lightstride.smash.data.cutting import draw_segmentation
 from lightstride.smash.data.examples import Example
-from lightstride.smash.model.slots import Segmented
+from lightstride.smash.model.slots import SlotBatch
 
-Plan = list[list[int]]
+RowPlan = list[list[int]]
 """A batch: for each row, which documents it holds."""
 
 
@@ -40,15 +40,15 @@ class Batch:
         """Tokens of all answers."""
         return sum(len(document.answer_A) for row in self.rows for document in row)
 
-    def apart(self) -> Segmented:
+    def unmerged(self) -> SlotBatch:
         """Every token a slot of its own."""
         sizes_B1 = torch.tensor([[len(row)] for row in self.rows], device=self.tokens_BL.device)
         is_real_BL = self.documents_BL < sizes_B1
-        return Segmented(
-            self.tokens_BL, is_real_BL.long(), before(self.is_answer_BL), self.documents_BL
+        return SlotBatch(
+            self.tokens_BL, is_real_BL.long(), precedes_answer(self.is_answer_BL), self.documents_BL
         )
 
-    def merged(self, lengths: Sequence[Sequence[int]]) -> Segmented:
+    def cut_into(self, lengths: Sequence[Sequence[int]]) -> SlotBatch:
         """Answers cut as told: segment lengths of each document, in the order of the rows."""
         found = iter(lengths)
         rows = [[(document, next(found)) for document in row] for row in self.rows]
@@ -74,10 +74,10 @@ class Batch:
             ],
             most,
         )
-        return Segmented(self.tokens_BL, lengths_BS, before(is_answer_BS), documents_BS)
+        return SlotBatch(self.tokens_BL, lengths_BS, precedes_answer(is_answer_BS), documents_BS)
 
 
-def before(is_answer_BS: Tensor) -> Tensor:
+def precedes_answer(is_answer_BS: Tensor) -> Tensor:
     """True where the next slot belongs to an answer."""
     return torch.nn.functional.pad(is_answer_BS[:, 1:], (0, 1))
 
@@ -117,7 +117,7 @@ def make_batch(rows: Sequence[Sequence[Example]], device: torch.device | str = "
 
 def plan_batches(
     sizes: Sequence[int], *, row_tokens: int, num_rows: int, seed: int
-) -> Iterator[Plan]:
+) -> Iterator[RowPlan]:
     """Batches without end: every document once an epoch, in an order of its own each epoch.
 
     A row holds at most `row_tokens`, or one document that is longer.
@@ -126,15 +126,15 @@ def plan_batches(
     while True:
         order = list(range(len(sizes)))
         random.Random(f"{seed}:{epoch}").shuffle(order)
-        yield from pack(order, sizes, row_tokens=row_tokens, num_rows=num_rows)
+        yield from pack_documents(order, sizes, row_tokens=row_tokens, num_rows=num_rows)
         epoch += 1
 
 
-def pack(
+def pack_documents(
     order: Sequence[int], sizes: Sequence[int], *, row_tokens: int, num_rows: int
-) -> Iterator[Plan]:
+) -> Iterator[RowPlan]:
     """Documents in this order, each in the first row of the batch that has room for it."""
-    rows: Plan = []
+    rows: RowPlan = []
     used: list[int] = []
     for document in order:
         size = sizes[document]
@@ -151,7 +151,7 @@ def pack(
         yield rows
 
 
-def draw_lengths(
+def draw_cut(
     example: Example,
     rng: random.Random,
     *,
@@ -162,10 +162,10 @@ def draw_lengths(
     """Segment lengths of an answer: a rule drawn at random, then some segments taken apart."""
     segmentation = draw_segmentation(rng, max_segment=max_segment)
     lengths = segmentation.lengths(example.entropy_A.tolist(), vocab_size)
-    return split_some(lengths, rng, split_share)
+    return unmerge_some(lengths, rng, split_share)
 
 
-def split_some(lengths: Sequence[int], rng: random.Random, share: float) -> list[int]:
+def unmerge_some(lengths: Sequence[int], rng: random.Random, share: float) -> list[int]:
     """The same with a share of the segments taken apart, as the tails are that `verify` sees."""
     parts: list[int] = []
     for length in lengths:

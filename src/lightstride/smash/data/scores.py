@@ -106,11 +106,11 @@ def score_batch(model: PreTrainedModel, batch: Sequence[Answer], top_k: int) -> 
     starts_B1 = torch.tensor([[len(each.prompt)] for each in batch])
     ends_B1 = torch.tensor([[len(row)] for row in rows])
     picked_BL = (places_L >= starts_B1 - 1) & (places_L < ends_B1 - 1)
-    said_N = tokens_BL.roll(-1, dims=1)[picked_BL].to(model.device)
+    tokens_N = tokens_BL.roll(-1, dims=1)[picked_BL].to(model.device)
     inputs = [each.to(model.device) for each in (tokens_BL, places_L < ends_B1, picked_BL)]
     slices, at = [], 0
     for logits_PV in picked_logits(model, *inputs):
-        slices.append(token_scores(logits_PV, said_N[at : at + len(logits_PV)], top_k))
+        slices.append(token_scores(logits_PV, tokens_N[at : at + len(logits_PV)], top_k))
         at += len(logits_PV)
     whole = {name: torch.cat([part[name] for part in slices]).cpu() for name in slices[0]}
     lengths = [len(each.answer) for each in batch]
@@ -118,14 +118,14 @@ def score_batch(model: PreTrainedModel, batch: Sequence[Answer], top_k: int) -> 
     return [{name: parts[row] for name, parts in split.items()} for row in range(len(batch))]
 
 
-def token_scores(logits_PV: Tensor, said_P: Tensor, top_k: int) -> Scores:
+def token_scores(logits_PV: Tensor, tokens_P: Tensor, top_k: int) -> Scores:
     """What is stored of each token, given the logits that predict it and the token itself."""
     log_PV = logits_PV.float().log_softmax(-1)
     top_P, greedy_P = log_PV.max(-1)
     found = {
         "entropy": -(log_PV.exp() * log_PV.clamp(min=-1e4)).sum(-1),
         "top_probability": top_P.exp(),
-        "log_probability": log_PV.gather(1, said_P[:, None])[:, 0],
+        "log_probability": log_PV.gather(1, tokens_P[:, None])[:, 0],
         "greedy": greedy_P,
     }
     if top_k:

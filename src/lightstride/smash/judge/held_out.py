@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from lightstride.smash.data.examples import Example
-from lightstride.smash.data.packing import Batch, make_batch, pack
+from lightstride.smash.data.packing import Batch, make_batch, pack_documents
 from lightstride.smash.model.body import SmashBody
 from lightstride.smash.model.confidence import Calibration, cumulative
-from lightstride.smash.train.features import evidence
-from lightstride.smash.train.loss import right_so_far
-from lightstride.smash.train.own_cuts import own_lengths, walk
+from lightstride.smash.train.features import draft_features
+from lightstride.smash.train.loss import reached_without_error
+from lightstride.smash.train.own_cuts import lengths_from_runs, own_lengths
 from lightstride.smash.train.teacher_forced import find_starts, predict_drafts, tokens_at
 
 CONFIDENCES = (0.5, 0.7, 0.8, 0.9, 0.95)
@@ -31,11 +31,11 @@ GREEDY_SHARE = 0.98
 
 
 @dataclass(frozen=True)
-class Observed:
+class HeldOutDrafts:
     """Drafts of held-out answers."""
 
     features_NJF: Tensor
-    """What speaks for and against each drafted token (`stops.py`)."""
+    """What speaks for and against each drafted token (`confidence.py`)."""
     agrees_NJ: Tensor
     valid_NJ: Tensor
     sizes: tuple[int, ...]
@@ -44,11 +44,11 @@ class Observed:
     def reached(self) -> Tensor:
         """Places that a draft reaches without a mistake."""
         valid_NK = torch.nn.functional.pad(self.valid_NJ, (1, 0), value=True)
-        return right_so_far(valid_NK, self.agrees_NJ)
+        return reached_without_error(valid_NK, self.agrees_NJ)
 
 
 @contextmanager
-def lowered(model: SmashBody, dtype: torch.dtype) -> Iterator[None]:
+def in_dtype(model: SmashBody, dtype: torch.dtype) -> Iterator[None]:
     """Inside this context the model computes in this type; afterwards it is as before."""
     parameters = list(model.parameters())
     kept = [parameter.data for parameter in parameters]
@@ -70,17 +70,17 @@ def is_greedy(example: Example) -> bool:
 
 
 @torch.no_grad()
-def observe(
+def collect(
     model: SmashBody, examples: Sequence[Example], *, row_tokens: int, merged: bool, seed: int = 0
-) -> Observed:
+) -> HeldOutDrafts:
     """Drafts at every slot of these answers; `merged`: after segments that the model cuts."""
     sizes = [len(each.prompt_P) + len(each.answer_A) for each in examples]
     order = sorted(range(len(examples)), key=sizes.__getitem__)
     found = []
-    for number, plan in enumerate(pack(order, sizes, row_tokens=row_tokens, num_rows=2)):
+    for number, plan in enumerate(pack_documents(order, sizes, row_tokens=row_tokens, num_rows=2)):
         batch = make_batch([[examples[d] for d in row] for row in plan], model.device)
-        found.append(observe_batch(model, batch, random.Random(f"{seed}:{number}"), merged))
-    return Observed(
+        found.append(collect_batch(model, batch, random.Random(f"{seed}:{number}"), merged))
+    return HeldOutDrafts(
         torch.cat([each.features_NJF for each in found]),
         torch.cat([each.agrees_NJ for each in found]),
         torch.cat([each.valid_NJ for each in found]),
@@ -88,58 +88,62 @@ def observe(
     )
 
 
-def observe_batch(model: SmashBody, batch: Batch, rng: random.Random, merged: bool) -> Observed:
+def collect_batch(
+    model: SmashBody, batch: Batch, rng: random.Random, merged: bool
+) -> HeldOutDrafts:
     """Drafts of one batch."""
-    slots = batch.apart()
-    taps = model.read_segments(slots)
+    slots = batch.unmerged()
+    taps = model.read_packed(slots)
     sizes = [len(document.answer_A) for row in batch.rows for document in row]
     if merged:
         cut = own_lengths(model, batch, slots, taps, rng, split_share=0.0)
-        slots = batch.merged(cut)
-        taps, sizes = model.read_segments(slots), [len(lengths) for lengths in cut]
+        slots = batch.cut_into(cut)
+        taps, sizes = model.read_packed(slots), [len(lengths) for lengths in cut]
     starts = find_starts(slots, batch.documents_BL, model.config.max_segment)
     drafts = predict_drafts(model, taps, starts, tokens_at(batch.tokens_BL, starts))
-    said_NJ, features_NJF = evidence(model, batch, drafts)
-    agrees_NJ = said_NJ == tokens_at(batch.greedy_BL, starts)[:, 1:]
+    drafted_NJ, features_NJF = draft_features(model, batch, drafts)
+    agrees_NJ = drafted_NJ == tokens_at(batch.greedy_BL, starts)[:, 1:]
     valid_NJ = starts.valid_NK[:, 1:]
-    return Observed(features_NJF.cpu(), (agrees_NJ & valid_NJ).cpu(), valid_NJ.cpu(), tuple(sizes))
+    return HeldOutDrafts(
+        features_NJF.cpu(), (agrees_NJ & valid_NJ).cpu(), valid_NJ.cpu(), tuple(sizes)
+    )
 
 
-def lossless_tokens_per_step(observed: Observed) -> float:
+def lossless_tokens_per_step(drafts: HeldOutDrafts) -> float:
     """Tokens a step that `lossless` would say; drafts must stand at every token."""
-    runs_N = 1 + observed.agrees_NJ.long().cumprod(-1).sum(-1)
-    return tokens_per_step(runs_N, observed.sizes)
+    runs_N = 1 + drafts.agrees_NJ.long().cumprod(-1).sum(-1)
+    return tokens_per_step(runs_N, drafts.sizes)
 
 
-def trusted(
-    observed: Observed, calibration: Calibration | None, confidence: float
+def trust_at(
+    drafts: HeldOutDrafts, calibration: Calibration | None, confidence: float
 ) -> dict[str, float]:
     """Tokens a step that this confidence lets through, and the share that the base agrees with."""
-    sure_NJ = cumulative(observed.features_NJF, calibration) >= confidence
-    says_NJ = (sure_NJ & observed.valid_NJ).long().cumprod(-1).bool()
-    right = (says_NJ & observed.agrees_NJ).sum() / says_NJ.sum().clamp(min=1)
-    steps = tokens_per_step(1 + says_NJ.sum(-1), observed.sizes)
+    sure_NJ = cumulative(drafts.features_NJF, calibration) >= confidence
+    says_NJ = (sure_NJ & drafts.valid_NJ).long().cumprod(-1).bool()
+    right = (says_NJ & drafts.agrees_NJ).sum() / says_NJ.sum().clamp(min=1)
+    steps = tokens_per_step(1 + says_NJ.sum(-1), drafts.sizes)
     return {"tokens_per_step": steps, "agreement": float(right)}
 
 
 def tokens_per_step(runs_N: Tensor, sizes: Sequence[int]) -> float:
     """Tokens over steps, when each step is as long as the run at its start."""
     parts = [part.tolist() for part in runs_N.split(list(sizes))]
-    return sum(sizes) / sum(len(walk(part)) for part in parts)
+    return sum(sizes) / sum(len(lengths_from_runs(part)) for part in parts)
 
 
-def agreement(observed: Observed) -> list[float]:
+def accuracy_by_place(drafts: HeldOutDrafts) -> list[float]:
     """Share of right tokens at each place of a draft that is right until there."""
-    counts_NJ = observed.reached()
-    right_J = (counts_NJ & observed.agrees_NJ).sum(0) / counts_NJ.sum(0).clamp(min=1)
+    counts_NJ = drafts.reached()
+    right_J = (counts_NJ & drafts.agrees_NJ).sum(0) / counts_NJ.sum(0).clamp(min=1)
     return [round(value, 4) for value in right_J.tolist()]
 
 
-def report(observed: Observed, calibration: Calibration | None = None) -> dict[str, object]:
+def summarize(drafts: HeldOutDrafts, calibration: Calibration | None = None) -> dict[str, object]:
     """What a training writes down of held-out answers."""
     return {
-        "lossless": lossless_tokens_per_step(observed),
-        "agreement": agreement(observed),
-        "trust": {f"{c:g}": trusted(observed, calibration, c) for c in CONFIDENCES},
-        "tokens": sum(observed.sizes),
+        "lossless": lossless_tokens_per_step(drafts),
+        "agreement": accuracy_by_place(drafts),
+        "trust": {f"{c:g}": trust_at(drafts, calibration, c) for c in CONFIDENCES},
+        "tokens": sum(drafts.sizes),
     }

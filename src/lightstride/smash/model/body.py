@@ -27,7 +27,7 @@ from lightstride.models.head_logits import head_logits
 from lightstride.smash.model.adapters import GatedAdapters, merged_at
 from lightstride.smash.model.config import SmashConfig
 from lightstride.smash.model.modules import Embedder, MicroCache, MicroDecoder, stop_head
-from lightstride.smash.model.slots import Segmented, columns_of, sees_before, tokens_of_slots
+from lightstride.smash.model.slots import SlotBatch, causal_mask, slot_tokens, with_gist_columns
 
 IGNORED = -100
 """What `micro_ids` answers outside the micro vocabulary; cross entropy skips it."""
@@ -211,38 +211,38 @@ class SmashBody(PreTrainedModel):
         )
         return ids_V[tokens_J]
 
-    def read_segments(self, batch: Segmented) -> tuple[Tensor, ...]:
+    def read_packed(self, batch: SlotBatch) -> tuple[Tensor, ...]:
         """Hidden states at the taps, each (B, S, D), of rows whose segments are merged.
 
         With gists, they are of each slot's last token.
         """
         if self.config.gist and bool((batch.lengths_BS > 1).any()):
             return self.read_with_gists(batch)
-        first_BS = tokens_of_slots(
-            batch.tokens_BL, batch.lengths_BS, grid(batch.lengths_BS), 1
-        ).view(batch.lengths_BS.shape)
+        first_BS = slot_tokens(batch.tokens_BL, batch.lengths_BS, grid(batch.lengths_BS), 1).view(
+            batch.lengths_BS.shape
+        )
         embeddings_BSD = self.embed(first_BS)
         merged_BS = batch.lengths_BS > 1
         rows_N, slots_N = merged_BS.nonzero(as_tuple=True)
         if len(rows_N):
             width = self.config.max_segment
-            tokens_NK = tokens_of_slots(batch.tokens_BL, batch.lengths_BS, (rows_N, slots_N), width)
+            tokens_NK = slot_tokens(batch.tokens_BL, batch.lengths_BS, (rows_N, slots_N), width)
             merged_ND = self.merge(tokens_NK, batch.lengths_BS[rows_N, slots_N])
             embeddings_BSD = embeddings_BSD.index_put((rows_N, slots_N), merged_ND)
         positions_BS = slot_positions(batch.lengths_BS, documents_BS=batch.documents_BS)
-        sees_BSS = sees_before(batch.lengths_BS, batch.documents_BS)
-        return self.read_columns(embeddings_BSD, positions_BS.clamp(min=0), sees_BSS, merged_BS)
+        sees_BSS = causal_mask(batch.lengths_BS, batch.documents_BS)
+        return self.run_base(embeddings_BSD, positions_BS.clamp(min=0), sees_BSS, merged_BS)
 
-    def read_with_gists(self, batch: Segmented) -> tuple[Tensor, ...]:
+    def read_with_gists(self, batch: SlotBatch) -> tuple[Tensor, ...]:
         """The same where segments are read token by token, with a gist that stays behind each."""
-        columns = columns_of(batch)
+        columns = with_gist_columns(batch)
         rows_N, columns_N = columns.is_gist_BQ.nonzero(as_tuple=True)
         slots_N = columns.slots_BQ[rows_N, columns_N]
         width = self.config.max_segment
-        tokens_NK = tokens_of_slots(batch.tokens_BL, batch.lengths_BS, (rows_N, slots_N), width)
+        tokens_NK = slot_tokens(batch.tokens_BL, batch.lengths_BS, (rows_N, slots_N), width)
         merged_ND = self.merge(tokens_NK, batch.lengths_BS[rows_N, slots_N])
         embeddings_BQD = self.embed(columns.tokens_BQ).index_put((rows_N, columns_N), merged_ND)
-        hidden = self.read_columns(
+        hidden = self.run_base(
             embeddings_BQD, columns.positions_BQ, columns.sees_BQQ, columns.is_gist_BQ
         )
         index_BS1 = columns.last_BS[..., None]
@@ -250,7 +250,7 @@ class SmashBody(PreTrainedModel):
             each_BQD.gather(1, index_BS1.expand(-1, -1, each_BQD.shape[-1])) for each_BQD in hidden
         )
 
-    def read_columns(
+    def run_base(
         self, embeddings_BQD: Tensor, positions_BQ: Tensor, sees_BQQ: Tensor, merged_BQ: Tensor
     ) -> tuple[Tensor, ...]:
         """The base's hidden states at the taps.

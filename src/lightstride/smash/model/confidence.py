@@ -19,7 +19,7 @@ from torch import Tensor
 
 Calibration = Sequence[Sequence[float]]
 """Scale and offset of the stop head's logit, then the weights of the others, at each place."""
-SUREST = 15.0
+MAX_LOG_ODDS = 15.0
 """Log odds are cut off here: beyond, they are noise of the number type."""
 
 
@@ -27,7 +27,7 @@ def log_odds(logits_NM: Tensor) -> Tensor:
     """log p / (1 - p) of the likeliest token, shape (N,)."""
     log_p_N = logits_NM.float().log_softmax(-1).amax(-1)
     odds_N = log_p_N - torch.log(-torch.expm1(log_p_N))
-    return odds_N.clamp(-SUREST, SUREST)
+    return odds_N.clamp(-MAX_LOG_ODDS, MAX_LOG_ODDS)
 
 
 def conditional(features_NJF: Tensor, calibration: Calibration | None) -> Tensor:

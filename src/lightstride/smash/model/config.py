@@ -57,7 +57,7 @@ class SmashConfig(PreTrainedConfig):
     stop_head: Literal["linear", "mlp"] = "linear"
     calibration: list[list[float]] | None = None
     """Scale and offset of the stop head's logit at each place of a segment, and the weights of
-    what else speaks for a drafted token (`stops.py`).
+    what else speaks for a drafted token (`confidence.py`).
 
     With it, `confidence` bounds the probability that all tokens said so far are the base's own;
     without it, as published, the probability of going on at each token alone."""

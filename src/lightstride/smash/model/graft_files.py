@@ -25,7 +25,7 @@ WEIGHTS = "model.safetensors"
 BASE = "base."
 ADAPTERS = "adapters."
 VOCABULARY = "micro_vocabulary_M"
-FREE = (ADAPTERS, VOCABULARY)
+NOT_TRANSFERRED = (ADAPTERS, VOCABULARY)
 """What may differ between grafts and those that they begin with."""
 
 
@@ -42,12 +42,12 @@ def write_grafts(folder: Path, config: SmashConfig, state: Mapping[str, Tensor])
     """Write config and grafts; each file is complete or not there."""
     with whole_file(folder / WEIGHTS) as partial:
         save_file(dict(state), partial, metadata={"format": "pt"})
-    stored = SmashConfig(**{**config.to_dict(), "base": stored_base(config.base, folder)})
+    stored = SmashConfig(**{**config.to_dict(), "base": relative_base(config.base, folder)})
     stored.architectures = ["SmashModel"]
     stored.save_pretrained(folder)
 
 
-def stored_base(base: str, folder: Path) -> str:
+def relative_base(base: str, folder: Path) -> str:
     """What to write as the base's name: a path relative to the folder, or the name as it is."""
     path = Path(base).expanduser()
     return os.path.relpath(path.resolve(), folder.resolve()) if path.is_dir() else base
@@ -83,7 +83,7 @@ def read_weights(place: str) -> dict[str, Tensor]:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
-def begin_with(model: nn.Module, source: str, base: str) -> None:
+def start_from_grafts(model: nn.Module, source: str, base: str) -> None:
     """Take weights over from grafts on the same base (its fingerprint) and of the same sizes.
 
     The micro vocabulary stays the model's own, and so do adapters of another rank.
@@ -93,10 +93,10 @@ def begin_with(model: nn.Module, source: str, base: str) -> None:
     own = graft_state(model)
     with errors_explained(source, "weights"):
         state = read_weights(locate(source))
-    for name in [name for name in state if name.startswith(FREE)]:
+    for name in [name for name in state if name.startswith(NOT_TRANSFERRED)]:
         if name == VOCABULARY or name not in own or own[name].shape != state[name].shape:
             del state[name]
-    needed = {n for n in own if not n.startswith(FREE)} | set(state)
+    needed = {n for n in own if not n.startswith(NOT_TRANSFERRED)} | set(state)
     check_state(source, state, {name: own[name] for name in needed})
     for name, tensor in state.items():
         own[name].copy_(tensor)

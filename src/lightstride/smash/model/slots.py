@@ -19,7 +19,7 @@ from lightstride.generate.masks import slot_positions
 
 
 @dataclass(frozen=True)
-class Segmented:
+class SlotBatch:
     """Rows of tokens cut into slots, and what is to be learned from them."""
 
     tokens_BL: Tensor
@@ -32,7 +32,7 @@ class Segmented:
     """Number of each slot's document, ascending, when rows are packed; None: one a row."""
 
 
-def tokens_of_slots(
+def slot_tokens(
     tokens_BL: Tensor, lengths_BS: Tensor, slots_N2: tuple[Tensor, Tensor], width: int
 ) -> Tensor:
     """Tokens of the picked slots (row indices, slot indices), shape (N, K); beyond a slot: junk."""
@@ -44,7 +44,7 @@ def tokens_of_slots(
     return tokens_BL[rows_N[:, None], offsets_NK.clamp(max=tokens_BL.shape[1] - 1)]
 
 
-def sees_before(lengths_BS: Tensor, documents_BS: Tensor | None) -> Tensor:
+def causal_mask(lengths_BS: Tensor, documents_BS: Tensor | None) -> Tensor:
     """Which slots each slot attends to: itself and earlier ones of its document, (B, S, S)."""
     num_slots = lengths_BS.shape[1]
     ones_SS = torch.ones(num_slots, num_slots, dtype=torch.bool, device=lengths_BS.device)
@@ -55,7 +55,7 @@ def sees_before(lengths_BS: Tensor, documents_BS: Tensor | None) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Columns:
+class GistColumns:
     """Rows read with gists: what each column is, where it stands, and what it sees."""
 
     tokens_BQ: Tensor
@@ -68,7 +68,7 @@ class Columns:
     """Column of each slot's last token."""
 
 
-def columns_of(batch: Segmented) -> Columns:
+def with_gist_columns(batch: SlotBatch) -> GistColumns:
     """Lay out rows with a gist behind each segment of several tokens."""
     lengths_BS = batch.lengths_BS
     num_rows, num_slots = lengths_BS.shape
@@ -95,4 +95,6 @@ def columns_of(batch: Segmented) -> Columns:
         sees_BQQ = sees_BQQ & (documents_BQ[:, :, None] == documents_BQ[:, None])
     sees_BQQ = sees_BQQ | torch.eye(len(place_Q), dtype=torch.bool, device=place_Q.device)
     last_BS = (ends_BS - 1 - (lengths_BS > 1).long()).clamp(min=0)
-    return Columns(tokens_BQ, slots_BQ, is_gist_BQ, positions_BQ.clamp(min=0), sees_BQQ, last_BS)
+    return GistColumns(
+        tokens_BQ, slots_BQ, is_gist_BQ, positions_BQ.clamp(min=0), sees_BQQ, last_BS
+    )

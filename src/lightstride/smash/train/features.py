@@ -1,4 +1,4 @@
-"""What speaks for and against the tokens of drafts, teacher-forced, in the order of `stops.py`.
+"""What tells of the tokens of drafts, teacher-forced, in the order of `confidence.py`.
 
 Shapes: N drafts, J places after the first, F features, D hidden size.
 """
@@ -9,20 +9,27 @@ from torch import Tensor
 from lightstride.smash.data.packing import Batch
 from lightstride.smash.model.body import SmashBody
 from lightstride.smash.model.lookup import Lookup
-from lightstride.smash.train.teacher_forced import Drafts, Starts, say_later, stops
+from lightstride.smash.train.teacher_forced import (
+    Drafts,
+    Starts,
+    likeliest_later,
+    stop_logits_before,
+)
 
 
 @torch.no_grad()
-def evidence(model: SmashBody, batch: Batch, drafts: Drafts) -> tuple[Tensor, Tensor]:
+def draft_features(model: SmashBody, batch: Batch, drafts: Drafts) -> tuple[Tensor, Tensor]:
     """The tokens that micro steps would say, (N, J), and what tells of each, (N, J, F)."""
-    said_NJ, odds_NJ = say_later(model, drafts)
-    lookup_votes_NJ = lookup_votes(batch, drafts.starts, said_NJ)
-    return said_NJ, torch.stack([stops(model, drafts), odds_NJ, lookup_votes_NJ], dim=-1)
+    drafted_NJ, odds_NJ = likeliest_later(model, drafts)
+    lookup_votes_NJ = lookup_votes(batch, drafts.starts, drafted_NJ)
+    return drafted_NJ, torch.stack(
+        [stop_logits_before(model, drafts), odds_NJ, lookup_votes_NJ], dim=-1
+    )
 
 
-def lookup_votes(batch: Batch, starts: Starts, said_NJ: Tensor) -> Tensor:
+def lookup_votes(batch: Batch, starts: Starts, drafted_NJ: Tensor) -> Tensor:
     """What was said before in the place of each drafted token, given the true ones before it."""
-    num_places = said_NJ.shape[1]
+    num_places = drafted_NJ.shape[1]
     found = {}
     for row, documents in enumerate(batch.rows):
         start = 0
@@ -37,7 +44,7 @@ def lookup_votes(batch: Batch, starts: Starts, said_NJ: Tensor) -> Tensor:
             start += len(tokens)
     values = []
     keys = zip(starts.rows_N.tolist(), starts.ends_N.tolist(), strict=True)
-    for key, said in zip(keys, said_NJ.tolist(), strict=True):
+    for key, said in zip(keys, drafted_NJ.tolist(), strict=True):
         expected, following = found[key]
         values.append([expected.vote(following[:k], token) for k, token in enumerate(said)])
-    return torch.tensor(values, device=said_NJ.device).view(said_NJ.shape)
+    return torch.tensor(values, device=drafted_NJ.device).view(drafted_NJ.shape)

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from lightstride.smash.data.examples import Example
-from lightstride.smash.data.packing import Batch, make_batch, pack
+from lightstride.smash.data.packing import Batch, make_batch, pack_documents
 from lightstride.smash.model.body import SmashBody
 
 GIB = 2**30
 
 
-class Memory:
+class HiddenStateCache:
     """Hidden states of answers, read when first asked for."""
 
     def __init__(self, model: SmashBody, examples: Sequence[Example], row_tokens: int) -> None:
@@ -28,7 +28,7 @@ class Memory:
         self.examples = examples
         sizes = [len(each.prompt_P) + len(each.answer_A) for each in examples]
         order = sorted(range(len(examples)), key=lambda index: (sizes[index], examples[index].id))
-        self.groups = list(pack(order, sizes, row_tokens=row_tokens, num_rows=2))
+        self.groups = list(pack_documents(order, sizes, row_tokens=row_tokens, num_rows=2))
         self.group_of = {
             examples[document].id: number
             for number, plan in enumerate(self.groups)
@@ -46,7 +46,7 @@ class Memory:
         return int(tokens * len(model.config.taps) * model.config.hidden_size * size)
 
     @torch.no_grad()
-    def taps(self, batch: Batch) -> tuple[Tensor, ...]:
+    def states(self, batch: Batch) -> tuple[Tensor, ...]:
         """Hidden states, each (B, L, D), of rows in which nothing is merged; zero in prompts."""
         wanted = {self.group_of[d.id] for row in batch.rows for d in row if d.id not in self.known}
         for number in sorted(wanted):
@@ -69,7 +69,7 @@ class Memory:
         batch = make_batch(
             [[self.examples[d] for d in row] for row in self.groups[number]], self.model.device
         )
-        taps_TBLD = torch.stack(self.model.read_segments(batch.apart()))
+        taps_TBLD = torch.stack(self.model.read_packed(batch.unmerged()))
         for index, row in enumerate(batch.rows):
             start = 0
             for document in row:

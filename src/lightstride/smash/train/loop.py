@@ -24,7 +24,7 @@ from tqdm import tqdm
 from lightstride.distributed import broadcast_object, rank, world_size
 from lightstride.errors import ConfigError
 from lightstride.smash.data.examples import Example
-from lightstride.smash.data.packing import Batch, Plan, make_batch, plan_batches
+from lightstride.smash.data.packing import Batch, RowPlan, make_batch, plan_batches
 from lightstride.training.checkpoint import Progress, TrainingFolder
 from lightstride.training.fsdp import (
     drop_untouched,
@@ -39,7 +39,7 @@ Evaluation = Callable[[], dict[str, object]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
+class TrainSettings:
     """How long and how fast to learn."""
 
     steps: int
@@ -81,14 +81,14 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Work:
+class StepPlan:
     """One step and its batches."""
 
     number: int
-    plans: tuple[Plan, ...]
+    plans: tuple[RowPlan, ...]
 
 
-class Clock:
+class Stopwatch:
     """Seconds of training, earlier runs included, and since the last checkpoint."""
 
     def __init__(self, before: float) -> None:
@@ -109,7 +109,7 @@ class Clock:
 
 
 @runtime_checkable
-class Learns(Protocol):
+class Trainable(Protocol):
     """A module that can be trained: it is called with a batch and answers with its losses."""
 
     def base_weights(self) -> list[nn.Parameter]:
@@ -120,7 +120,7 @@ class Learns(Protocol):
 def train(
     learner: nn.Module,
     examples: Sequence[Example],
-    training: Training,
+    training: TrainSettings,
     folder: TrainingFolder,
     evaluate: Evaluation,
     *,
@@ -139,19 +139,19 @@ def train(
     bar = tqdm(
         total=training.steps, initial=progress.step, desc=title, disable=rank() > 0, unit="step"
     )
-    clock = Clock(progress.seconds)
+    clock = Stopwatch(progress.seconds)
 
-    def look() -> None:
+    def evaluate_now() -> None:
         with whole_weights(learner):
             progress.evaluations.append({"step": progress.step, **evaluate()})
 
     with bar:
         for work in steps:
-            share = shared(training.share(progress.step, clock.seconds))
+            share = from_rank_zero(training.share(progress.step, clock.seconds))
             if share >= 1:
                 break
             if share * training.evaluations >= len(progress.evaluations) + 1:
-                look()
+                evaluate_now()
             set_rates(optimizer, rate_at(share, training.warmup))
             stats = take_step(accelerator, wrapped, optimizer, examples, work, training, share)
             progress.step = work.number + 1
@@ -159,11 +159,11 @@ def train(
             progress.seconds = clock.seconds
             bar.set_postfix(progress.shown())
             bar.update()
-            if shared(clock.since_save > 60 * training.save_minutes):
+            if from_rank_zero(clock.since_save > 60 * training.save_minutes):
                 folder.save(learner, optimizer, progress)
                 clock.saved()
         if not progress.evaluations or progress.evaluations[-1]["step"] != progress.step:
-            look()
+            evaluate_now()
     folder.save(learner, optimizer, progress)
     accelerator.free_memory()
     put_together(learner)
@@ -195,10 +195,10 @@ def share_out_whole(accelerator: Accelerator) -> None:
     plugin.cpu_ram_efficient_loading = False
 
 
-def make_optimizer(learner: nn.Module, training: Training) -> torch.optim.AdamW:
+def make_optimizer(learner: nn.Module, training: TrainSettings) -> torch.optim.AdamW:
     """AdamW over what learns; norms, biases and other vectors do not decay."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    assert isinstance(learner, Learns)
+    assert isinstance(learner, Trainable)
     base = {id(parameter) for parameter in learner.base_weights()}
     for parameter in learner.parameters():
         if parameter.requires_grad:
@@ -214,7 +214,9 @@ def make_optimizer(learner: nn.Module, training: Training) -> torch.optim.AdamW:
     )
 
 
-def plan_steps(examples: Sequence[Example], training: Training, done: int) -> Iterator[Work]:
+def plan_steps(
+    examples: Sequence[Example], training: TrainSettings, done: int
+) -> Iterator[StepPlan]:
     """The steps that are left."""
     sizes = [len(each.prompt_P) + len(each.answer_A) for each in examples]
     batches = plan_batches(
@@ -223,7 +225,7 @@ def plan_steps(examples: Sequence[Example], training: Training, done: int) -> It
     for number in range(training.steps):
         plans = tuple(itertools.islice(batches, training.accumulate))
         if number >= done:
-            yield Work(number, plans)
+            yield StepPlan(number, plans)
 
 
 def take_step(
@@ -231,8 +233,8 @@ def take_step(
     wrapped: nn.Module,
     optimizer: torch.optim.Optimizer,
     examples: Sequence[Example],
-    work: Work,
-    training: Training,
+    work: StepPlan,
+    training: TrainSettings,
     share: float,
 ) -> dict[str, float]:
     """One update; the losses, as means over the step's answer tokens."""
@@ -241,11 +243,11 @@ def take_step(
     totals: dict[str, Tensor] = {}
     for index in mine:
         number = work.number * training.accumulate + index
-        merges = falls(number, training.merged_share)
-        own = share >= training.own_cuts_from and falls(
+        merges = is_hit(number, training.merged_share)
+        own = share >= training.own_cuts_from and is_hit(
             int(number * training.merged_share), training.own_cuts_share
         )
-        batch = rows_of(examples, work.plans[index], accelerator.device)
+        batch = batch_of(examples, work.plans[index], accelerator.device)
         with nullcontext() if index == mine[-1] else accelerator.no_sync(wrapped):
             stats = wrapped(batch, merges, own, f"{training.seed}:{number}")
             loss = stats["loss"]
@@ -259,20 +261,20 @@ def take_step(
     accelerator.clip_grad_norm_(wrapped.parameters(), training.clip)
     optimizer.step()
     optimizer.zero_grad()
-    return summed(totals, tokens)
+    return means(totals, tokens)
 
 
-def rows_of(examples: Sequence[Example], plan: Plan, device: torch.device) -> Batch:
+def batch_of(examples: Sequence[Example], plan: RowPlan, device: torch.device) -> Batch:
     """The documents of a plan as a batch."""
     return make_batch([[examples[document] for document in row] for row in plan], device)
 
 
-def falls(number: int, share: float) -> bool:
+def is_hit(number: int, share: float) -> bool:
     """Whether the share, spread evenly over the numbers, falls on this one."""
     return math.floor((number + 1) * share + 1e-9) > math.floor(number * share + 1e-9)
 
 
-def summed(totals: dict[str, Tensor], tokens: int) -> dict[str, float]:
+def means(totals: dict[str, Tensor], tokens: int) -> dict[str, float]:
     """Means over the answer tokens of all processes."""
     names = ("loss", "later", "stop", "first", "keep")
     mine_N = torch.stack([totals.get(name, torch.zeros(())).float() for name in names])
@@ -282,6 +284,6 @@ def summed(totals: dict[str, Tensor], tokens: int) -> dict[str, float]:
     return {name: value for name, value in found.items() if value}
 
 
-def shared(value: float) -> float:
+def from_rank_zero(value: float) -> float:
     """The first process's value, on all."""
     return broadcast_object(value)

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from lightstride.smash.data.packing import Batch, draw_lengths
+from lightstride.smash.data.packing import Batch, draw_cut
 from lightstride.smash.model.body import IGNORED, SmashBody
-from lightstride.smash.model.slots import Segmented
-from lightstride.smash.train.hidden_cache import Memory
+from lightstride.smash.model.slots import SlotBatch
+from lightstride.smash.train.hidden_cache import HiddenStateCache
 from lightstride.smash.train.own_cuts import feed_own, own_lengths
 from lightstride.smash.train.teacher_forced import (
     Drafts,
@@ -42,7 +42,7 @@ Stats = dict[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Learning:
+class LossWeights:
     """What counts how much."""
 
     loss: Loss = "kl"
@@ -64,19 +64,19 @@ class Learning:
     further, and a place costs as much as another."""
 
 
-class Learner(nn.Module):
+class LoweredSmashLoss(nn.Module):
     """A smashed model that answers with its loss; weights of fp32 are computed with in bf16."""
 
     def __init__(
         self,
         model: SmashBody,
-        learning: Learning,
+        learning: LossWeights,
         dtype: torch.dtype,
         teacher: SmashBody | None = None,
-        memory: Memory | None = None,
+        memory: HiddenStateCache | None = None,
     ) -> None:
         super().__init__()
-        self.inner = Inner(model, learning, teacher, memory)
+        self.inner = SmashLoss(model, learning, teacher, memory)
         self.dtype = dtype
 
     def forward(self, batch: Batch, merges: bool, own_cuts: bool, seed: str) -> Stats:
@@ -93,15 +93,15 @@ class Learner(nn.Module):
         return list(self.inner.model.base.parameters())
 
 
-class Inner(nn.Module):
+class SmashLoss(nn.Module):
     """The loss itself, with weights as they are."""
 
     def __init__(
         self,
         model: SmashBody,
-        learning: Learning,
+        learning: LossWeights,
         teacher: SmashBody | None,
-        memory: Memory | None,
+        memory: HiddenStateCache | None,
     ) -> None:
         super().__init__()
         self.memory = memory
@@ -110,22 +110,22 @@ class Inner(nn.Module):
         self.teacher = [teacher or model]  # in a list: its weights are not this module's
 
     def forward(self, batch: Batch, merges: bool, own_cuts: bool, seed: str) -> Stats:
-        """See `Learner.forward`."""
+        """See `LoweredSmashLoss.forward`."""
         rng = random.Random(seed)
-        apart = batch.apart()
-        taps, teacher_BLD = self.read_apart(batch, apart)
-        stats = self.learn_drafts(batch, apart, taps, teacher_BLD, rng)
+        unmerged = batch.unmerged()
+        taps, teacher_BLD = self.read_unmerged(batch, unmerged)
+        stats = self.drafts_loss(batch, unmerged, taps, teacher_BLD, rng)
         loss = stats["later"] + self.learning.stop_weight * stats["stop"]
         if self.trains_base:
-            starts = find_starts(apart, batch.documents_BL, 1)
-            stats["keep"] = self.learn_first(taps[-1], starts, teacher_BLD)
+            starts = find_starts(unmerged, batch.documents_BL, 1)
+            stats["keep"] = self.first_token_loss(taps[-1], starts, teacher_BLD)
             loss = loss + self.learning.keep_weight * stats["keep"]
         if merges:
-            cut = batch.merged(self.cut(batch, apart, taps, rng, own=own_cuts))
-            merged = self.model.read_segments(cut)
-            found = self.learn_drafts(batch, cut, merged, teacher_BLD, rng)
+            cut = batch.cut_into(self.cut(batch, unmerged, taps, rng, own=own_cuts))
+            merged = self.model.read_packed(cut)
+            found = self.drafts_loss(batch, cut, merged, teacher_BLD, rng)
             starts = find_starts(cut, batch.documents_BL, 1)
-            stats["first"] = self.learn_first(merged[-1], starts, teacher_BLD)
+            stats["first"] = self.first_token_loss(merged[-1], starts, teacher_BLD)
             loss = loss + found["later"] + self.learning.stop_weight * found["stop"]
             loss = loss + self.learning.first_weight * stats["first"]
         detached = {name: value.detach() for name, value in stats.items()}
@@ -136,23 +136,23 @@ class Inner(nn.Module):
         """Whether the base's own weights learn."""
         return any(parameter.requires_grad for parameter in self.model.base.parameters())
 
-    def read_apart(self, batch: Batch, apart: Segmented) -> tuple[tuple[Tensor, ...], Tensor]:
+    def read_unmerged(self, batch: Batch, unmerged: SlotBatch) -> tuple[tuple[Tensor, ...], Tensor]:
         """Hidden states of the unmerged text, and the teacher's last, (B, L, D)."""
         if self.trains_base:
             with torch.no_grad():
-                teacher_BLD = self.teacher[0].read_segments(apart)[-1]
-            return self.model.read_segments(apart), teacher_BLD
+                teacher_BLD = self.teacher[0].read_packed(unmerged)[-1]
+            return self.model.read_packed(unmerged), teacher_BLD
         if self.memory is not None:
-            taps = self.memory.taps(batch)
+            taps = self.memory.states(batch)
             return taps, taps[-1]
         with torch.no_grad():
-            taps = self.model.read_segments(apart)
+            taps = self.model.read_packed(unmerged)
         return taps, taps[-1]
 
     def cut(
         self,
         batch: Batch,
-        apart: Segmented,
+        unmerged: SlotBatch,
         taps: Sequence[Tensor],
         rng: random.Random,
         *,
@@ -162,10 +162,10 @@ class Inner(nn.Module):
         config = self.model.config
         if own:
             return own_lengths(
-                self.model, batch, apart, taps, rng, split_share=self.learning.split_share
+                self.model, batch, unmerged, taps, rng, split_share=self.learning.split_share
             )
         return [
-            draw_lengths(
+            draw_cut(
                 document,
                 rng,
                 max_segment=config.max_segment,
@@ -176,10 +176,10 @@ class Inner(nn.Module):
             for document in row
         ]
 
-    def learn_drafts(
+    def drafts_loss(
         self,
         batch: Batch,
-        slots: Segmented,
+        slots: SlotBatch,
         taps: Sequence[Tensor],
         teacher_BLD: Tensor,
         rng: random.Random,
@@ -192,10 +192,10 @@ class Inner(nn.Module):
         if learning.feed_own_share:
             fed_NK = feed_own(model, taps, starts, fed_NK, rng, learning.feed_own_share)
         drafts = predict_drafts(model, taps, starts, fed_NK)
-        found = compare(model, drafts, batch, teacher_BLD, learning)
+        found = draft_loss(model, drafts, batch, teacher_BLD, learning)
         return {"later": found.loss, "stop": stop_loss(model, drafts, found.agrees_NJ)}
 
-    def learn_first(self, hidden_BSD: Tensor, starts: Starts, teacher_BLD: Tensor) -> Tensor:
+    def first_token_loss(self, hidden_BSD: Tensor, starts: Starts, teacher_BLD: Tensor) -> Tensor:
         """Loss of first tokens against the base's on unmerged text."""
         student_ND = hidden_BSD[starts.rows_N, starts.slots_N]
         head = self.model.get_output_embeddings()
@@ -212,7 +212,7 @@ class Inner(nn.Module):
 
 
 @dataclass(frozen=True)
-class Compared:
+class DraftLoss:
     """Drafts beside what the base says."""
 
     loss: Tensor
@@ -220,9 +220,9 @@ class Compared:
     """Whether each later token is the base's greedy choice; False where there is none."""
 
 
-def compare(
-    model: SmashBody, drafts: Drafts, batch: Batch, teacher_BLD: Tensor, learning: Learning
-) -> Compared:
+def draft_loss(
+    model: SmashBody, drafts: Drafts, batch: Batch, teacher_BLD: Tensor, learning: LossWeights
+) -> DraftLoss:
     """The loss of later tokens, weighted by place, and where the drafts are right.
 
     A place counts for its loss only where the base's choice is one that micro steps can say.
@@ -234,24 +234,24 @@ def compare(
     num_later = starts.valid_NK.shape[1] - 1
     agrees_NJ = torch.zeros_like(starts.valid_NK[:, 1:])
     if not num_later:
-        return Compared(drafts.vectors_NKD.sum() * 0, agrees_NJ)
+        return DraftLoss(drafts.vectors_NKD.sum() * 0, agrees_NJ)
     num_places = model.config.max_segment - 1
     weights_K = place_weights(num_places, learning.place_decay).to(draft_J.device)
-    sayable_J = model.micro_ids(greedy_J) != IGNORED
-    total, said_J = divergence(
+    draftable_J = model.micro_ids(greedy_J) != IGNORED
+    total, drafted_J = divergence(
         model.micro_logits,
         drafts.vectors_NKD[draft_J, place_J],
         teacher_BLD[starts.rows_N[draft_J], starts.ends_N[draft_J] + place_J],
-        weights_K[place_J - 1] * sayable_J,
+        weights_K[place_J - 1] * draftable_J,
         kind=learning.loss,
     )
-    agrees_NJ[draft_J, place_J - 1] = model.vocabulary_ids(said_J) == greedy_J
-    return Compared(total, agrees_NJ)
+    agrees_NJ[draft_J, place_J - 1] = model.vocabulary_ids(drafted_J) == greedy_J
+    return DraftLoss(total, agrees_NJ)
 
 
 def stop_loss(model: SmashBody, drafts: Drafts, agrees_NJ: Tensor) -> Tensor:
     """Cross entropy of "the next token of the draft is wrong", while it was right so far."""
-    counts_NJ = right_so_far(drafts.starts.valid_NK, agrees_NJ)
+    counts_NJ = reached_without_error(drafts.starts.valid_NK, agrees_NJ)
     num_later = agrees_NJ.shape[1]
     logits_M = model.stop_logits(drafts.vectors_NKD[:, :num_later][counts_NJ]).float()
     wrong_M = (~agrees_NJ[counts_NJ]).float()
@@ -265,7 +265,7 @@ def tokens_of_drafts(max_segment: int, short_share: float, rng: random.Random) -
     return min(max_segment, rng.choice((2, 3))) if is_short else max_segment
 
 
-def right_so_far(valid_NK: Tensor, agrees_NJ: Tensor) -> Tensor:
+def reached_without_error(valid_NK: Tensor, agrees_NJ: Tensor) -> Tensor:
     """Later places that are there and that a draft reaches without a mistake, (N, K - 1)."""
     before_NJ = torch.nn.functional.pad(agrees_NJ[:, :-1].long(), (1, 0), value=1)
     return valid_NK[:, 1:] & before_NJ.cumprod(-1).bool()

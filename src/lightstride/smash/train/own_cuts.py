@@ -14,16 +14,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightstride.smash.data.packing import Batch, split_some
+from lightstride.smash.data.packing import Batch, unmerge_some
 from lightstride.smash.model.body import SmashBody
 from lightstride.smash.model.confidence import cumulative
-from lightstride.smash.model.slots import Segmented
-from lightstride.smash.train.features import evidence
+from lightstride.smash.model.slots import SlotBatch
+from lightstride.smash.train.features import draft_features
 from lightstride.smash.train.teacher_forced import (
     Starts,
     find_starts,
+    likeliest_later,
     predict_drafts,
-    say_later,
     tokens_at,
 )
 
@@ -35,7 +35,7 @@ CONFIDENCES = (0.2, 0.98)
 def own_lengths(
     model: SmashBody,
     batch: Batch,
-    apart: Segmented,
+    unmerged: SlotBatch,
     taps: Sequence[Tensor],
     rng: random.Random,
     *,
@@ -43,11 +43,11 @@ def own_lengths(
 ) -> list[list[int]]:
     """Segment lengths of each answer, by drafts from every token at a confidence drawn for each."""
     num_tokens = model.config.max_segment
-    starts = find_starts(apart, batch.documents_BL, num_tokens)
+    starts = find_starts(unmerged, batch.documents_BL, num_tokens)
     tokens_NK = tokens_at(batch.tokens_BL, starts)
     drafts = predict_drafts(model, taps, starts, tokens_NK)
-    said_NJ, features_NJF = evidence(model, batch, drafts)
-    right_NJ = (said_NJ == tokens_NK[:, 1:]) & starts.valid_NK[:, 1:]
+    drafted_NJ, features_NJF = draft_features(model, batch, drafts)
+    right_NJ = (drafted_NJ == tokens_NK[:, 1:]) & starts.valid_NK[:, 1:]
     goes_on_NJ = cumulative(features_NJF, model.config.calibration)
     cut: list[list[int]] = []
     first = 0
@@ -56,12 +56,12 @@ def own_lengths(
             last = first + len(document.answer_A)
             sure_NJ = goes_on_NJ[first:last] >= rng.uniform(*CONFIDENCES)
             runs_N = 1 + (sure_NJ & right_NJ[first:last]).long().cumprod(-1).sum(-1)
-            cut.append(split_some(walk(runs_N.tolist()), rng, split_share))
+            cut.append(unmerge_some(lengths_from_runs(runs_N.tolist()), rng, split_share))
             first = last
     return cut
 
 
-def walk(runs: Sequence[int]) -> list[int]:
+def lengths_from_runs(runs: Sequence[int]) -> list[int]:
     """Segment lengths when each segment is as long as the run at its start."""
     lengths: list[int] = []
     start = 0
@@ -81,7 +81,7 @@ def feed_own(
     share: float,
 ) -> Tensor:
     """Tokens to feed, (N, K): a share of the later ones as the model says them, at random."""
-    said_NJ, _ = say_later(model, predict_drafts(model, taps, starts, tokens_NK))
+    drafted_NJ, _ = likeliest_later(model, predict_drafts(model, taps, starts, tokens_NK))
     generator = torch.Generator().manual_seed(rng.getrandbits(32))
-    swaps_NJ = torch.rand(said_NJ.shape, generator=generator).to(said_NJ.device) < share
-    return torch.cat([tokens_NK[:, :1], torch.where(swaps_NJ, said_NJ, tokens_NK[:, 1:])], dim=1)
+    swaps_NJ = torch.rand(drafted_NJ.shape, generator=generator).to(drafted_NJ.device) < share
+    return torch.cat([tokens_NK[:, :1], torch.where(swaps_NJ, drafted_NJ, tokens_NK[:, 1:])], dim=1)

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from lightstride.smash.data.examples import Example
-from lightstride.smash.data.packing import Batch, make_batch, pack
+from lightstride.smash.data.packing import Batch, make_batch, pack_documents
 from lightstride.smash.model.body import SmashBody
 from lightstride.smash.train.loss import Stats
 from lightstride.smash.train.teacher_forced import find_starts, tokens_at
@@ -23,7 +23,7 @@ from lightstride.training.losses import SLICE_BYTES, in_slices
 from lightstride.training.lowered import call_lowered
 
 
-class PlainLearner(nn.Module):
+class LoweredPlainLoss(nn.Module):
     """A base that answers with the cross entropy of its answers."""
 
     def __init__(self, reader: SmashBody, dtype: torch.dtype) -> None:
@@ -51,9 +51,9 @@ class PlainLoss(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Sum of the negative log-likelihoods of all answer tokens."""
-        apart = batch.apart()
-        starts = find_starts(apart, batch.documents_BL, 1)
-        hidden_BLD = self.reader.read_segments(apart)[-1]
+        unmerged = batch.unmerged()
+        starts = find_starts(unmerged, batch.documents_BL, 1)
+        hidden_BLD = self.reader.read_packed(unmerged)[-1]
         tokens_N = tokens_at(batch.tokens_BL, starts)[:, 0]
         hidden_ND = hidden_BLD[starts.rows_N, starts.slots_N]
         step = max(1, SLICE_BYTES // (4 * self.reader.config.vocab_size))
@@ -72,7 +72,7 @@ def answer_nats(reader: SmashBody, examples: Sequence[Example], row_tokens: int)
     loss = PlainLoss(reader)
     sizes = [len(each.prompt_P) + len(each.answer_A) for each in examples]
     total, tokens = 0.0, 0
-    for plan in pack(range(len(examples)), sizes, row_tokens=row_tokens, num_rows=2):
+    for plan in pack_documents(range(len(examples)), sizes, row_tokens=row_tokens, num_rows=2):
         batch = make_batch([[examples[d] for d in row] for row in plan], reader.device)
         total += float(loss(batch))
         tokens += batch.num_answer_tokens

@@ -12,12 +12,12 @@ from lightstride.smash.data.examples import Example
 from lightstride.smash.hub import SmashModel
 from lightstride.smash.model.body import choose_vocabulary
 from lightstride.smash.model.config import SmashConfig
-from lightstride.smash.model.graft_files import begin_with
+from lightstride.smash.model.graft_files import start_from_grafts
 from lightstride.smash.train.initialize import initialize_from_base
-from lightstride.smash.train.loop import Training
-from lightstride.smash.train.loss import Learning
+from lightstride.smash.train.loop import TrainSettings
+from lightstride.smash.train.loss import LossWeights
 
-FIRST_SCALE = 0.3
+INITIAL_NORM_SCALE = 0.3
 """What the micro decoder's final norm starts at, of the base's: at first it only repeats the token
 it is fed, and should be less sure of that."""
 
@@ -49,32 +49,32 @@ def build_model(
     initialize_from_base(model)
     with torch.no_grad():
         if isinstance(model.micro.norm, torch.nn.RMSNorm):
-            model.micro.norm.weight.mul_(FIRST_SCALE)
+            model.micro.norm.weight.mul_(INITIAL_NORM_SCALE)
     for graft in model.grafts():
         graft.float()
     if config.start_from:
-        begin_with(model, config.start_from, model.config.base_fingerprint)
+        start_from_grafts(model, config.start_from, model.config.base_fingerprint)
     return model
 
 
-def learning_of(config: SmashRunConfig) -> Learning:
+def loss_weights(config: SmashRunConfig) -> LossWeights:
     """The flags that say what counts."""
     assert config.short_share is not None
-    return Learning(
+    return LossWeights(
         loss=config.loss,
         feed_own_share=config.feed_own_share,
         short_share=config.short_share,
     )
 
 
-def training_of(config: SmashRunConfig) -> Training:
+def train_settings(config: SmashRunConfig) -> TrainSettings:
     """The flags that say how long and how fast."""
     assert config.steps is not None
     assert config.row_tokens is not None
     assert config.rows is not None
     assert config.accumulate is not None
     assert config.merged_share is not None
-    return Training(
+    return TrainSettings(
         steps=config.steps,
         minutes=config.minutes,
         learning_rate=config.learning_rate,

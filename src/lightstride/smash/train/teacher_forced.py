@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lightstride.smash.model.body import SmashBody
 from lightstride.smash.model.confidence import log_odds
-from lightstride.smash.model.slots import Segmented
+from lightstride.smash.model.slots import SlotBatch
 
 SLICE = 256
 """Vectors whose logits are made at once where only the likeliest token matters."""
@@ -54,7 +54,7 @@ class Drafts:
         return draft_J[order_J], place_J[order_J]
 
 
-def find_starts(batch: Segmented, documents_BL: Tensor, num_tokens: int) -> Starts:
+def find_starts(batch: SlotBatch, documents_BL: Tensor, num_tokens: int) -> Starts:
     """All places of a batch at which a draft of up to `num_tokens` starts."""
     rows_N, slots_N = batch.predicts_BS.nonzero(as_tuple=True)
     ends_N = (batch.lengths_BS.cumsum(-1) - 1)[rows_N, slots_N]
@@ -87,7 +87,7 @@ def predict_drafts(
 
 
 @torch.no_grad()
-def say_later(model: SmashBody, drafts: Drafts) -> tuple[Tensor, Tensor]:
+def likeliest_later(model: SmashBody, drafts: Drafts) -> tuple[Tensor, Tensor]:
     """The token that micro steps would say at each later place, and its log odds, (N, K - 1).
 
     Vectors are laid out flat first: torch multiplies a batch of strided matrices one by one.
@@ -102,7 +102,7 @@ def say_later(model: SmashBody, drafts: Drafts) -> tuple[Tensor, Tensor]:
     return model.vocabulary_ids(torch.cat(ids).view(shape)), torch.cat(odds).view(shape)
 
 
-def stops(model: SmashBody, drafts: Drafts) -> Tensor:
+def stop_logits_before(model: SmashBody, drafts: Drafts) -> Tensor:
     """Logits of "the draft should end" before each later place, shape (N, K - 1)."""
     vectors_NJD = drafts.vectors_NKD[:, :-1]
     logits_M = model.stop_logits(vectors_NJD.reshape(-1, vectors_NJD.shape[-1]))
