@@ -1,4 +1,4 @@
-"""What `lightstride generate` does: answer one prompt, streamed, and say what it cost."""
+"""What `lightstride generate` does: answer one prompt, streamed, and print what it cost."""
 
 import itertools
 import os

@@ -53,7 +53,7 @@ JUDGE_TOKENS = 40000
 
 
 def smash(config: SmashRunConfig) -> Mapping[str, object]:
-    """Make a model say several tokens a step; the result, as in `result.json`."""
+    """Make a model emit several tokens a step; the result, as in `result.json`."""
     config = config.resolved()
     distributed.init()
     check_output(config)
@@ -142,7 +142,7 @@ def ceilings_of(examples: Sequence[Example], model: SmashModel) -> dict[str, flo
 def training_facts(
     progress: Progress, learn: Sequence[Example], held_out: Sequence[Example]
 ) -> Numbers:
-    """What was trained on, and how it went."""
+    """Data and course of the training."""
     return {
         "answers": len(learn),
         "answer_tokens": sum(len(each.answer_A) for each in learn),
@@ -155,7 +155,7 @@ def training_facts(
 
 
 def start_provenance(source: str | None) -> Numbers | None:
-    """How the grafts came about that this training began with."""
+    """Provenance of the grafts that this training began with."""
     path = Path(source or "") / "result.json"
     if not path.exists():
         return None
@@ -192,7 +192,7 @@ def save(
 
 
 def table(numbers: Numbers) -> str:
-    """What held-out answers would take, for a person."""
+    """Tokens per step on held-out answers, for a person."""
     found = numbers["tokens_per_step"]
     assert isinstance(found, dict)
     rows = [["lossless", "", f"{found['lossless']:.2f}", "1.000"]]

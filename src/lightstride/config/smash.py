@@ -14,7 +14,7 @@ from lightstride.config.base import (
     require_choice,
 )
 
-SmashLoss = Literal["kl", "ce"]
+LossName = Literal["kl", "ce"]
 Grafts = Literal["thin", "paper"]
 OptionalShare = Annotated[
     float | None, arg(metavar="S", help_behavior_hint="(default: the preset's)", constructor=float)
@@ -23,7 +23,7 @@ OptionalShare = Annotated[
 
 @dataclass(frozen=True, kw_only=True)
 class SmashRunConfig(PresetCommand):
-    """Teach a chat model to say several tokens a step, and store one KV entry for them."""
+    """Teach a chat model to emit several tokens a step, and store one KV entry for them."""
 
     command: ClassVar[str] = "smash"
     example: ClassVar[str] = (
@@ -54,7 +54,7 @@ class SmashRunConfig(PresetCommand):
     micro_layers: FromPreset = None
     """Layers of the micro decoder."""
     micro_vocab: FromPreset = None
-    """Tokens that micro steps can say: so many of the most frequent ones."""
+    """Tokens that micro steps can draft: so many of the most frequent ones."""
     start_from: OptionalPath = None
     """Grafts of the same base and sizes to go on from, instead of new ones: a smashed model."""
     adapter_rank: int = 0
@@ -62,7 +62,7 @@ class SmashRunConfig(PresetCommand):
     train_base: bool = False
     """Let the base learn too; then it is saved with the grafts, and a plain model is trained on
     the same data for comparison."""
-    loss: SmashLoss = "kl"
+    loss: LossName = "kl"
     """What is learned from the base: its distributions, or its likeliest tokens."""
     steps: FromPreset = None
     """Updates of the weights."""
@@ -88,9 +88,10 @@ class SmashRunConfig(PresetCommand):
     own_cuts_share: float = 0.5
     """Share of the merged batches cut by the model's own drafts, from a third of the training."""
     cache_gib: float = 4.0
-    """Memory for what the base says of the answers, kept from epoch to epoch if it fits, in GiB."""
+    """Memory for the base's hidden states of the answers, kept from epoch to epoch if it fits,
+    in GiB."""
     feed_own_share: float = 0.0
-    """Share of tokens inside a draft that are fed as the model would say them."""
+    """Share of tokens inside a draft that are fed as the model would draft them."""
     seed: int = 0
     """Seed of everything random: same seed, same result."""
     work: OptionalPath = None
@@ -103,9 +104,9 @@ class SmashRunConfig(PresetCommand):
     def __post_init__(self) -> None:
         require(bool(self.output), "-o", "''", "the name of a folder")
         require(bool(self.prompts.strip(", ")), "--prompts", "''", "a source of prompts")
-        require_choice("--loss", self.loss, SmashLoss)
+        require_choice("--loss", self.loss, LossName)
         require_choice("--grafts", self.grafts, Grafts)
-        for flag in NUMBERS:
+        for flag in COUNTS:
             value = getattr(self, flag)
             require(value is None or value >= 1, f"--{flag.replace('_', '-')}", value, "at least 1")
         for flag in (
@@ -136,7 +137,7 @@ class SmashRunConfig(PresetCommand):
         return self.work or f"{self.output.rstrip('/')}.work"
 
 
-NUMBERS = (
+COUNTS = (
     "num_prompts",
     "answer_tokens",
     "answer_batch",

@@ -96,7 +96,7 @@ class BatchSession:
         return len(row.prompt) + row.limit + self.mode(row).scratch(row.settings)
 
     def mode(self, row: Row) -> DecodingMode:
-        """How a row is decoded."""
+        """The mode of a row."""
         assert row.settings.mode is not None
         return self.modes[row.settings.mode]
 
@@ -272,7 +272,7 @@ class BatchSession:
         return sorted({tap for row in rows for tap in self.mode(row).taps})
 
     def emit(self, row: Row, outcome: Outcome, logits_KV: Tensor) -> RowStep:
-        """Accept a row's tokens up to its cut, and say what came of it."""
+        """Accept a row's tokens up to its cut; the row's step."""
         tokens, text = row.extend(outcome.emitted)
         row.steps += 1
         row.drafted += outcome.drafted

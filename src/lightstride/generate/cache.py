@@ -44,8 +44,8 @@ class KvBuffer(Cache):
         """Bytes of one entry of one row, over all layers."""
 
     def reserve(self, rows: slice, width: int, start: int, columns_BQ: Tensor | None) -> None:
-        """Say which rows the next forward concerns, how many columns it attends to in all, and
-        where it writes: at each row's own columns, or from `start` on in all of them."""
+        """Set the rows of the next forward, how many columns it attends to in all, and where it
+        writes: at each row's own columns, or from `start` on in all of them."""
         assert self.storage == "dynamic" or width <= self.capacity
         self.rows, self.width, self.start, self.columns_BQ = rows, width, start, columns_BQ
 

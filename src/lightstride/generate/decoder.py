@@ -1,4 +1,4 @@
-"""What every decoder does: prompts in, answers out, by a small loop over a session."""
+"""Decoders: prompts in, answers out, by a small loop over a session."""
 
 import sys
 import time
@@ -24,7 +24,7 @@ ALL_AT_ONCE = Limits(chunk=sys.maxsize, idle_chunk=sys.maxsize)
 
 @dataclass(frozen=True)
 class Step:
-    """What one step of a session brought a fixed list of rows."""
+    """Result of one step of a session for a fixed list of rows."""
 
     tokens: tuple[tuple[int, ...], ...]
     """Tokens added to each answer, after any cut; () for rows that had ended before."""

@@ -27,7 +27,7 @@ from lightstride.generate.masks import attention_argument, check_attention, slid
 
 @dataclass(frozen=True)
 class Forward:
-    """What one forward brings."""
+    """Results of one forward."""
 
     logits_BKV: Tensor
     """Logits of the columns asked for."""
@@ -129,7 +129,7 @@ class CachedBatch:
     ) -> Forward:
         """Run new columns, which stay scratch until they are kept.
 
-        `depths_BQ` are positions behind the row's last token, from 0; `sees_BQQ` says which new
+        `depths_BQ` are positions behind the row's last token, from 0; `sees_BQQ` marks which new
         columns see which (None: the ones before and itself); `places_BQ` where they are written
         behind the row's entries (None: in their order).
         """
@@ -191,7 +191,7 @@ def sees(
     sees_BQQ: Tensor | None,
     columns_BQ: Tensor | None,
 ) -> Tensor:
-    """Which columns each new one attends to: its row's entries, and what `sees_BQQ` says."""
+    """Which columns each new one attends to: its row's entries, and new ones by `sees_BQQ`."""
     num_rows, device = len(used_B1), used_B1.device
     if sees_BQQ is None:
         sees_BQQ = torch.ones(1, num_new, num_new, device=device).tril().bool()

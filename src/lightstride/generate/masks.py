@@ -42,7 +42,7 @@ def last_entries(sees_BQW: Tensor, window: int) -> Tensor:
 def attention_argument(
     sees_BQW: Tensor, config: PreTrainedConfig, dtype: torch.dtype
 ) -> AttentionArgument:
-    """What a model of this config takes as `attention_mask`."""
+    """The value that a model of this config takes as `attention_mask`."""
     window = sliding_window(config)
     full = for_attention(sees_BQW, config, dtype)
     if window is None:

@@ -43,7 +43,7 @@ class Columns:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a step brought one row."""
+    """Result of a step for one row."""
 
     emitted: list[int]
     """Tokens for the answer."""
@@ -52,7 +52,7 @@ class Outcome:
     advance: int
     """Tokens that they stand for."""
     scored: list[int]
-    """For each token emitted, the column whose logits said it; shorter where none did."""
+    """For each token emitted, the column whose logits chose it; shorter where none did."""
     drafted: int = 0
     accepted: int = 0
 
@@ -84,7 +84,7 @@ class DecodingMode(Protocol):
     def answer(
         self, rows: Sequence[Row], asked: Sequence[Columns], forward: Forward
     ) -> list[Outcome]:
-        """What each row makes of the logits of its columns."""
+        """Outcome of each row, given the logits of its columns."""
         ...
 
 

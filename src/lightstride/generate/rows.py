@@ -44,7 +44,7 @@ class Row:
         self.accepted = 0
         self.kv_entries = 0
         self.number = 0
-        """How many rows joined before it."""
+        """Number of rows that joined before it."""
         self.num_read = 0
         """Prompt tokens read."""
         self.pending: list[int] = []
@@ -97,7 +97,7 @@ def ends_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -
 
 
 def context_length(model: PreTrainedModel) -> int | None:
-    """Most positions the model knows, or None if its config does not say."""
+    """Most positions the model knows, or None if its config does not name it."""
     length = getattr(model.config, "max_position_embeddings", None)
     return length if isinstance(length, int) else None
 

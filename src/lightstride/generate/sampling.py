@@ -24,7 +24,7 @@ Drafts = Sequence[Sequence[int]]
 
 
 class Purpose(IntEnum):
-    """What a uniform number is for; different purposes are independent."""
+    """Purpose of a uniform number; different purposes are independent."""
 
     TOKEN = 0
     DRAFT = 1
@@ -87,7 +87,7 @@ def draw(probabilities_NV: Tensor, uniforms_N: Tensor) -> Tensor:
 
 
 def residual(target_NV: Tensor, draft_NV: Tensor) -> Tensor:
-    """What to sample from after a draft was refused: the positive part of target - draft."""
+    """Distribution after a draft was refused: the positive part of target - draft."""
     excess_NV = (target_NV - draft_NV).clamp(min=0)
     total_N1 = excess_NV.sum(-1, keepdim=True)
     return torch.where(total_N1 > 0, excess_NV / total_N1, target_NV)
@@ -112,7 +112,7 @@ def adjusted_logits(logits_NV: Tensor, rows: Sequence[Row], drafts: Drafts) -> T
 
 
 def distributions(logits_NV: Tensor, rows: Sequence[Row]) -> Tensor:
-    """What each row's tokens are drawn from, given adjusted logits, shape (N, V)."""
+    """Distribution of each row's next token, given adjusted logits, shape (N, V)."""
     groups: dict[tuple[float, ...], list[int]] = {}
     for index, row in enumerate(rows):
         asked = row.settings
@@ -127,7 +127,7 @@ def distributions(logits_NV: Tensor, rows: Sequence[Row]) -> Tensor:
 
 
 def probabilities(logits_NV: Tensor, rows: Sequence[Row], drafts: Drafts) -> Tensor:
-    """What each row's tokens are drawn from, shape (N, V); greedy: all on the likeliest."""
+    """Distribution of each row's next token, shape (N, V); greedy: all on the likeliest."""
     return distributions(adjusted_logits(logits_NV, rows, drafts), rows)
 
 

@@ -4,7 +4,7 @@
     session.add(prompt, settings, "a")          # joins at the next step
     while session.keys:
         for row in session.step():              # one forward of the base for all rows
-            print(row.key, row.text, end="")    # row.finish says why it ended, and it has left
+            print(row.key, row.text, end="")    # row.finish: why it ended; it has left
 
 Every row has its own settings, hooks and random numbers, so that a request has the same answer
 alone and among others (in fp32; in bf16 near ties may round differently).  A prompt is read in
@@ -23,12 +23,12 @@ FinishReason = Literal["stop", "length"]
 Processor = Callable[[Sequence[int], Tensor], Tensor]
 """(the answer so far with the current step's tokens, logits (V,)) -> logits (V,)."""
 Stopper = Callable[[Sequence[int]], bool]
-"""Given the answer so far, says whether it ends here; asked after every token."""
+"""Answer so far -> whether it ends here; asked after every token."""
 
 
 @dataclass(frozen=True)
 class Hooks:
-    """What a caller wants to have a say in of one row, besides the settings."""
+    """Functions of one row that act beside its settings."""
 
     processor: Processor | None = None
     stopper: Stopper | None = None
@@ -36,7 +36,7 @@ class Hooks:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """How much a session may hold and read at once."""
+    """Bounds on what a session holds and reads at once."""
 
     entries: int | None = None
     """Most KV entries of all rows together, as `free_entries` counts them; None: no bound."""
@@ -48,7 +48,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """What the base thought of one token, before temperature and filters."""
+    """Log probability of one token by the base, before temperature and filters."""
 
     token: int
     logprob: float
@@ -59,7 +59,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True, kw_only=True)
 class RowStep:
-    """What one step brought a row; counts are of the whole answer so far."""
+    """Result of one step for a row; counts are of the whole answer so far."""
 
     key: str
     tokens: tuple[int, ...]
@@ -109,7 +109,7 @@ class Session(Protocol):
     def step(self) -> Sequence[RowStep]:
         """One forward of the base for all rows that answer, and one for the prompts being read.
 
-        What comes back has an entry for each row that got tokens: none for rows still reading.
+        The result has an entry for each row that got tokens: none for rows still reading.
         """
         ...
 

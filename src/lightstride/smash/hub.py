@@ -142,7 +142,7 @@ def unpadded(input_ids_BL: Tensor, mask_BL: Tensor | None) -> list[list[int]]:
 
 
 def filler_token(config: GenerationConfig) -> int:
-    """What to put behind answers that ended early."""
+    """Token to put behind answers that ended early."""
     named = config.pad_token_id if config.pad_token_id is not None else config.eos_token_id
     token = named[0] if isinstance(named, list) else named
     return token if isinstance(token, int) else 0

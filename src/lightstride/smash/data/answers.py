@@ -30,7 +30,7 @@ VERSION = 1
 HEADER, LINES = "answers.json", "answers.jsonl"
 CUT = "cut"
 CUT_FRACTION = 4
-"""A batch is cut once less than 1/4 of it goes on."""
+"""A batch is cut once less than one in so many of its rows goes on."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerSettings:
-    """How prompts are answered."""
+    """Settings of the answers of a folder."""
 
     max_new_tokens: int
     sampled_share: float
@@ -64,7 +64,7 @@ class AnswerSettings:
             raise ConfigError(f"temperature is {self.temperature}; to sample it must be above 0")
 
     def settings(self, *, sampled: bool) -> Settings:
-        """What the decoder is told."""
+        """Settings of the decoder."""
         temperature = self.temperature if sampled else 0.0
         return Settings(max_new_tokens=self.max_new_tokens, temperature=temperature, seed=self.seed)
 
@@ -88,8 +88,8 @@ def write_answers(
 ) -> None:
     """Write the base's answer to every prompt into the folder; what is there is kept.
 
-    Prompts that fill the context are passed over, and their number is said once; DataError where
-    none is left.  Raises WorkError where the folder has answers of another base or other settings.
+    Prompts that fill the context are passed over, and their number is reported once; DataError
+    where none is left.  Raises WorkError where the folder has answers of another base or other settings.
     """
     answer_settings = AnswerSettings(
         max_new_tokens=max_new_tokens,
@@ -159,9 +159,9 @@ def is_done(log: Mapping[str, Answer], answer: Answer) -> bool:
 def next_batches(
     chosen: Sequence[Answer], log: Mapping[str, Answer], batch_size: int
 ) -> Iterator[tuple[list[Answer], bool]]:
-    """What to answer together next, and whether it may be cut; reads the log after each batch.
+    """Answers to go on with together, and whether the batch may be cut.
 
-    Cut answers go on as soon as they fill a batch, and at the end.
+    The log is read after each batch.      Cut answers go on as soon as they fill a batch, and at the end.
     """
     names = {each.id for each in chosen}
     while True:

@@ -1,8 +1,8 @@
-"""What no training can exceed: tokens per step that a segmentation itself allows.
+"""Ceilings of any training: tokens per step that a segmentation itself allows.
 
-A model that segments as the rule says emits the rule's segments at best; one whose drafts are
+A model that segments by the rule emits the rule's segments at best; one whose drafts are
 always right is held back by `max_segment`, by the ends of answers, and by tokens that its micro
-decoder cannot say.
+decoder cannot draft.
 """
 
 from collections.abc import Collection, Sequence
@@ -28,7 +28,7 @@ def ceilings(
 ) -> dict[str, float]:
     """Tokens per step of every strategy at its published threshold, and of ideal drafts.
 
-    `draftable` are the tokens that micro steps can say; None is all.
+    `draftable` are the tokens that micro steps can draft; None is all.
     """
     found = {}
     for strategy in get_args(Strategy):

@@ -1,9 +1,9 @@
 """Cut an answer into segments: how many tokens each macro step emits while training.
 
 Paper: HAMburger (arXiv 2505.20438), data segmentation.  The base model's entropies e_1..e_L, in
-nats, of the distributions that predict the tokens of its answer, say where a token is easy enough
-to be said together with the one before.  Scanned left to right, a token joins the open segment or
-starts a new one; no segment is longer than K = `max_segment`.
+nats, of the distributions that predict the tokens of its answer, show where a token is easy
+enough to be emitted together with the one before.  Scanned left to right, a token joins the open
+segment or starts a new one; no segment is longer than K = `max_segment`.
 
     small_group     easy tokens (e <= t) form runs; a hard token stands alone
     decreasing      joins if e <= r * (entropy of the segment's first token)
@@ -85,7 +85,7 @@ def sliding(entropies: Sequence[float], max_segment: int, threshold: float) -> l
 def cut_by_agreement(agrees: Sequence[Sequence[bool]], max_segment: int) -> list[int]:
     """Segments as long as the model's own drafts are right.
 
-    `agrees[i][k]` says that a micro decoder started at token i would emit, k + 1 tokens later, the
+    `agrees[i][k]` means that a micro decoder started at token i would emit, k + 1 tokens later, the
     token that stands at i + k + 1; a segment starts at i and takes its leading run of agreements.
     """
     lengths: list[int] = []
@@ -102,7 +102,7 @@ def cut_by_agreement(agrees: Sequence[Sequence[bool]], max_segment: int) -> list
 
 @dataclass(frozen=True, kw_only=True)
 class Segmentation:
-    """How one sequence is cut."""
+    """Rule by which one sequence is cut."""
 
     strategy: Strategy = "decreasing_v2"
     """Rule by which a token joins the open segment."""

@@ -25,12 +25,12 @@ RowPlan = list[list[int]]
 
 @dataclass(frozen=True)
 class Batch:
-    """Packed rows; `rows` says which documents they were made of, in order."""
+    """Packed rows; `rows` holds the documents they were made of, in order."""
 
     rows: tuple[tuple[Example, ...], ...]
     tokens_BL: Tensor
     greedy_BL: Tensor
-    """What the base finds likeliest in the place of each answer's token; elsewhere junk."""
+    """The base's likeliest token in the place of each answer's token; elsewhere junk."""
     is_answer_BL: Tensor
     documents_BL: Tensor
     """Number of each token's document in its row, ascending; padding has one of its own."""

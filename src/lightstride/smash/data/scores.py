@@ -44,7 +44,7 @@ DTYPES = {
     "top_ids": torch.int32,
     "top_log_probabilities": torch.float16,
 }
-"""How the numbers of each token are stored."""
+"""Types in which the numbers of each token are stored."""
 
 Scores = dict[str, Tensor]
 """Numbers of some tokens by their names in DTYPES; the last two only where asked for."""
@@ -61,7 +61,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Index:
-    """What a folder of scores holds."""
+    """Contents of a folder of scores."""
 
     base: str
     top_k: int
@@ -119,7 +119,7 @@ def score_batch(model: PreTrainedModel, batch: Sequence[Answer], top_k: int) -> 
 
 
 def token_scores(logits_PV: Tensor, tokens_P: Tensor, top_k: int) -> Scores:
-    """What is stored of each token, given the logits that predict it and the token itself."""
+    """Numbers to store of each token, given the logits that predict it and the token itself."""
     log_PV = logits_PV.float().log_softmax(-1)
     top_P, greedy_P = log_PV.max(-1)
     found = {
@@ -224,7 +224,7 @@ def read_scores(folder: Path) -> dict[str, Scores]:
             raise WorkError(f"{path} is damaged: delete the folder {folder}") from error
         ends = list(accumulate(shard.lengths, initial=0))
         if any(len(tensor) != ends[-1] for tensor in tensors.values()):
-            raise WorkError(f"{path} is not what {INDEX} says: delete the folder {folder}")
+            raise WorkError(f"{path} is not as {INDEX} describes it: delete the folder {folder}")
         for name, start, end in zip(shard.ids, ends[:-1], ends[1:], strict=True):
             found[name] = {key: tensor[start:end] for key, tensor in tensors.items()}
     return found

@@ -25,7 +25,7 @@ SHORTEST = 8
 MIN_P = 0.02
 """Against nonsense; unlike top p, it needs no sorting of the vocabulary."""
 PATIENCE = 8
-"""Batches without a new turn after which the model is taken to have said all it can."""
+"""Batches without a new turn after which the model is taken to have no further questions."""
 DOMAIN = "chat"
 
 
@@ -100,7 +100,7 @@ def user_opening(tokenizer: PreTrainedTokenizerBase) -> Opening:
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What the template puts behind the user's words, empty if that is nothing visible."""
+    """Text that the template puts behind the user's words, empty if that is nothing visible."""
     message = [{"role": "user", "content": PLACEHOLDER}]
     text = str(tokenizer.apply_chat_template(message, tokenize=False))
     return text.partition(PLACEHOLDER)[2].strip()

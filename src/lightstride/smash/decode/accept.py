@@ -26,7 +26,7 @@ from lightstride.smash.drafters.guesses import Guesses
 def accept(
     rows: Sequence[Row], drafts: Sequence[Guesses], logits_BKV: Tensor
 ) -> tuple[list[int], list[int]]:
-    """How many drafted tokens of each row stay, and the base's next token.
+    """Number of drafted tokens of each row that stay, and the base's next token.
 
     `logits_BKV[b, k]` are the base's after the certain token and the first k drafted ones.
     """
@@ -89,7 +89,7 @@ def accept_sampled(
 
 
 def drawn_from(draft: Guesses, place: int, like_V: Tensor) -> Tensor:
-    """What a drafted token was drawn from, shape (V,); a certain one: itself alone."""
+    """Distribution that a drafted token was drawn from, shape (V,); a certain one: itself alone."""
     known_V = draft.drawn_from[place] if place < len(draft.drawn_from) else None
     if known_V is not None:
         return known_V.to(like_V)

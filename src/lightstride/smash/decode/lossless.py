@@ -137,7 +137,7 @@ class Lossless:
 
 
 def base_choice(rows: Sequence[Row], logits_BKV: Tensor) -> Choice:
-    """How the base chooses its tokens: as in plain decoding."""
+    """The base's own choice of tokens, as in plain decoding."""
     if all(row.is_plain for row in rows):
         best = logits_BKV.argmax(-1).tolist()
         return lambda members, places, _: [best[b][q] for b, q in zip(members, places, strict=True)]

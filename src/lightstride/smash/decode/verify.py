@@ -64,7 +64,7 @@ class Verify:
         return columns
 
     def draft(self, rows: Sequence[Row]) -> list[Guesses]:
-        """What was looked up, and what the micro decoder drafts for the other rows."""
+        """Looked-up continuations, and drafts of the micro decoder for the other rows."""
         budgets = [
             Budget(
                 num_guesses=self.model.config.max_segment - 1,
@@ -97,7 +97,7 @@ class Verify:
     def answer(
         self, rows: Sequence[Row], asked: Sequence[Columns], forward: Forward
     ) -> list[Outcome]:
-        """What the base confirms of each draft, as one entry, and its next token."""
+        """The tokens of each draft that the base confirms, as one entry, and its next token."""
         drafts = [self.drafts[row.key] for row in rows]
         counts, following = accept(rows, drafts, forward.logits_BKV)
         sizes = [each.num_logits for each in asked]

@@ -40,7 +40,7 @@ class Guess:
 
 @dataclass(frozen=True)
 class Guesses:
-    """What one drafter proposes for one row."""
+    """Proposals of one drafter for one row."""
 
     guesses: Sequence[Guess] = ()
     """A parent comes before its children."""
@@ -55,7 +55,7 @@ class Guesses:
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """How much to propose for one row."""
+    """Bounds of the proposals for one row."""
 
     num_guesses: int
     """Guesses that may be checked; more than these are not worth making."""
@@ -64,7 +64,7 @@ class Budget:
     least_probability: float
     """Least joint probability of a guess; 1 asks for none."""
     rivals: Sequence[float] = ()
-    """Joint probabilities of what other drafters proposed already."""
+    """Joint probabilities of the guesses that other drafters made already."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Drafter(Protocol):
     """Whether `accept` must be told of every token, the prompts' too."""
 
     def cost(self, num_rows: int, num_guesses: int) -> float:
-        """What proposing so many guesses a row costs, in forwards of the base over one column."""
+        """Cost of so many guesses a row, in forwards of the base over one column."""
         ...
 
     def propose(

@@ -1,1 +1,1 @@
-"""What the grafts are worth: held_out (tokens a step, agreement) and calibrate (the confidence)."""
+"""Worth of the grafts: held_out (tokens a step, agreement) and calibrate (the confidence)."""

@@ -1,8 +1,13 @@
-"""Confidence that means what it says, fitted to how often held-out drafts were right.
+"""Calibration of the confidence, fitted to how often held-out drafts were right.
 
 For each place of a draft, one after the other, the weights of `confidence.py` minimize the cross
 entropy of its probability to "the next token is right", over drafts that were right until there
-(Platt, 1999; sequential as in DSpark).  The expected calibration error compares, in bins of equal
+(Platt, 1999; sequential as in DSpark), with a pull to the stop head as it is: for weights w,
+terms x and outcomes y,
+
+    minimize  sum_m CE(sigmoid(w . x_m), y_m) + PRIOR_STRENGTH |w - UNCALIBRATED|^2.
+
+The expected calibration error compares, in bins of equal
 width, the probability that all tokens so far are right with how often they were.
 
 Shapes: N drafts, J places, F features, M drafts that count at one place.

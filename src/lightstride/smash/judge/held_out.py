@@ -1,7 +1,7 @@
-"""What the model would say on answers that it was not trained on, all drafts at once.
+"""Drafts on answers that the model was not trained on, all at once.
 
-From drafts at every token, with the true tokens fed, follows how many tokens `lossless` would
-say a step: a step that starts at token i says 1 + r_i tokens, r_i the length of the draft's
+From drafts at every token, with the true tokens fed, follow the tokens that `lossless` would
+emit a step: a step that starts at token i emits 1 + r_i tokens, r_i the length of the draft's
 leading run of agreements with the base, and the next step starts behind them.  At one confidence
 `trust` goes on while the stop head is sure enough; here it is judged on unmerged text.
 
@@ -27,7 +27,7 @@ from lightstride.smash.train.teacher_forced import find_starts, predict_drafts, 
 
 CONFIDENCES = (0.5, 0.7, 0.8, 0.9, 0.95)
 GREEDY_SHARE = 0.98
-"""An answer was said greedily if so many of its tokens are the base's choice."""
+"""An answer is greedy if so many of its tokens are the base's choice."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class HeldOutDrafts:
     """Drafts of held-out answers."""
 
     features_NJF: Tensor
-    """What speaks for and against each drafted token (`confidence.py`)."""
+    """Features of each drafted token (`confidence.py`)."""
     agrees_NJ: Tensor
     valid_NJ: Tensor
     sizes: tuple[int, ...]
@@ -64,7 +64,7 @@ def in_dtype(model: SmashBody, dtype: torch.dtype) -> Iterator[None]:
 
 
 def is_greedy(example: Example) -> bool:
-    """Whether the answer is, but for noise, what the base says greedily."""
+    """Whether the answer is, but for noise, the base's greedy one."""
     same = (example.answer_A == example.greedy_A).float().mean()
     return bool(same >= GREEDY_SHARE)
 
@@ -110,7 +110,7 @@ def collect_batch(
 
 
 def lossless_tokens_per_step(drafts: HeldOutDrafts) -> float:
-    """Tokens a step that `lossless` would say; drafts must stand at every token."""
+    """Tokens a step that `lossless` would emit; drafts must stand at every token."""
     runs_N = 1 + drafts.agrees_NJ.long().cumprod(-1).sum(-1)
     return tokens_per_step(runs_N, drafts.sizes)
 
@@ -140,7 +140,7 @@ def accuracy_by_place(drafts: HeldOutDrafts) -> list[float]:
 
 
 def summarize(drafts: HeldOutDrafts, calibration: Calibration | None = None) -> dict[str, object]:
-    """What a training writes down of held-out answers."""
+    """Figures of held-out answers, as a training records them."""
     return {
         "lossless": lossless_tokens_per_step(drafts),
         "agreement": accuracy_by_place(drafts),

@@ -1,4 +1,4 @@
-"""What a smashed model computes.
+"""The computations of a smashed model.
 
 config    body (base and grafts)    modules (embedder, micro decoder, stop head)    adapters
 slots    tokens, segments, columns    confidence   P(draft right so far)

@@ -1,4 +1,4 @@
-"""A causal language model that says several tokens per forward and stores one KV entry for them.
+"""A causal language model that emits several tokens per forward and stores one KV entry for them.
 
 Paper: HAMburger (arXiv 2505.20438); the parts are described in `modules.py`.  The base stays as
 it is, frozen; `forward(input_ids)` is the base, so scoring works unchanged.  The grafts around it
@@ -30,7 +30,7 @@ from lightstride.smash.model.modules import Embedder, MicroCache, MicroDecoder, 
 from lightstride.smash.model.slots import SlotBatch, causal_mask, slot_tokens, with_gist_columns
 
 IGNORED = -100
-"""What `micro_ids` answers outside the micro vocabulary; cross entropy skips it."""
+"""Answer of `micro_ids` outside the micro vocabulary; cross entropy skips it."""
 
 
 class SmashBody(PreTrainedModel):
@@ -106,7 +106,7 @@ class SmashBody(PreTrainedModel):
         return model
 
     def set_micro_vocabulary(self, tokens_M: Tensor) -> None:
-        """Let micro steps say these tokens."""
+        """Let micro steps draft these tokens."""
         assert self.micro_vocabulary_M is not None
         assert tokens_M.shape == self.micro_vocabulary_M.shape
         self.micro_vocabulary_M = tokens_M.to(self.micro_vocabulary_M)

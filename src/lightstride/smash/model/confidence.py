@@ -1,7 +1,7 @@
-"""How sure a draft is: from what speaks for and against its tokens to a confidence.
+"""Confidence of a draft, from the features of its tokens.
 
 With z_k the logit of "stop after token k", o_k the log odds of the micro decoder's likeliest token
-k + 1, s_k what was said before in this place (`lookup.py`), and (a_k, b_k, c_k, d_k) the
+k + 1, s_k the vote of lookup for that token (`lookup.py`), and (a_k, b_k, c_k, d_k) the
 calibration of place k,
 
     P(the draft's next k tokens are all right)

@@ -1,4 +1,4 @@
-"""What a smashed model is made of: sizes of the grafts, and which base they belong to.
+"""Configuration of a smashed model: sizes of the grafts, and the base that they belong to.
 
 The default is thin, one micro layer, a linear stop head and a reduced micro vocabulary, because
 the micro path runs once per token: with the published sizes, 2 tokens a step cannot be more than
@@ -31,7 +31,7 @@ class SmashConfig(PreTrainedConfig):
     base: str = ""
     """Where the base is: a hub id, a built-in name, or a folder (relative to this checkpoint)."""
     base_fingerprint: str = ""
-    """What identifies the base's weights; another base is refused."""
+    """Fingerprint of the base's weights; another base is refused."""
     base_model_type: str = ""
     hidden_size: int = 64
     vocab_size: int = 256
@@ -53,13 +53,13 @@ class SmashConfig(PreTrainedConfig):
     """Whether the micro decoder has a final norm (the published one has none)."""
     micro_epsilon: float = 1e-5
     micro_vocab_size: int | None = None
-    """Tokens that micro steps can say; None is all."""
+    """Tokens that micro steps can draft; None is all."""
     stop_head: Literal["linear", "mlp"] = "linear"
     calibration: list[list[float]] | None = None
     """Scale and offset of the stop head's logit at each place of a segment, and the weights of
     what else speaks for a drafted token (`confidence.py`).
 
-    With it, `confidence` bounds the probability that all tokens said so far are the base's own;
+    With it, `confidence` bounds the probability that all tokens drafted so far are the base's own;
     without it, as published, the probability of going on at each token alone."""
     gist: bool = False
     """Whether a segment's tokens are read too, beside the merged column, which sees them and stays
@@ -68,7 +68,7 @@ class SmashConfig(PreTrainedConfig):
     """Rank of the adapters on the base at merged positions; 0 is none."""
     adapter_alpha: float = 16.0
     mode: Mode = "trust"
-    """How it decodes unless asked otherwise."""
+    """Default decoding mode."""
 
     def __post_init__(self, **kwargs: object) -> None:
         super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
@@ -149,7 +149,7 @@ def last_whole_block(geometry: Geometry) -> int:
 
 
 def sizes(base: PreTrainedConfig, geometry: Geometry) -> dict[str, Any]:
-    """What the grafts share with the base: its sizes, and those of its last block."""
+    """Fields that the grafts share with the base: its sizes, and those of its last block."""
     last = last_whole_block(geometry)
     attention, ffn = geometry.attention[last], geometry.ffn[last]
     rope = getattr(base, "rope_parameters", None)

@@ -26,7 +26,7 @@ BASE = "base."
 ADAPTERS = "adapters."
 VOCABULARY = "micro_vocabulary_M"
 NOT_TRANSFERRED = (ADAPTERS, VOCABULARY)
-"""What may differ between grafts and those that they begin with."""
+"""Weights that may differ between grafts and those that they begin with."""
 
 
 def graft_state(model: nn.Module) -> dict[str, Tensor]:
@@ -48,7 +48,7 @@ def write_grafts(folder: Path, config: SmashConfig, state: Mapping[str, Tensor])
 
 
 def relative_base(base: str, folder: Path) -> str:
-    """What to write as the base's name: a path relative to the folder, or the name as it is."""
+    """Name of the base to write: a path relative to the folder, or the name as it is."""
     path = Path(base).expanduser()
     return os.path.relpath(path.resolve(), folder.resolve()) if path.is_dir() else base
 
@@ -66,7 +66,7 @@ def read_config(source: str) -> SmashConfig:
 
 
 def read_grafts(source: str, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The grafts of a smashed model; ModelError unless they are what the config says."""
+    """The grafts of a smashed model; ModelError unless they are as the config describes them."""
     place = locate(source)
     with errors_explained(source, "weights"):
         state = read_weights(place)

@@ -33,7 +33,7 @@ class Branch:
 
 @dataclass(frozen=True)
 class LookupPrediction:
-    """What may come next because it did before."""
+    """A continuation that was there before, and the length of the run that led to it."""
 
     tokens: list[int]
     run: int

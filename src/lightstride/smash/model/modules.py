@@ -1,4 +1,4 @@
-"""The grafts of a smashed model: they merge a segment, say its further tokens, know when to stop.
+"""The grafts of a smashed model: they merge a segment, draft its further tokens, know when to stop.
 
 Paper: HAMburger (arXiv 2505.20438), section 3 and its published code.  For a segment of n tokens
 with embeddings e_1..e_n (D,), the compositional embedder answers

@@ -1,4 +1,4 @@
-"""Segments as tensors: which tokens each slot holds, and what its successors must say.
+"""Segments as tensors: which tokens each slot holds, and which slots predict the next one.
 
 A row is a sequence of slots; slot s holds `lengths[s]` consecutive tokens (0: padding).  All of a
 batch is gathered at once; nothing loops over segments.
@@ -6,6 +6,21 @@ batch is gathered at once; nothing loops over segments.
 Where merged columns are gists, a row is read as columns: every token, and behind the last token of
 a segment of several the column that holds them all.  A token sees its own segment so far and what
 stays of earlier ones, their gists or lone tokens; so does a gist, which sees its whole segment.
+For tokens a b c d e f cut into lengths [1, 3, 2]:
+
+    column      a   b   c   d  <bcd>  e   f  <ef>
+    slot        0   1   1   1   1     2   2   2
+    position    0   1   2   3   3     4   5   5
+
+    sees        a   b   c   d  <bcd>  e   f  <ef>
+    a           x
+    b           x   x
+    c           x   x   x
+    d           x   x   x   x
+    <bcd>       x   x   x   x   x
+    e           x               x     x
+    f           x               x     x   x
+    <ef>        x               x     x   x   x
 
 Shapes: B rows, L tokens, S slots, K most tokens of a slot, N slots picked, Q columns.
 """

@@ -1,4 +1,4 @@
-"""What tells of the tokens of drafts, teacher-forced, in the order of `confidence.py`.
+"""Features of the tokens of drafts, teacher-forced, in the order of `confidence.py`.
 
 Shapes: N drafts, J places after the first, F features, D hidden size.
 """
@@ -19,7 +19,7 @@ from lightstride.smash.train.teacher_forced import (
 
 @torch.no_grad()
 def draft_features(model: SmashBody, batch: Batch, drafts: Drafts) -> tuple[Tensor, Tensor]:
-    """The tokens that micro steps would say, (N, J), and what tells of each, (N, J, F)."""
+    """The tokens that micro steps would draft, (N, J), and the features of each, (N, J, F)."""
     drafted_NJ, odds_NJ = likeliest_later(model, drafts)
     lookup_votes_NJ = lookup_votes(batch, drafts.starts, drafted_NJ)
     return drafted_NJ, torch.stack(
@@ -28,7 +28,7 @@ def draft_features(model: SmashBody, batch: Batch, drafts: Drafts) -> tuple[Tens
 
 
 def lookup_votes(batch: Batch, starts: Starts, drafted_NJ: Tensor) -> Tensor:
-    """What was said before in the place of each drafted token, given the true ones before it."""
+    """Vote of lookup for each drafted token, given the true ones before it, (N, J)."""
     num_places = drafted_NJ.shape[1]
     found = {}
     for row, documents in enumerate(batch.rows):
@@ -44,7 +44,7 @@ def lookup_votes(batch: Batch, starts: Starts, drafted_NJ: Tensor) -> Tensor:
             start += len(tokens)
     values = []
     keys = zip(starts.rows_N.tolist(), starts.ends_N.tolist(), strict=True)
-    for key, said in zip(keys, drafted_NJ.tolist(), strict=True):
+    for key, drafted in zip(keys, drafted_NJ.tolist(), strict=True):
         expected, following = found[key]
-        values.append([expected.vote(following[:k], token) for k, token in enumerate(said)])
+        values.append([expected.vote(following[:k], token) for k, token in enumerate(drafted)])
     return torch.tensor(values, device=drafted_NJ.device).view(drafted_NJ.shape)

@@ -1,4 +1,4 @@
-"""What a frozen base said about unmerged answers, kept in memory for the next epochs.
+"""Hidden states of a frozen base on unmerged answers, kept in memory for the next epochs.
 
 A base that does not learn reads the same text the same way every time, and that reading is most
 of what a batch of drafts costs.  Only what drafts need is kept: the hidden states at the taps, of
@@ -39,7 +39,7 @@ class HiddenStateCache:
 
     @staticmethod
     def num_bytes(model: SmashBody, examples: Sequence[Example]) -> int:
-        """What it takes to keep all of them."""
+        """Bytes that all of them take."""
         assert model.config.taps is not None
         tokens = sum(len(each.answer_A) + 1 for each in examples)
         size = next(model.base.parameters()).element_size()

@@ -61,7 +61,7 @@ def is_norm(module: nn.Module, hidden_size: int) -> bool:
 
 
 def norm_scale(norm: nn.Module) -> Tensor:
-    """What the norm multiplies by, found by asking it: some families store the scale less one."""
+    """The factor of the norm, found by asking it: some families store the scale less one."""
     weight_D = next(norm.parameters())
     ones_D = torch.ones_like(weight_D)
     with torch.no_grad():

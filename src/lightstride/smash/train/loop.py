@@ -40,7 +40,7 @@ Evaluation = Callable[[], dict[str, object]]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
-    """How long and how fast to learn."""
+    """Length and rates of a training."""
 
     steps: int
     """Updates of the weights."""
@@ -70,12 +70,12 @@ class TrainSettings:
     save_minutes: float = 2.0
     """Time between checkpoints."""
     evaluations: int = 10
-    """How often held-out answers are looked at."""
+    """Number of evaluations on held-out answers."""
     seed: int = 0
     """Seed of the order, the segments, and all else that is random."""
 
     def share(self, step: int, seconds: float) -> float:
-        """How much of the training is over, from 0 to 1."""
+        """Share of the training that is over, from 0 to 1."""
         timed = 0.0 if self.minutes is None else seconds / (60 * self.minutes)
         return min(1.0, max(step / self.steps, timed))
 

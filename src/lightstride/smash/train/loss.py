@@ -5,6 +5,17 @@ of drafts at every token; it needs no gradient while the base is frozen.  Where 
 learned too, the answers are cut into segments, by rules or by the model's own drafts, and read
 once more: the base's own distributions must survive the merging.
 
+The whole loss, of which L are sums over answer tokens:
+
+    L_later + w_stop L_stop                                 drafts on unmerged text
+      + w_keep L_keep                                       where the base learns: its own tokens
+      + L'_later + w_stop L'_stop + w_first L_first         in merged batches: drafts after merged
+                                                            histories, and the first tokens there
+
+L_later weighs place k of a draft by d^(k-1), normed to 1 over the places; L_stop, which has as many
+terms a draft as there are places, is divided by their number, so that both count once a token.
+Reported are all but L'_later and L'_stop: they measure the same grafts on harder histories.
+
 The teacher's vector for token x_l is the base's last hidden state of the unmerged text before it
 (`training/losses.py`).  The stop head after token k learns, given that the draft was right so far,
 by binary cross entropy to "token k + 1 of the draft is not the base's greedy choice".  We differ
@@ -43,10 +54,10 @@ Stats = dict[str, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class LossWeights:
-    """What counts how much."""
+    """Weights of the losses, and shares of what is drawn at random."""
 
     loss: Loss = "kl"
-    """How the base's distribution is learned: all of it, or its likeliest token."""
+    """Target of the base's distribution: all of it, or its likeliest token."""
     place_decay: float = 0.85
     """Each further place of a draft counts this much of the one before."""
     stop_weight: float = 0.2
@@ -58,7 +69,7 @@ class LossWeights:
     split_share: float = 0.15
     """Share of segments taken apart, as the tails that `verify` sees."""
     feed_own_share: float = 0.0
-    """Share of tokens inside a draft that are fed as the model itself would say them."""
+    """Share of tokens inside a draft that are fed as the model itself would draft them."""
     short_share: float = 0.0
     """Share of readings that only teach the first later places, one or two: most drafts come no
     further, and a place costs as much as another."""
@@ -213,7 +224,7 @@ class SmashLoss(nn.Module):
 
 @dataclass(frozen=True)
 class DraftLoss:
-    """Drafts beside what the base says."""
+    """Drafts beside the base's own choices."""
 
     loss: Tensor
     agrees_NJ: Tensor
@@ -225,7 +236,7 @@ def draft_loss(
 ) -> DraftLoss:
     """The loss of later tokens, weighted by place, and where the drafts are right.
 
-    A place counts for its loss only where the base's choice is one that micro steps can say.
+    A place counts for its loss only where the base's choice is one that micro steps can draft.
     """
     starts = drafts.starts
     draft_J, place_J = drafts.pairs()

@@ -1,9 +1,9 @@
 """Segments as the model itself would make them, and drafts fed with its own tokens.
 
-While answering, segments end where the stop head says, not where entropies do; a model that has
-only seen the latter meets other merges than it learned from.  Here the model drafts from every
-token of an answer; a segment takes what its stop head lets it, as far as the text really goes on
-that way (hamburger: on-policy stage; scheduled sampling inside the step).
+While answering, segments end where the stop head ends them, not where entropies do; a model that
+has only seen the latter meets other merges than it learned from.  Here the model drafts from every
+token of an answer; a segment extends while the stop head allows it and the drafted token equals
+the text (hamburger: on-policy stage; scheduled sampling inside the step).
 
 Shapes: B rows, L tokens, N drafts, K tokens of a draft, J = K - 1 later places.
 """
@@ -80,7 +80,7 @@ def feed_own(
     rng: random.Random,
     share: float,
 ) -> Tensor:
-    """Tokens to feed, (N, K): a share of the later ones as the model says them, at random."""
+    """Tokens to feed, (N, K): a share of the later ones as the model drafts them, at random."""
     drafted_NJ, _ = likeliest_later(model, predict_drafts(model, taps, starts, tokens_NK))
     generator = torch.Generator().manual_seed(rng.getrandbits(32))
     swaps_NJ = torch.rand(drafted_NJ.shape, generator=generator).to(drafted_NJ.device) < share

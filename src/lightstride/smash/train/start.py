@@ -18,8 +18,8 @@ from lightstride.smash.train.loop import TrainSettings
 from lightstride.smash.train.loss import LossWeights
 
 INITIAL_NORM_SCALE = 0.3
-"""What the micro decoder's final norm starts at, of the base's: at first it only repeats the token
-it is fed, and should be less sure of that."""
+"""Initial scale of the micro decoder's final norm, of the base's: at first it only repeats the
+token it is fed, and should be less sure of that."""
 
 
 def build_model(
@@ -58,7 +58,7 @@ def build_model(
 
 
 def loss_weights(config: SmashRunConfig) -> LossWeights:
-    """The flags that say what counts."""
+    """Weights of the losses, by the flags."""
     assert config.short_share is not None
     return LossWeights(
         loss=config.loss,
@@ -68,7 +68,7 @@ def loss_weights(config: SmashRunConfig) -> LossWeights:
 
 
 def train_settings(config: SmashRunConfig) -> TrainSettings:
-    """The flags that say how long and how fast."""
+    """Length and rates of the training, by the flags."""
     assert config.steps is not None
     assert config.row_tokens is not None
     assert config.rows is not None

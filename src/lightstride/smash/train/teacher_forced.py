@@ -37,7 +37,7 @@ class Starts:
 
 @dataclass(frozen=True)
 class Drafts:
-    """What is predicted at the starts."""
+    """Predictions at the starts."""
 
     starts: Starts
     vectors_NKD: Tensor
@@ -66,7 +66,7 @@ def find_starts(batch: SlotBatch, documents_BL: Tensor, num_tokens: int) -> Star
 
 
 def tokens_at(values_BL: Tensor, starts: Starts) -> Tensor:
-    """What stands, in a tensor of the shape of the tokens, at each token of a draft, (N, K)."""
+    """Values at each token of a draft, of a tensor of the shape of the tokens, (N, K)."""
     num_tokens = starts.valid_NK.shape[1]
     places_NK = starts.ends_N[:, None] + 1 + torch.arange(num_tokens, device=values_BL.device)
     return values_BL[starts.rows_N[:, None], places_NK.clamp(max=values_BL.shape[1] - 1)]
@@ -88,7 +88,7 @@ def predict_drafts(
 
 @torch.no_grad()
 def likeliest_later(model: SmashBody, drafts: Drafts) -> tuple[Tensor, Tensor]:
-    """The token that micro steps would say at each later place, and its log odds, (N, K - 1).
+    """The likeliest token of the micro decoder at each later place, and its log odds, (N, K - 1).
 
     Vectors are laid out flat first: torch multiplies a batch of strided matrices one by one.
     """
