@@ -28,6 +28,6 @@ def test_memory_does_not_depend_on_who_asks_first() -> None:
     model = fresh_learner().inner.model
     one, two = (HiddenStateCache(model, EXAMPLES, row_tokens=60) for _ in range(2))
     first, second = make_batch([EXAMPLES[:3]]), make_batch([EXAMPLES[3:], EXAMPLES[:3]])
-    one.taps(first)
-    for a, b in zip(one.taps(second), two.taps(second), strict=True):
+    one.states(first)
+    for a, b in zip(one.states(second), two.states(second), strict=True):
         assert torch.equal(a, b)

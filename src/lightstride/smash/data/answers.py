@@ -89,7 +89,8 @@ def write_answers(
     """Write the base's answer to every prompt into the folder; what is there is kept.
 
     Prompts that fill the context are passed over, and their number is reported once; DataError
-    where none is left.  Raises WorkError where the folder has answers of another base or other settings.
+    where none is left.  Raises WorkError where the folder has answers of another base or of other
+    settings.
     """
     answer_settings = AnswerSettings(
         max_new_tokens=max_new_tokens,
@@ -161,7 +162,8 @@ def next_batches(
 ) -> Iterator[tuple[list[Answer], bool]]:
     """Answers to go on with together, and whether the batch may be cut.
 
-    The log is read after each batch.      Cut answers go on as soon as they fill a batch, and at the end.
+    The log is read after each batch.  Cut answers go on as soon as they fill a batch, and at the
+    end.
     """
     names = {each.id for each in chosen}
     while True:
