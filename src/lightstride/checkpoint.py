@@ -10,9 +10,9 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
 import torch
 from transformers import (
-    AutoConfig,
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -22,9 +22,10 @@ from transformers import (
 import lightstride
 from lightstride.errors import ModelError
 from lightstride.files import whole_folder
+from lightstride.files.read import read_json
 from lightstride.generate import Decoder, PlainDecoder
-from lightstride.models.opening.explain import errors_explained, quiet
-from lightstride.models.opening.load import is_local, load_model, load_tokenizer, locate
+from lightstride.models.opening.explain import quiet
+from lightstride.models.opening.load import load_config, load_model, load_tokenizer, locate
 from lightstride.models.rebuild import rebuilt
 from lightstride.models.uneven import modeling as layered
 from lightstride.models.uneven.register import LAYERED
@@ -38,6 +39,18 @@ MODELING_NAME = "modeling_lightstride.py"
 AUTO_CLASSES = ("AutoConfig", "AutoModel", "AutoModelForCausalLM")
 
 Record = dict[str, object]
+
+
+class TextFields(msgspec.Struct):
+    """What a record says of one text that a checkpoint was made from."""
+
+    documents: list[str] = []
+
+
+class RecordFields(msgspec.Struct):
+    """The parts of a record that are read again; others are for people."""
+
+    data: dict[str, TextFields] = {}
 
 
 def save_checkpoint(
@@ -95,11 +108,12 @@ def read_record(folder: str | Path) -> Record:
     path = Path(folder) / RECORD_NAME
     if not path.is_file():
         return {}
+    record = read_json(path, dict[str, object], ModelError)
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{path} is damaged: {error}") from error
-    if not isinstance(record, dict) or record.get("format") != RECORD_FORMAT:
+        msgspec.convert(record, RecordFields)
+    except msgspec.ValidationError as error:
+        raise ModelError(f"{path}: {error}") from error
+    if record.get("format") != RECORD_FORMAT:
         raise ModelError(f"{path} is of another version; this one reads format {RECORD_FORMAT}")
     return record
 
@@ -112,8 +126,8 @@ def open_decoder(
     trust_remote_code: bool = False,
 ) -> Decoder:
     """A decoder of a model: hub id, folder, .gguf file or built-in name."""
-    tokenizer = load_tokenizer(source)
-    if is_smashed(source):
+    tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
+    if is_smashed(source, trust_remote_code=trust_remote_code):
         smashed = SmashModel.from_pretrained(
             source, dtype=dtype, device=device, trust_remote_code=trust_remote_code
         )
@@ -122,9 +136,7 @@ def open_decoder(
     return PlainDecoder(model, tokenizer)
 
 
-def is_smashed(source: str) -> bool:
+def is_smashed(source: str, *, trust_remote_code: bool = False) -> bool:
     """Whether a source that could be read holds grafts and not a model of its own."""
-    place = locate(source)
-    with errors_explained(source, "config"):
-        config = AutoConfig.from_pretrained(place, local_files_only=is_local(place))
+    config = load_config(source, locate(source), trust_remote_code=trust_remote_code)
     return isinstance(config, SmashConfig)

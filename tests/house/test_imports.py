@@ -29,7 +29,7 @@ ALLOWED = {
     "work": {"errors", "files", "distributed", "results"},
     "search": {"errors", "files", "distributed"},
     "models": {"errors", "files"},
-    "data": {"errors"},
+    "data": {"errors", "files", "models"},
     "memory": {"errors", "files", "distributed", "search", "models"},
     "generate": {"errors", "config", "models", "memory"},
     "training": {"errors", "files", "distributed", "models"},

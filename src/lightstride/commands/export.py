@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
+from transformers import GenerationConfig, PreTrainedConfig
 
 from lightstride.checkpoint import is_smashed
 from lightstride.config import ExportConfig
@@ -16,7 +16,7 @@ from lightstride.export.gguf.weights import FolderWeights
 from lightstride.models.end_tokens import end_tokens
 from lightstride.models.families.registry import adapter_for
 from lightstride.models.opening.explain import errors_explained
-from lightstride.models.opening.load import load_tokenizer, locate
+from lightstride.models.opening.load import load_config, load_tokenizer, locate
 
 HAS_GGUF = find_spec("gguf") is not None
 if HAS_GGUF:
@@ -32,13 +32,12 @@ def export(config: ExportConfig) -> Mapping[str, object]:
         raise OutputError(f"{output} exists already; name another file")
     if not output.parent.is_dir():
         raise OutputError(f"{output.parent} is no folder")
-    if is_smashed(config.model):
+    if is_smashed(config.model, trust_remote_code=config.trust_remote_code):
         raise ExportError(
             f"{config.model} is smashed, which no other engine runs; lightstride serve runs it"
         )
     folder = local_folder(config.model)
-    with errors_explained(config.model, "config"):
-        settings = AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+    settings = load_config(config.model, str(folder), trust_remote_code=config.trust_remote_code)
     if config.to == "decilm":
         write_decilm(folder, settings, adapter_for(settings).geometry(settings), output)
         sys.stdout.write(f"{output}: a DeciLM checkpoint\n")
@@ -77,7 +76,7 @@ def export_gguf(
         FolderWeights(folder),
         settings,
         adapter_for(settings).geometry(settings),
-        load_tokenizer(str(folder)),
+        load_tokenizer(str(folder), trust_remote_code=config.trust_remote_code),
         output,
         dtype=config.dtype,
         name=Path(config.model).name,

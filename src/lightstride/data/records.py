@@ -6,7 +6,6 @@ each comes with words that say where it stands, for error messages.
 
 import gzip
 import importlib
-import json
 import re
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -14,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 from lightstride.errors import DataError, NetworkError
+from lightstride.files.read import parse_json
 
 RECORD_SUFFIXES = (".jsonl", ".json", ".parquet")
 RECORD_FILES = f"a file or folder of {', '.join(RECORD_SUFFIXES)} (or .gz of them)"
@@ -63,18 +63,13 @@ def line_records(path: Path, text: str) -> Iterator[Located]:
     """A record a line; empty lines are left out."""
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            try:
-                yield f"{path} line {number}", json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{path} line {number} is not JSON: {error}") from error
+            where = f"{path} line {number}"
+            yield where, parse_json(line, object, where, DataError)
 
 
 def json_records(path: Path, text: str, keys: Collection[str]) -> Iterator[Located]:
     """The records of a list, of an object's only list, or the object itself if it has a key."""
-    try:
-        content = json.loads(text)
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON: {error}") from error
+    content = parse_json(text, object, str(path), DataError)
     if isinstance(content, dict) and not any(key in content for key in keys):
         lists = [value for value in content.values() if isinstance(value, list)]
         content = lists[0] if len(lists) == 1 else content

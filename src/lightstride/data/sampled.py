@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightstride.errors import DataError
+from lightstride.models.chat_template import render_chat
 
 BATCH = 16
 LENGTH = 512
@@ -62,7 +63,7 @@ def text_openings(tokenizer: PreTrainedTokenizerBase) -> list[Opening]:
     found = [Opening((start,), is_chat=False)]
     if tokenizer.chat_template:
         message = [{"role": "user", "content": PLACEHOLDER}]
-        text = str(tokenizer.apply_chat_template(message, tokenize=False))
+        text = render_chat(tokenizer, message, add_generation_prompt=False)
         before, _, after = text.partition(PLACEHOLDER)
         if after:
             tokens = tokenizer.encode(before, add_special_tokens=False)

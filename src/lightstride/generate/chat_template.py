@@ -4,16 +4,14 @@ from collections.abc import Mapping, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+from lightstride.models.chat_template import render_chat
+
 
 def chat_tokens(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]
 ) -> list[int]:
     """Tokens of a conversation, up to where the model's answer begins."""
-    text = tokenizer.apply_chat_template(
-        [dict(message) for message in messages], add_generation_prompt=True, tokenize=False
-    )
-    assert isinstance(text, str)
-    return token_ids(tokenizer, text, special=False)
+    return token_ids(tokenizer, render_chat(tokenizer, messages), special=False)
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, text: str, *, special: bool) -> list[int]:

@@ -30,6 +30,7 @@ from lightstride.generate import Hooks, Settings
 from lightstride.generate.decoder import ALL_AT_ONCE, add_all, run_steps
 from lightstride.generate.session import Processor, Stopper
 from lightstride.models.end_tokens import end_tokens
+from lightstride.models.opening.explain import errors_explained
 from lightstride.models.opening.load import load_model
 from lightstride.smash.decode.decoder import smash_session
 from lightstride.smash.model.body import SmashBody
@@ -83,7 +84,8 @@ class SmashModel(SmashBody, GenerationMixin):
             base = load_model(
                 config.base, dtype=wanted, device=device, trust_remote_code=trust_remote_code
             )
-        model = cls(config, base)
+        with errors_explained(str(source), "grafts"):
+            model = cls(config, base)
         model.load_state_dict(read_grafts(str(source), graft_state(model)), strict=False)
         model.retie_head()
         return model

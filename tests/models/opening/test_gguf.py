@@ -2,15 +2,12 @@
 
 import hashlib
 import shutil
-import string
 from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-import lightstride.errors
 from helpers.agree import assert_close_logits
 from helpers.cuts import cut_block, logits
 from helpers.toys import (
@@ -20,6 +17,7 @@ from helpers.toys import (
     tiny_qwen2,
     tiny_qwen3,
 )
+from helpers.trained_tokenizer import trained_tokenizer
 from lightstride.errors import ModelError, UnknownFamilyError
 from lightstride.export.gguf.weights import ModelWeights
 from lightstride.export.gguf.write import write_gguf
@@ -27,31 +25,6 @@ from lightstride.models.families.registry import adapter_for
 from lightstride.models.opening import builtin, gguf, load
 from lightstride.models.opening.builtin import BuiltIn, gguf_source
 from lightstride.models.opening.load import load_model, load_tokenizer
-
-
-def trained_tokenizer(*, digits: bool = False) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer with merges, as .gguf files hold them; digits may be words."""
-    tokenizer = Tokenizer(models.BPE())
-    by_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.pre_tokenizer = (
-        pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), by_bytes])
-        if digits
-        else by_bytes
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=250, show_progress=False, initial_alphabet=list(string.digits)
-    )
-    tokenizer.train_from_iterator([lightstride.errors.__doc__], trainer)
-    tokenizer.add_special_tokens(["<bos>", "<eos>", "<pad>", "<unk>", "<|im_end|>"])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<bos>",
-        eos_token="<eos>",
-        pad_token="<pad>",
-        unk_token="<unk>",
-        chat_template="{{ messages }}",
-    )
 
 
 def write(

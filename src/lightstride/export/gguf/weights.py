@@ -1,6 +1,5 @@
 """Tensors of a checkpoint by name, read one at a time."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
@@ -8,7 +7,8 @@ from typing import Protocol
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from lightstride.errors import ModelError
+from lightstride.models.opening.explain import errors_explained
+from lightstride.models.opening.gate import read_header, weight_files
 
 
 class Weights(Protocol):
@@ -28,25 +28,17 @@ class FolderWeights:
     """The safetensors files of a checkpoint folder."""
 
     def __init__(self, folder: Path) -> None:
-        index = folder / "model.safetensors.index.json"
-        if index.is_file():
-            files = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-        else:
-            files = {"model.safetensors"}
         self._files: dict[str, Path] = {}
         shapes: dict[str, tuple[int, ...]] = {}
-        for file in sorted(files):
-            path = folder / file
-            if not path.is_file():
-                raise ModelError(f"{folder} has no {file}: only safetensors checkpoints are read")
-            with safe_open(path, framework="pt") as handle:
-                for name in handle.keys():  # noqa: SIM118, not a mapping
-                    self._files[name] = path
-                    shapes[name] = tuple(handle.get_slice(name).get_shape())
+        for path in weight_files(folder):
+            for name, tensor in read_header(path).items():
+                self._files[name] = path
+                shapes[name] = tuple(tensor.shape)
         self.shapes: Mapping[str, tuple[int, ...]] = shapes
 
     def load(self, name: str) -> Tensor:
-        with safe_open(self._files[name], framework="pt") as handle:
+        path = self._files[name]
+        with errors_explained(str(path), "weights"), safe_open(path, framework="pt") as handle:
             tensor: Tensor = handle.get_tensor(name)
         return tensor
 

@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightstride.errors import ConfigError, ModelError, OutputError
-from lightstride.files import cache_folder, locked, whole_folder, write_json
+from lightstride.files import cache_folder, whole_folder, write_json
+from lightstride.files.lock import in_turn
 
 FORMAT = 1
 RECORD = "conversion.json"
@@ -124,7 +125,7 @@ def kept(source: Source, version: int, convert: Callable[[Path], object]) -> Pat
     known = next((copy for copy in copies() if copy.is_of(source.stamps())), None)
     if known is not None and is_version(known, version) and known.is_sound():
         return touched(known.folder)
-    with locked(cache_folder() / LOCK):
+    with in_turn(cache_folder() / LOCK):
         digest = source.digest()
         key = hashlib.sha256(f"{version} {digest}".encode()).hexdigest()[:12]
         folder = converted_folder() / f"{source.name}-{key}"
@@ -176,7 +177,7 @@ def make_room(keep: Path) -> None:
 
 def clear(name: str | None) -> list[Copy]:
     """Delete the copies of a name (with or without its key), or all that is kept; what it was."""
-    with locked(cache_folder() / LOCK):
+    with in_turn(cache_folder() / LOCK):
         drop_unfinished()
         found = [copy for copy in (*copies(), *older()) if name is None or is_named(copy, name)]
         for copy in found:

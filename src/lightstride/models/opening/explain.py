@@ -9,7 +9,6 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
-    StrictDataclassError,
 )
 from safetensors import SafetensorError
 from transformers.utils import logging
@@ -17,9 +16,6 @@ from transformers.utils import logging
 from lightstride.errors import LightstrideError, ModelError, NetworkError
 from lightstride.models.opening.builtin import BUILT_IN, GRAFTS
 
-EXPECTED = (OSError, ValueError, KeyError, RuntimeError, AssertionError, StrictDataclassError)
-"""Errors that damaged files raise (torch asserts sizes that a config gives).  Tokenizers, for its
-part, raises plain Exception."""
 OFFLINE = (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, TimeoutError)
 
 
@@ -48,9 +44,7 @@ def errors_explained(source: str, part: str) -> Iterator[None]:
     except SafetensorError as error:
         raise ModelError(f"the weights of {source} are truncated or damaged: {error}") from error
     except Exception as error:
-        if isinstance(error, EXPECTED) or type(error) is Exception:
-            raise explain(source, part, error) from error
-        raise
+        raise explain(source, part, error) from error
 
 
 def explain(source: str, part: str, error: Exception) -> ModelError | NetworkError:

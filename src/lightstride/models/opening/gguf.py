@@ -36,6 +36,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from lightstride.errors import ModelError, UnknownFamilyError
 from lightstride.models.opening.conversions import Source, kept
 from lightstride.models.opening.explain import errors_explained, quiet
+from lightstride.models.opening.gguf_header import check_gguf
 
 HAS_GGUF = find_spec("gguf") is not None
 if HAS_GGUF:
@@ -126,10 +127,17 @@ def read_metadata(path: Path) -> Metadata:
     """Metadata of a .gguf file; raises ModelError on a file that cannot be converted."""
     if not HAS_GGUF:
         raise ModelError("reading a .gguf file needs the package gguf; pip install gguf")
+    check_gguf(path)
     try:
         reader = GGUFReader(path)
     except (ValueError, IndexError, KeyError, OSError) as error:
         raise ModelError(f"{path} is truncated, or not a .gguf file: {error}") from error
+    with errors_explained(str(path), "head"):
+        return metadata_of(path, reader)
+
+
+def metadata_of(path: Path, reader: "GGUFReader") -> Metadata:
+    """Metadata of a file that was opened; raises ModelError where it cannot be converted."""
     architecture = field(reader, "general.architecture")
     if architecture not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)

@@ -24,6 +24,7 @@ from lightstride.models.families.registry import adapter_for
 from lightstride.models.opening.builtin import BUILT_IN, GRAFTS, gguf_source, graft_folder
 from lightstride.models.opening.conversions import Source
 from lightstride.models.opening.explain import errors_explained
+from lightstride.models.opening.gate import check_folder, check_weight_files
 from lightstride.models.opening.gguf import gguf_as_folder
 
 HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
@@ -52,12 +53,11 @@ def load_model(
     weights are missing, damaged, of other sizes than the config says, NaN or infinite.
     """
     place = locate(source)
-    local = is_local(place)
-    with errors_explained(source, "config"):
-        config = AutoConfig.from_pretrained(
-            place, local_files_only=local, trust_remote_code=trust_remote_code
-        )
+    config = load_config(source, place, trust_remote_code=trust_remote_code)
     adapter_for(config)
+    local = is_local(place)
+    if Path(place).is_dir():
+        check_weight_files(Path(place))
     with errors_explained(source, "weights"):
         opened = AutoModelForCausalLM.from_pretrained(
             place,
@@ -65,6 +65,7 @@ def load_model(
             dtype=dtype,
             local_files_only=local,
             trust_remote_code=trust_remote_code,
+            use_safetensors=True,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
@@ -86,7 +87,19 @@ def force_gqa_on_cpu() -> None:
         os.environ.setdefault("TRANSFORMERS_SDPA_FORCE_GQA", "1")
 
 
-def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+def load_config(source: str, place: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The config of a source that `locate` found; a local folder is looked through first."""
+    if Path(place).is_dir():
+        check_folder(Path(place), trust_remote_code=trust_remote_code)
+    with errors_explained(source, "config"):
+        config = AutoConfig.from_pretrained(
+            place, local_files_only=is_local(place), trust_remote_code=trust_remote_code
+        )
+    assert isinstance(config, PreTrainedConfig)
+    return config
+
+
+def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a model, of built-in grafts that of their base.
 
     Raises ModelError when it does not fit the model's vocabulary.
@@ -94,13 +107,13 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     place = locate(source)
     if source in GRAFTS:
         place = locate(GRAFTS[source])
-    local = is_local(place)
+    config = load_config(source, place, trust_remote_code=trust_remote_code)
     with errors_explained(source, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=local)
-    with errors_explained(source, "config"):
-        config = AutoConfig.from_pretrained(place, local_files_only=local)
-    assert isinstance(tokenizer, PreTrainedTokenizerBase)
-    check_tokenizer(tokenizer, config)
+        tokenizer = AutoTokenizer.from_pretrained(
+            place, local_files_only=is_local(place), trust_remote_code=trust_remote_code
+        )
+        assert isinstance(tokenizer, PreTrainedTokenizerBase)
+        check_tokenizer(tokenizer, config)
     return tokenizer
 
 

@@ -15,6 +15,7 @@ from lightstride.data.sampled import PLACEHOLDER, Opening, text_openings
 from lightstride.errors import DataError, ModelError, WorkError
 from lightstride.files import append_lines, read_lines
 from lightstride.generate import PlainDecoder, Settings, generate
+from lightstride.models.chat_template import render_chat
 from lightstride.models.fingerprint import fingerprint
 
 FILE = "self.jsonl"
@@ -102,7 +103,7 @@ def user_opening(tokenizer: PreTrainedTokenizerBase) -> Opening:
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str:
     """Text that the template puts behind the user's words, empty if that is nothing visible."""
     message = [{"role": "user", "content": PLACEHOLDER}]
-    text = str(tokenizer.apply_chat_template(message, tokenize=False))
+    text = render_chat(tokenizer, message, add_generation_prompt=False)
     return text.partition(PLACEHOLDER)[2].strip()
 
 

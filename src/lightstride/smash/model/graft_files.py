@@ -17,9 +17,12 @@ from torch import Tensor, nn
 
 from lightstride.errors import ModelError
 from lightstride.files import whole_file
+from lightstride.files.read import read_json
 from lightstride.models.opening.explain import errors_explained
+from lightstride.models.opening.gate import read_header
 from lightstride.models.opening.load import locate
 from lightstride.smash.model.config import SmashConfig
+from lightstride.smash.model.config_file import check_fields
 
 WEIGHTS = "model.safetensors"
 BASE = "base."
@@ -56,6 +59,9 @@ def relative_base(base: str, folder: Path) -> str:
 def read_config(source: str) -> SmashConfig:
     """The config of a smashed model; its base is named so that it can be opened from here."""
     place = locate(source)
+    file = Path(place) / "config.json"
+    if file.is_file():
+        check_fields(read_json(file, dict[str, object], ModelError), str(file))
     with errors_explained(source, "config"):
         config = SmashConfig.from_pretrained(place)
     assert isinstance(config, SmashConfig)
@@ -79,6 +85,7 @@ def read_weights(place: str) -> dict[str, Tensor]:
     path = Path(place) / WEIGHTS
     if not Path(place).is_dir():
         path = Path(hf_hub_download(place, WEIGHTS))
+    read_header(path)
     with safe_open(path, framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 

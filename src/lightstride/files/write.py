@@ -3,7 +3,6 @@
 whole_file, whole_folder   a temporary name to write under, renamed when the block ends well
 write_json                 a JSON document, by `whole_file`
 append_lines, read_lines   a file that grows by whole lines; a last line that was cut is no line
-locked                     what one process at a time may do
 cache_folder               where things are kept that are made once and used again
 
 Everything written has the permissions of a usual new file (safetensors' own would be 0600).
@@ -15,17 +14,13 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from importlib.util import find_spec
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from lightstride.errors import OutputError
 
-HAS_LOCKS = find_spec("fcntl") is not None
 """Where there are none, renaming still keeps what is written whole."""
-if HAS_LOCKS:
-    import fcntl
 
 
 def cache_folder() -> Path:
@@ -90,23 +85,6 @@ def whole_file(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # renamed, or never there
             partial.unlink()
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """One process at a time inside the block; the lock ends with the process that holds it.
-
-    The file stays, empty.  OutputError where it cannot be made.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("ab")
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {reason(error)}") from error
-    with file:
-        if HAS_LOCKS:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def write_json(path: str | Path, document: object, *, indent: int | None = 2) -> None:

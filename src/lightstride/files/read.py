@@ -1,0 +1,89 @@
+"""The one way to read: bounded in size and depth, checked against a type, else one clear line.
+
+Every reader takes the error to raise, an exception of `errors.py`; its text names the file and
+what is wrong with it.  A type is whatever msgspec knows: a dict, a `msgspec.Struct` with ranges, a
+union.  JSON is as transformers reads it (Infinity and NaN are numbers) unless a type is stricter.
+"""
+
+import json
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from lightstride.errors import LightstrideError
+
+T = TypeVar("T")
+Error = type[LightstrideError]
+
+MEBIBYTE = 1 << 20
+MAX_JSON_BYTES = 64 * MEBIBYTE
+"""More than any config, index or record; tokenizers of large vocabularies have about 35 MB."""
+MAX_DEPTH = 100
+"""Nesting of lists and objects; readers that recurse stop near 1,000."""
+
+
+def read_bytes(path: Path, error: Error, *, limit: int = MAX_JSON_BYTES) -> bytes:
+    """The bytes of a file of at most `limit` bytes."""
+    try:
+        size = path.stat().st_size
+        if size > limit:
+            raise error(f"{path} has {size:,} bytes; at most {limit:,} are read")
+        return path.read_bytes()
+    except OSError as cause:
+        raise error(f"cannot read {path}: {cause.strerror or cause}") from cause
+
+
+def read_text(path: Path, error: Error, *, limit: int = MAX_JSON_BYTES) -> str:
+    """The text of a UTF-8 file."""
+    return as_text(read_bytes(path, error, limit=limit), str(path), error)
+
+
+def read_json(path: Path, kind: type[T], error: Error, *, limit: int = MAX_JSON_BYTES) -> T:
+    """The JSON document of a file, as an instance of `kind`."""
+    return parse_json(read_bytes(path, error, limit=limit), kind, str(path), error)
+
+
+def parse_json(data: bytes | str, kind: type[T], where: str, error: Error) -> T:
+    """A JSON document as an instance of `kind`; `where` names it in the error."""
+    text = as_text(data, where, error) if isinstance(data, bytes) else data
+    try:
+        document = json.loads(text)
+        check_depth(document)
+        document_text(document)
+        return msgspec.convert(document, kind)
+    except RecursionError as cause:
+        raise error(f"{where} is nested deeper than {MAX_DEPTH} levels") from cause
+    except msgspec.ValidationError as cause:
+        raise error(f"{where}: {cause}") from cause
+    except ValueError as cause:
+        raise error(f"{where} is not JSON: {cause}") from cause
+
+
+def as_text(data: bytes, where: str, error: Error) -> str:
+    """UTF-8 bytes as text, without a byte order mark."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as cause:
+        raise error(f"{where} is not UTF-8 text: {cause.reason} at byte {cause.start}") from cause
+
+
+def check_depth(document: object) -> None:
+    """Raise RecursionError where lists and objects are nested too deeply."""
+    level, depth = [document], 0
+    while level:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise RecursionError
+        level = [
+            value
+            for each in level
+            if isinstance(each, dict | list)
+            for value in (each.values() if isinstance(each, dict) else each)
+            if isinstance(value, dict | list)
+        ]
+
+
+def document_text(document: object) -> None:
+    """Raise ValueError where a text of the document cannot be written as UTF-8."""
+    json.dumps(document, ensure_ascii=False).encode("utf-8")
