@@ -187,7 +187,10 @@ class Eagle3Head(nn.Module):
         middle_BLD = residual_BLD + self.output(attended_BHLd.transpose(1, 2).flatten(2))
         ffn_BLD = self.ffn_norm(middle_BLD)
         next_BLD = middle_BLD + self.down(nn.functional.silu(self.gate(ffn_BLD)) * self.up(ffn_BLD))
-        return self.norm(next_BLD) if config.norm_output else next_BLD
+        if config.norm_output:
+            next_BLD = self.norm(next_BLD)
+        assert isinstance(next_BLD, Tensor)
+        return next_BLD
 
     def logits(self, states_BLD: Tensor) -> Tensor:
         """Logits over the draft vocabulary of the tokens after those just read, (B, L, M)."""
