@@ -11,18 +11,18 @@ Facts: vLLM 0.33 `llama_eagle3.py`, SGLang 0.5.23 `llama_eagle3.py`, speculators
 `models/eagle3`, llama.cpp `conversion/llama.py`.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lightstride.errors import ConfigError, ModelError
-from lightstride.files import whole_folder
+from lightstride.files import whole_folder, write_json
+from lightstride.files.read import read_json
+from lightstride.models.opening.gate import read_header
 from lightstride.smash.model.eagle3 import Eagle3Config, Eagle3Head, default_taps
 
 Layout = Literal["flat", "speculators"]
@@ -95,8 +95,7 @@ def write_head(
     tensors["t2d"] = torch.zeros(config.vocab_size, dtype=torch.bool)
     tensors["t2d"][head.tokens_of_rows().cpu()] = True
     with whole_folder(Path(folder)) as partial:
-        text = json.dumps(document, indent=2, allow_nan=False)
-        (partial / "config.json").write_text(text + "\n", encoding="utf-8")
+        write_json(partial / "config.json", document)
         save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
 
 
@@ -161,7 +160,7 @@ def read_head(folder: str | Path, *, num_blocks: int) -> Eagle3Head:
     Raises ModelError that names the key or tensor that is missing, surplus or of another shape.
     """
     folder = Path(folder)
-    document = read_json(folder / "config.json")
+    document = read_json(folder / "config.json", dict[str, object], ModelError)
     layout: Layout = "speculators" if "speculators_model_type" in document else "flat"
     tensors = read_tensors(folder)
     try:
@@ -271,19 +270,6 @@ def taps_of(document: Mapping[str, object], layout: Layout, num_blocks: int) -> 
     return taps
 
 
-def read_json(path: Path) -> dict[str, object]:
-    """A JSON object; raises ModelError that names the file."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelError(f"{path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path} is no JSON: {error}") from error
-    if not isinstance(document, dict):
-        raise ModelError(f"{path} holds no JSON object")
-    return document
-
-
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of a head; pickles are refused."""
     path = folder / "model.safetensors"
@@ -294,7 +280,5 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
                 "safetensors' own `convert` or ask its publisher for safetensors"
             )
         raise ModelError(f"{path} is missing")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path} is damaged: {error}") from error
+    read_header(path)
+    return load_file(path)
