@@ -19,10 +19,12 @@ from lightstride.errors import ConfigError
 from lightstride.generate.cache import Storage
 from lightstride.generate.detokenize import TextStream
 from lightstride.generate.forward import CachedBatch, Forward
+from lightstride.generate.memory_batch import MemoryBatch
 from lightstride.generate.modes import ColumnReader, Columns, DecodingMode, Outcome
 from lightstride.generate.rows import NO_HOOKS, Row, check_prompt, context_length
 from lightstride.generate.sampling import row_key
 from lightstride.generate.session import Hooks, Limits, RowStep, TokenLogprob
+from lightstride.memory.cache import Memory
 
 
 class BatchSession:
@@ -39,6 +41,7 @@ class BatchSession:
         ends: frozenset[int],
         limits: Limits,
         storage: Storage,
+        memory: Memory | None = None,
     ) -> None:
         self.model = model
         self.modes = modes
@@ -48,7 +51,7 @@ class BatchSession:
         self.tokenizer = tokenizer
         self.ends = ends
         self.limits = limits
-        self.batch = CachedBatch(model, storage)
+        self.batch = CachedBatch(model, storage) if memory is None else MemoryBatch(model, memory)
         self.rows: list[Row] = []
         self.num_answering = 0
         self.num_joined = 0
@@ -142,12 +145,12 @@ class BatchSession:
     @property
     def entry_bytes(self) -> int:
         """Bytes of one KV entry over all layers; 0 before the first step."""
-        return self.batch.cache.entry_bytes
+        return self.batch.entry_bytes
 
     @property
     def allocated_bytes(self) -> int:
         """Bytes of the KV cache as it is, room to grow included."""
-        return self.batch.cache.allocated_bytes
+        return self.batch.allocated_bytes
 
     def step(self) -> Sequence[RowStep]:
         """One forward of the base for all rows that answer, and one for the prompts being read."""
@@ -185,7 +188,7 @@ class BatchSession:
             self.rows[-1].number = self.num_joined
             self.num_joined += 1
             self.batch.add_row()
-        self.batch.cache.capacity = max(map(self.need, self.rows), default=0)
+        self.batch.reserve(max(map(self.need, self.rows), default=0))
 
     def read(self, answering: int) -> list[RowStep]:
         """Read on in the prompts; rows that are through have their first tokens."""
@@ -255,8 +258,10 @@ class BatchSession:
         ordered = [outcomes[index] for index in range(len(rows))]
         self.batch.keep(where, [each.kept for each in ordered], [each.advance for each in ordered])
         return [
-            self.emit(row, outcome, logits_KV)
-            for row, outcome, logits_KV in zip(rows, ordered, forward.logits_BKV, strict=True)
+            self.emit(row, outcome, logits_KV, self.batch.share(index))
+            for index, (row, outcome, logits_KV) in enumerate(
+                zip(rows, ordered, forward.logits_BKV, strict=True)
+            )
         ]
 
     def by_mode(self, rows: Sequence[Row]) -> list[tuple[DecodingMode, list[int]]]:
@@ -271,8 +276,8 @@ class BatchSession:
         """The base's hidden states that the modes of these rows need."""
         return sorted({tap for row in rows for tap in self.mode(row).taps})
 
-    def emit(self, row: Row, outcome: Outcome, logits_KV: Tensor) -> RowStep:
-        """Accept a row's tokens up to its cut; the row's step."""
+    def emit(self, row: Row, outcome: Outcome, logits_KV: Tensor, share: float = 1.0) -> RowStep:
+        """Accept a row's tokens up to its cut; the row's step.  `share` of its entries are held."""
         tokens, text = row.extend(outcome.emitted)
         row.steps += 1
         row.drafted += outcome.drafted
@@ -290,7 +295,7 @@ class BatchSession:
             steps=row.steps,
             drafted=row.drafted,
             accepted=row.accepted,
-            kv_entries=min(row.kv_entries, len(row.tokens)),
+            kv_entries=round(share * min(row.kv_entries, len(row.tokens))),
             logprobs=logprobs,
         )
 

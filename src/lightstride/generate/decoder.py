@@ -16,6 +16,7 @@ from lightstride.generate.cache import Storage
 from lightstride.generate.modes import ColumnReader, OneToken
 from lightstride.generate.rows import ends_of
 from lightstride.generate.session import FinishReason, Hooks, Limits, RowStep, Session
+from lightstride.memory.cache import Memory
 
 NO_LIMITS = Limits()
 ALL_AT_ONCE = Limits(chunk=sys.maxsize, idle_chunk=sys.maxsize)
@@ -106,10 +107,12 @@ class PlainDecoder:
         tokenizer: PreTrainedTokenizerBase,
         *,
         storage: Storage = "dynamic",
+        memory: Memory | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.storage: Storage = storage
+        self.memory = memory
 
     def session(self, limits: Limits = NO_LIMITS, *, with_text: bool = True) -> Session:
         """An open batch without rows."""
@@ -122,6 +125,7 @@ class PlainDecoder:
             ends=ends_of(self.model, self.tokenizer),
             limits=limits,
             storage=self.storage,
+            memory=self.memory,
         )
 
     def steps(

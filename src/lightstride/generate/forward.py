@@ -87,6 +87,24 @@ class CachedBatch:
         self.cache.num_rows -= 1
         self.cache.shrink(max(self.used, default=0))
 
+    def reserve(self, capacity: int) -> None:
+        """Say how many columns rows may come to have; a static buffer has them at once."""
+        self.cache.capacity = capacity
+
+    def share(self, row: int) -> float:
+        """Entries a token and head that a row holds: one, nothing is smashed here."""
+        return 1.0
+
+    @property
+    def entry_bytes(self) -> int:
+        """Bytes of one entry of one row, over all layers; 0 before the first forward."""
+        return self.cache.entry_bytes
+
+    @property
+    def allocated_bytes(self) -> int:
+        """Bytes of all buffers, used or not."""
+        return self.cache.allocated_bytes
+
     def read(self, rows: slice, tokens: Sequence[Sequence[int]], taps: Sequence[int]) -> Forward:
         """Read further tokens of each row, all of which stay; logits of the last ones alone.
 

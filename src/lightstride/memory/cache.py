@@ -38,6 +38,14 @@ class Group:
     """Whether they are all heads of the layer."""
 
 
+@dataclass(frozen=True)
+class Memory:
+    """How a model's cache is kept: a plan, and the type of its entries."""
+
+    plan: MemoryPlan
+    kind: KvType = "model"
+
+
 class MemoryCache:
     """Entries of some rows, by layer and group of heads."""
 
@@ -181,6 +189,11 @@ class MemoryCache:
         return sum(
             part.numel() * part.element_size() for each in self.buffers for part in each.parts
         )
+
+    @property
+    def entry_bytes(self) -> int:
+        """Bytes of one entry of every head; 0 before the first forward."""
+        return sum(each.entry_bytes for each in self.buffers)
 
     @property
     def entries(self) -> list[int]:

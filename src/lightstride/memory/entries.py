@@ -47,6 +47,11 @@ class Entries:
     def num_columns(self) -> int:
         return self.values_RGWd.shape[2]
 
+    @property
+    def entry_bytes(self) -> int:
+        """Bytes of one entry of every head."""
+        return sum(part.shape[1] * part.shape[3] * part.element_size() for part in self.parts)
+
     def fit(self, num_rows: int, num_columns: int) -> None:
         """Have at least so many rows and columns; new ones are zeros."""
         rows, columns = self.num_rows, self.num_columns

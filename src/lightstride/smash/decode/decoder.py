@@ -23,6 +23,7 @@ from lightstride.generate.decoder import ALL_AT_ONCE, NO_LIMITS, Step, steps_of
 from lightstride.generate.modes import ColumnReader, DecodingMode, OneToken
 from lightstride.generate.rows import ends_of
 from lightstride.generate.session import Hooks, Limits, Session
+from lightstride.memory.cache import Memory
 from lightstride.smash.decode.lossless import Lossless
 from lightstride.smash.decode.trust import Trust
 from lightstride.smash.decode.verify import Verify
@@ -42,10 +43,12 @@ class SmashDecoder:
         tokenizer: PreTrainedTokenizerBase,
         *,
         storage: Storage = "dynamic",
+        memory: Memory | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.storage: Storage = storage
+        self.memory = memory
 
     def session(self, limits: Limits = NO_LIMITS, *, with_text: bool = True) -> Session:
         """An open batch without rows."""
@@ -55,6 +58,7 @@ class SmashDecoder:
             ends_of(self.model.base, self.tokenizer),
             limits=limits,
             storage=self.storage,
+            memory=self.memory,
         )
 
     def steps(
@@ -71,6 +75,7 @@ def smash_session(
     *,
     limits: Limits = NO_LIMITS,
     storage: Storage = "dynamic",
+    memory: Memory | None = None,
 ) -> BatchSession:
     """An open batch of a smashed model, in any of its modes."""
 
@@ -102,6 +107,7 @@ def smash_session(
         ends=ends,
         limits=limits,
         storage=storage,
+        memory=memory,
     )
 
 
