@@ -26,6 +26,7 @@ from lightstride.config import (
     GenerateConfig,
     PruneConfig,
     ReportConfig,
+    ServeConfig,
     SmashRunConfig,
 )
 from lightstride.errors import ConfigError, LightstrideError
@@ -100,6 +101,13 @@ def doctor(config: DoctorConfig) -> Document:
     return doctor(config)
 
 
+def serve(config: ServeConfig) -> Document:
+    """Serve models until a signal comes; where it was and what."""
+    from lightstride.commands.serve import serve
+
+    return serve(config)
+
+
 COMMANDS: Mapping[str, tuple[type[Command], Callable[[Any], Document]]] = {
     "prune": (PruneConfig, prune),
     "smash": (SmashRunConfig, smash),
@@ -108,6 +116,7 @@ COMMANDS: Mapping[str, tuple[type[Command], Callable[[Any], Document]]] = {
     "bench": (BenchConfig, bench),
     "export": (ExportConfig, export),
     "report": (ReportConfig, report),
+    "serve": (ServeConfig, serve),
     "cache": (CacheConfig, cache),
     "doctor": (DoctorConfig, doctor),
 }

@@ -9,6 +9,7 @@ from lightstride.config.export import ExportConfig
 from lightstride.config.generate import GenerateConfig
 from lightstride.config.prune import PruneConfig
 from lightstride.config.report import ReportConfig
+from lightstride.config.serve import ServeConfig
 from lightstride.config.smash import SmashRunConfig
 
 __all__ = [
@@ -22,5 +23,6 @@ __all__ = [
     "ModelCommand",
     "PruneConfig",
     "ReportConfig",
+    "ServeConfig",
     "SmashRunConfig",
 ]

@@ -6,6 +6,7 @@ then they end with an error that says why; a second signal ends everything at on
 
 import asyncio
 import contextlib
+import logging
 import signal
 import socket
 import threading
@@ -38,6 +39,7 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=int(grace) + LAST_SECONDS,
         )
         super().__init__(config)
+        logging.getLogger("uvicorn").setLevel(logging.WARNING)
         self.service = service
         self.grace = grace
         self.on_ready = on_ready

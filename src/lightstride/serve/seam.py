@@ -130,6 +130,10 @@ class Model(Protocol):
         """The grammar of a JSON schema; ApiError where it has none that can be used."""
         ...
 
+    async def know_pieces(self) -> None:
+        """Make `piece` quick; it may take a second, once."""
+        ...
+
     def piece(self, token: int) -> bytes:
         """The bytes of one token."""
         ...

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pydantic import JsonValue
 
-from lightstride.serve.api.follow import Answer
+from lightstride.serve.api.follow import FollowedAnswer
 from lightstride.serve.api.metrics import Clock
 from lightstride.serve.api.service import Defaults, Service
 from lightstride.serve.faults import bad
@@ -38,7 +38,7 @@ def submit(
     request: Sampling,
     prompts: Sequence[Sequence[int]],
     wish: Wish,
-) -> list[Answer]:
+) -> list[FollowedAnswer]:
     """Queue the answers of a request, prompt by prompt; ApiError where one cannot be.
 
     What comes back has to be followed to its end or released, so that the rows are free again.
@@ -60,7 +60,7 @@ def submit(
     answers = []
     for index, (ask, ticket) in enumerate(zip(asks, tickets, strict=True)):
         clock = Clock(service.meters, facts.name, len(ask.prompt))
-        answers.append(Answer(index, model, ticket, len(ask.prompt), clock))
+        answers.append(FollowedAnswer(index, model, ticket, len(ask.prompt), clock))
     return answers
 
 
@@ -173,6 +173,13 @@ def ask_for(
 def either(given: float | None, default: float) -> float:
     """What was given, or the default."""
     return default if given is None else given
+
+
+async def alternatives(model: Model, wanted: int | None) -> int | None:
+    """How many alternatives are wanted, once the model can name them."""
+    if wanted is not None:
+        await model.know_pieces()
+    return wanted
 
 
 async def grammar_of(

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from lightstride.serve.api.asks import Wish, grammar_of, submit
-from lightstride.serve.api.follow import Answer, merged, metrics, usage
+from lightstride.serve.api.asks import Wish, alternatives, grammar_of, submit
+from lightstride.serve.api.follow import FollowedAnswer, merged, metrics, usage
 from lightstride.serve.api.service import Service
 from lightstride.serve.api.sse import DONE, EventStream, event, unless_gone
 from lightstride.serve.api.toolcalls import CallReader, forced_schema
@@ -25,7 +25,7 @@ Document = dict[str, object]
 
 
 @dataclass(frozen=True)
-class Head:
+class ResponseHead:
     """What all parts of a response begin with."""
 
     id: str
@@ -43,9 +43,9 @@ class Head:
         }
 
 
-def new_head(prefix: str, model: Model) -> Head:
+def new_head(prefix: str, model: Model) -> ResponseHead:
     """The head of a new response."""
-    return Head(f"{prefix}-{secrets.token_hex(12)}", int(time.time()), model.facts.name)
+    return ResponseHead(f"{prefix}-{secrets.token_hex(12)}", int(time.time()), model.facts.name)
 
 
 async def chat(service: Service, request: ChatRequest, http: Request) -> Response:
@@ -64,12 +64,14 @@ async def chat(service: Service, request: ChatRequest, http: Request) -> Respons
     wish = Wish(
         max_tokens=request.max_completion_tokens or request.max_tokens,
         count=request.n or 1,
-        top_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+        top_logprobs=await alternatives(
+            model, (request.top_logprobs or 0) if request.logprobs else None
+        ),
         grammar=await grammar_of(model, schema, service.limits),
         field="messages",
     )
     answers = submit(service, model, request, [prompt], wish)
-    reply = Reply(new_head("chatcmpl", model), request, answers, names)
+    reply = ChatReply(new_head("chatcmpl", model), request, answers, names)
     if request.stream:
         return EventStream(service, answers, reply.chunks())
     await unless_gone(http, answers, service.limits.answer_seconds)
@@ -121,11 +123,15 @@ def called(function: object) -> Document:
     return {"name": name, "arguments": arguments}
 
 
-class Reply:
+class ChatReply:
     """One response, its answers followed; whole, or chunk by chunk."""
 
     def __init__(
-        self, head: Head, request: ChatRequest, answers: Sequence[Answer], names: Sequence[str]
+        self,
+        head: ResponseHead,
+        request: ChatRequest,
+        answers: Sequence[FollowedAnswer],
+        names: Sequence[str],
     ) -> None:
         self.head = head
         self.request = request
@@ -147,7 +153,7 @@ class Reply:
             service_tier="default",
         )
 
-    def choice(self, answer: Answer) -> Document:
+    def choice(self, answer: FollowedAnswer) -> Document:
         """One answer of the whole response."""
         reader = self.readers[answer.index]
         text = answer.text
@@ -170,7 +176,7 @@ class Reply:
             "finish_reason": "tool_calls" if calls else answer.finish,
         }
 
-    def logprobs(self, answer: Answer, scored: Sequence[Scored]) -> Document | None:
+    def logprobs(self, answer: FollowedAnswer, scored: Sequence[Scored]) -> Document | None:
         """How likely tokens were, in the shape of chat."""
         if not self.request.logprobs:
             return None
@@ -195,7 +201,7 @@ class Reply:
                 yield out
         yield self.last() + DONE
 
-    def told_step(self, answer: Answer, news: News) -> bytes:
+    def told_step(self, answer: FollowedAnswer, news: News) -> bytes:
         """The chunks of one step; none where there is nothing to say yet."""
         reader = self.readers[answer.index]
         text = news.text if reader is None else reader.feed(news.text)
@@ -212,7 +218,7 @@ class Reply:
             out += self.end(answer)
         return out
 
-    def end(self, answer: Answer) -> bytes:
+    def end(self, answer: FollowedAnswer) -> bytes:
         """The last chunks of one answer: its calls, and why it ended."""
         reader = self.readers[answer.index]
         text, calls = ("", []) if reader is None else reader.finish()
@@ -222,7 +228,7 @@ class Reply:
         reason = "tool_calls" if calls else answer.finish
         return out + self.chunk(answer, {}, finish_reason=reason)
 
-    def chunk(self, answer: Answer, delta: Mapping[str, object], **extra: object) -> bytes:
+    def chunk(self, answer: FollowedAnswer, delta: Mapping[str, object], **extra: object) -> bytes:
         """One event of one answer."""
         scored = extra.pop("scored", ())
         assert isinstance(scored, Sequence)

@@ -5,9 +5,9 @@ from collections.abc import AsyncGenerator, Sequence
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from lightstride.serve.api.asks import Wish, submit
-from lightstride.serve.api.chat import Document, Head, new_head
-from lightstride.serve.api.follow import Answer, merged, metrics, usage
+from lightstride.serve.api.asks import Wish, alternatives, submit
+from lightstride.serve.api.chat import Document, ResponseHead, new_head
+from lightstride.serve.api.follow import FollowedAnswer, merged, metrics, usage
 from lightstride.serve.api.service import Service
 from lightstride.serve.api.sse import DONE, EventStream, event, unless_gone
 from lightstride.serve.faults import bad
@@ -37,24 +37,28 @@ async def complete(service: Service, request: CompletionRequest, http: Request) 
             for prompt in request.prompts
             for _ in range(count)
         ]
-    wish = Wish(max_tokens=request.max_tokens, count=count, top_logprobs=request.logprobs)
+    wish = Wish(
+        max_tokens=request.max_tokens,
+        count=count,
+        top_logprobs=await alternatives(model, request.logprobs),
+    )
     answers = submit(service, model, request, prompts, wish)
     total = sum(map(len, prompts))
-    reply = Reply(new_head("cmpl", model), request, answers, texts, total)
+    reply = CompletionReply(new_head("cmpl", model), request, answers, texts, total)
     if request.stream:
         return EventStream(service, answers, reply.chunks())
     await unless_gone(http, answers, service.limits.answer_seconds)
     return JSONResponse(reply.whole())
 
 
-class Reply:
+class CompletionReply:
     """One response, whole or chunk by chunk."""
 
     def __init__(
         self,
-        head: Head,
+        head: ResponseHead,
         request: CompletionRequest,
-        answers: Sequence[Answer],
+        answers: Sequence[FollowedAnswer],
         echoes: Sequence[str],
         prompt_tokens: int,
     ) -> None:
@@ -77,12 +81,12 @@ class Reply:
             metrics=metrics(self.answers),
         )
 
-    def echo(self, answer: Answer) -> str:
+    def echo(self, answer: FollowedAnswer) -> str:
         """The prompt, where it is to be said again."""
         return self.echoes[answer.index] if self.echoes else ""
 
     def choice(
-        self, answer: Answer, text: str, scored: Sequence[Scored], finish: str | None
+        self, answer: FollowedAnswer, text: str, scored: Sequence[Scored], finish: str | None
     ) -> Document:
         """One answer, or a part of one."""
         logprobs = None
@@ -95,7 +99,7 @@ class Reply:
             "finish_reason": finish,
         }
 
-    def logprobs(self, answer: Answer, scored: Sequence[Scored]) -> Document:
+    def logprobs(self, answer: FollowedAnswer, scored: Sequence[Scored]) -> Document:
         """How likely tokens were, in the shape of completions."""
         tokens, offsets = [], []
         for one in scored:
@@ -135,7 +139,7 @@ class Reply:
             )
         yield DONE
 
-    def told_step(self, answer: Answer, news: News) -> bytes:
+    def told_step(self, answer: FollowedAnswer, news: News) -> bytes:
         """The chunk of one step; none where there is nothing to say yet."""
         options = self.request.stream_options
         extra: Document = {}

@@ -7,7 +7,7 @@ from lightstride.serve.api.metrics import Clock
 from lightstride.serve.seam import Finish, Model, News, Scored, Ticket
 
 
-class Answer:
+class FollowedAnswer:
     """One choice of a response: its ticket, and all that was told of it."""
 
     def __init__(self, index: int, model: Model, ticket: Ticket, prompt: int, clock: Clock) -> None:
@@ -60,7 +60,7 @@ class Answer:
             pass
 
 
-async def gather(answers: Sequence[Answer]) -> None:
+async def gather(answers: Sequence[FollowedAnswer]) -> None:
     """Wait for all; where one fails the others are cancelled."""
     tasks = [asyncio.create_task(answer.whole()) for answer in answers]
     try:
@@ -72,21 +72,25 @@ async def gather(answers: Sequence[Answer]) -> None:
         release(answers)
 
 
-def release(answers: Sequence[Answer]) -> None:
+def release(answers: Sequence[FollowedAnswer]) -> None:
     """Give up the rows of answers that have not ended, followed or not."""
     for answer in answers:
         answer.ticket.cancel()
 
 
-async def merged(answers: Sequence[Answer]) -> AsyncIterator[tuple[Answer, Sequence[News]]]:
+async def merged(
+    answers: Sequence[FollowedAnswer],
+) -> AsyncIterator[tuple[FollowedAnswer, Sequence[News]]]:
     """The steps of all answers in the order in which they come."""
     if len(answers) == 1:
         async for several in answers[0].steps():
             yield answers[0], several
         return
-    queue: asyncio.Queue[tuple[Answer, Sequence[News]] | BaseException | None] = asyncio.Queue()
+    queue: asyncio.Queue[tuple[FollowedAnswer, Sequence[News]] | BaseException | None] = (
+        asyncio.Queue()
+    )
 
-    async def feed(answer: Answer) -> None:
+    async def feed(answer: FollowedAnswer) -> None:
         try:
             async for several in answer.steps():
                 queue.put_nowait((answer, several))
@@ -112,7 +116,7 @@ async def merged(answers: Sequence[Answer]) -> AsyncIterator[tuple[Answer, Seque
         await asyncio.gather(*feeders, return_exceptions=True)
 
 
-def usage(answers: Sequence[Answer], prompt_tokens: int) -> dict[str, object]:
+def usage(answers: Sequence[FollowedAnswer], prompt_tokens: int) -> dict[str, object]:
     """Tokens in and out, as OpenAI counts them, and KV entries."""
     said = sum(answer.num_tokens for answer in answers)
     return {
@@ -126,7 +130,7 @@ def usage(answers: Sequence[Answer], prompt_tokens: int) -> dict[str, object]:
     }
 
 
-def metrics(answers: Sequence[Answer]) -> dict[str, object]:
+def metrics(answers: Sequence[FollowedAnswer]) -> dict[str, object]:
     """What the steps brought, under vLLM's names."""
     length = max((len(answer.histogram) for answer in answers), default=0)
     histogram = [

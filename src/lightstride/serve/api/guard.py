@@ -30,7 +30,7 @@ class Guard:
     ) -> None:
         self.app = app
         self.limits = limits
-        self.key_hash = None if key is None else digest(key)
+        self.key_hash = None if key is None else key_digest(key)
         self.hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -57,7 +57,7 @@ class Guard:
         if self.key_hash is not None and scope["path"] not in OPEN_TO_ALL and not is_preflight:
             given = headers.get("authorization", "")
             kind, _, key = given.partition(" ")
-            matches = hmac.compare_digest(digest(key.strip()), self.key_hash)
+            matches = hmac.compare_digest(key_digest(key.strip()), self.key_hash)
             if kind.lower() != "bearer" or not matches:
                 message = "no API key was given" if not given else "the API key is wrong"
                 raise ApiError(401, message, code="invalid_api_key")
@@ -91,7 +91,7 @@ class Body:
         return message
 
 
-def digest(text: str) -> bytes:
+def key_digest(text: str) -> bytes:
     """The hash of a key: of one length, whatever the key's."""
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
 

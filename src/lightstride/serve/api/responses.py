@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 
 from lightstride.serve.api.asks import Wish, grammar_of, submit
 from lightstride.serve.api.chat import Document
-from lightstride.serve.api.follow import Answer, merged, metrics
+from lightstride.serve.api.follow import FollowedAnswer, merged, metrics
 from lightstride.serve.api.service import Service
 from lightstride.serve.api.sse import EventStream, event, unless_gone
 from lightstride.serve.faults import ApiError
@@ -29,7 +29,7 @@ async def respond(service: Service, request: ResponseRequest, http: Request) -> 
         field="input",
     )
     (answer,) = submit(service, model, request, [prompt], wish)
-    reply = Reply(request, answer)
+    reply = ResponseReply(request, answer)
     if request.stream:
         return EventStream(service, [answer], reply.events(), say=reply.failed)
     await unless_gone(http, [answer], service.limits.answer_seconds)
@@ -51,10 +51,10 @@ def conversation(request: ResponseRequest) -> list[Document]:
     return messages
 
 
-class Reply:
+class ResponseReply:
     """One response, whole or event by event."""
 
-    def __init__(self, request: ResponseRequest, answer: Answer) -> None:
+    def __init__(self, request: ResponseRequest, answer: FollowedAnswer) -> None:
         self.request = request
         self.answer = answer
         self.id = f"resp_{secrets.token_hex(12)}"

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from lightstride.serve.api.follow import Answer, gather, release
+from lightstride.serve.api.follow import FollowedAnswer, gather, release
 from lightstride.serve.api.service import Service
 from lightstride.serve.faults import ApiError, internal
 
@@ -52,7 +52,7 @@ class EventStream(Response):
     def __init__(
         self,
         service: Service,
-        answers: Sequence[Answer],
+        answers: Sequence[FollowedAnswer],
         body: AsyncGenerator[bytes],
         *,
         say: Callable[[ApiError], bytes] = failed,
@@ -141,7 +141,7 @@ async def disconnected(receive: Callable[[], Awaitable[Message]]) -> None:
         pass
 
 
-async def unless_gone(request: Request, answers: Sequence[Answer], seconds: float) -> None:
+async def unless_gone(request: Request, answers: Sequence[FollowedAnswer], seconds: float) -> None:
     """Wait for all answers, which are cancelled where the client goes or the time is over."""
     gone = asyncio.ensure_future(disconnected(request.receive))
     task = asyncio.ensure_future(gather(answers))

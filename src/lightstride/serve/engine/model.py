@@ -15,7 +15,7 @@ from llguidance import LLTokenizer
 from transformers import PreTrainedTokenizerBase
 
 from lightstride.config.decoding import Settings
-from lightstride.errors import LightstrideError
+from lightstride.errors import LightstrideError, ModelError
 from lightstride.generate.session import Session
 from lightstride.serve.engine.choices import Choices, choices_of
 from lightstride.serve.engine.engine import Engine
@@ -116,19 +116,25 @@ class ServedModel:
         """All tokens as grammars need them; takes about a second, once."""
         return token_trie(self.tokenizer, self.facts.vocab_size, self.ends)
 
+    async def know_pieces(self) -> None:
+        """Make `piece` quick."""
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self.grammars, lambda: self.pieces)
+
     def piece(self, token: int) -> bytes:
         """The bytes of one token; those of a special one are its name's."""
-        if token >= len(self.tokenizer):
-            return b""
-        if token in self.specials:
-            return self.specials[token]
-        return bytes(self.trie.decode_bytes([token]))
+        return self.pieces[token] if token < len(self.pieces) else b""
 
     @cached_property
-    def specials(self) -> dict[int, bytes]:
-        """The names of special tokens."""
-        added = self.tokenizer.added_tokens_decoder
-        return {number: token.content.encode() for number, token in added.items()}
+    def pieces(self) -> list[bytes]:
+        """The bytes of all tokens."""
+        try:
+            pieces = [bytes(self.trie.decode_bytes([t])) for t in range(len(self.tokenizer))]
+        except ModelError:
+            pieces = [self.decode([token]).encode() for token in range(len(self.tokenizer))]
+        for number, token in self.tokenizer.added_tokens_decoder.items():
+            pieces[number] = token.content.encode()
+        return pieces
 
     async def compile(self, schema: str) -> str:
         """The grammar of a JSON schema; ApiError where it has none that can be used."""

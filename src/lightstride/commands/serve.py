@@ -1,0 +1,114 @@
+"""What `lightstride serve` does: open models, listen, answer until a signal comes."""
+
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+
+from lightstride.checkpoint import open_decoder
+from lightstride.config.serve import ServeConfig
+from lightstride.errors import ConfigError
+from lightstride.generate.decoder import Decoder
+from lightstride.generate.rows import context_length, ends_of
+from lightstride.generate.session import Limits as SessionLimits
+from lightstride.models.device import pick_device, pick_dtype, suitable_dtype
+from lightstride.serve.api.app import build
+from lightstride.serve.api.guard import LOOPBACK_NAMES
+from lightstride.serve.api.service import Defaults, Service
+from lightstride.serve.engine.model import ServedModel
+from lightstride.serve.limits import Limits
+from lightstride.serve.run import Server, listen
+from lightstride.serve.seam import Facts
+from lightstride.smash.decode.decoder import SmashDecoder
+
+CONTEXT = 4096
+"""Context of a model whose config does not say."""
+
+
+def serve(config: ServeConfig) -> Mapping[str, object]:
+    """Serve until a signal comes; where it was and what, as printed by `--json`."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="lightstride: %(message)s")
+    begin = time.perf_counter()
+    limits = Limits(rows=config.rows, queue=config.queue, answer_seconds=config.timeout)
+    with closing(listen(config.host, config.port)) as bound:
+        port = bound.getsockname()[1]
+        host = f"[{config.host}]" if ":" in config.host else config.host
+        service = Service(
+            models=open_models(config, limits),
+            limits=limits,
+            defaults=Defaults(
+                max_tokens=config.max_new_tokens,
+                temperature=config.temperature,
+                mode=config.mode,
+            ),
+            log_text=config.log_text,
+        )
+
+        def say_ready() -> None:
+            sys.stderr.write(
+                f"lightstride: serving {', '.join(service.models)} on http://{host}:{port} "
+                f"(ready after {time.perf_counter() - begin:.1f} s; Ctrl+C ends it)\n"
+            )
+            sys.stderr.flush()
+
+        hosts = {*LOOPBACK_NAMES, config.host.lower()} if config.is_local else None
+        app = build(service, key=config.key, hosts=hosts, origins=config.cors)
+        Server(app, service, grace=config.grace, on_ready=say_ready).run(sockets=[bound])
+    return {"models": list(service.models), "host": config.host, "port": port}
+
+
+def open_models(config: ServeConfig, limits: Limits) -> dict[str, ServedModel]:
+    """The models by their names; whatever was opened is closed again where one cannot be."""
+    device = pick_device(config.device)
+    dtype = pick_dtype(config.dtype, suitable_dtype(device))
+    models: dict[str, ServedModel] = {}
+    try:
+        for source in config.models:
+            decoder = open_decoder(
+                source, dtype=dtype, device=device, trust_remote_code=config.trust_remote_code
+            )
+            name = name_of(source)
+            if name in models:
+                raise ConfigError(f"two models have the name {name}; rename a folder")
+            models[name] = served(name, decoder, config, limits)
+        modes = {mode for model in models.values() for mode in model.facts.modes}
+        if config.mode is not None and config.mode not in modes:
+            raise ConfigError(f"--mode {config.mode}: no served model has it")
+    except BaseException:
+        for model in models.values():
+            model.close()
+        raise
+    return models
+
+
+def name_of(source: str) -> str:
+    """What clients call a model: a folder's or file's own name, anything else as it was given."""
+    path = Path(source)
+    return path.resolve().name if path.exists() else source
+
+
+def served(name: str, decoder: Decoder, config: ServeConfig, limits: Limits) -> ServedModel:
+    """A decoder with its engine."""
+    model = decoder.model
+    smashed = isinstance(decoder, SmashDecoder)
+    base = decoder.model.base if isinstance(decoder, SmashDecoder) else model
+    facts = Facts(
+        name=name,
+        created=int(time.time()),
+        context=context_length(base) or CONTEXT,
+        vocab_size=base.config.vocab_size,
+        modes=("trust", "verify", "lossless", "ar") if smashed else ("ar",),
+        default_mode=decoder.model.config.mode if isinstance(decoder, SmashDecoder) else "ar",
+        kv_budgets=(1.0,),
+        has_chat=bool(decoder.tokenizer.chat_template),
+    )
+    entries = SessionLimits(entries=config.kv_entries)
+    return ServedModel(
+        facts,
+        decoder.tokenizer,
+        sorted(ends_of(base, decoder.tokenizer)),
+        lambda: decoder.session(entries),
+        limits,
+    )

@@ -1,0 +1,93 @@
+"""Flags of `lightstride serve`."""
+
+import ipaddress
+import os
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from tyro.conf import Positional, arg
+
+from lightstride.config.base import ModelCommand, require, require_choice
+from lightstride.config.decoding import Mode
+
+KEY_VARIABLE = "LIGHTSTRIDE_API_KEY"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig(ModelCommand):
+    """Serve models over HTTP, as the OpenAI API does, with a page to look at."""
+
+    example: ClassVar[str] = "lightstride serve smollm2-135m-smash --port 8000"
+
+    models: Annotated[
+        Positional[tuple[str, ...]],
+        arg(metavar="MODEL [MODEL ...]", help_behavior_hint="(required)"),
+    ]
+    """One or several models: hub ids, folders, .gguf files, or built-in names."""
+    host: str = "127.0.0.1"
+    """Address to listen on; the default is reachable from this machine alone, any other needs a
+    key."""
+    port: int = 8000
+    """Port to listen on; 0 takes one that is free."""
+    api_key: Annotated[
+        str | None, arg(metavar="KEY", help_behavior_hint=f"(default: ${KEY_VARIABLE})")
+    ] = None
+    """Key that every request must bring, but for the page and the health checks."""
+    cors: Annotated[
+        tuple[str, ...], arg(metavar="[ORIGIN ...]", help_behavior_hint="(default: none)")
+    ] = ()
+    """Origins whose pages may send requests, such as http://localhost:3000; none by default."""
+    mode: Annotated[
+        Mode | None,
+        arg(metavar="{trust,verify,lossless,ar}", help_behavior_hint="(default: each model's own)"),
+    ] = None
+    """How smashed models decode where a request does not say."""
+    max_new_tokens: int = 1024
+    """Longest answer where a request does not say, in tokens."""
+    temperature: float = 0.0
+    """Temperature where a request does not say; 0 takes the likeliest token."""
+    rows: int = 16
+    """Most answers that a model writes at the same time."""
+    queue: int = 64
+    """Most answers that wait for a row of a model; beyond them requests are told to come back."""
+    kv_entries: int = 65536
+    """Most KV entries of a model's answers together, prompts included."""
+    timeout: float = 600.0
+    """Most seconds from a request to the end of its answer."""
+    grace: float = 10.0
+    """Seconds that answers have to end by themselves when the server is told to end."""
+    log_text: bool = False
+    """Log requests with what they say; without it no prompt and no answer reaches the log."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.models), "MODEL", "''", "at least one model")
+        require(len(set(self.models)) == len(self.models), "MODEL", "twice", "named once each")
+        require(0 <= self.port <= 65535, "--port", self.port, "between 0 and 65535")
+        if self.mode is not None:
+            require_choice("--mode", self.mode, Mode)
+        require(self.max_new_tokens >= 1, "--max-new-tokens", self.max_new_tokens, "at least 1")
+        require(0 <= self.temperature <= 2, "--temperature", self.temperature, "between 0 and 2")
+        require(self.rows >= 1, "--rows", self.rows, "at least 1")
+        require(self.queue >= 0, "--queue", self.queue, "0 or more")
+        require(self.kv_entries >= 1, "--kv-entries", self.kv_entries, "at least 1")
+        require(self.timeout > 0, "--timeout", self.timeout, "above 0")
+        require(self.grace >= 0, "--grace", self.grace, "0 or more")
+        open_ = not self.is_local and self.key is None
+        require(not open_, "--host", self.host, f"used with --api-key or {KEY_VARIABLE}")
+        key_text = "" if self.key is None else self.key.strip()
+        require(self.key is None or bool(key_text), "--api-key", "''", "at least one character")
+
+    @property
+    def key(self) -> str | None:
+        """The key that requests must bring, from the flag or the environment."""
+        return self.api_key if self.api_key is not None else os.environ.get(KEY_VARIABLE)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the address is reachable from this machine alone."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
