@@ -43,7 +43,7 @@ def shipping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setattr(script, "GRAFTS", {NAME: "toy"})
     monkeypatch.setattr(builtin, "ASSETS", tmp_path / "assets")
     monkeypatch.setattr(load, "gguf_source", lambda _: base)
-    monkeypatch.setattr(load, "converted", lambda folder: folder)
+    monkeypatch.setattr(load, "gguf_as_folder", lambda folder: folder)
     return script
 
 

@@ -6,7 +6,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from helpers.agree import TIE
 from lightstride.training import losses
-from lightstride.training.losses import divergence, in_slices, targets
+from lightstride.training.losses import divergence, in_slices, teacher_log_probabilities
 
 torch.manual_seed(0)
 
@@ -79,7 +79,7 @@ def test_equal_teachers_cost_one_row() -> None:
         rows.append(len(vectors))
         return F.linear(vectors, TEACHER_HEAD)
 
-    found = targets(head, TEACHER)
+    found = teacher_log_probabilities(head, TEACHER)
     assert rows == [6]
     torch.testing.assert_close(found, F.linear(TEACHER, TEACHER_HEAD).log_softmax(-1))
 

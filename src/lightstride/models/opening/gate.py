@@ -12,7 +12,7 @@ import struct
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -70,6 +70,16 @@ class ModelConfig(msgspec.Struct):
     layer_types: list[str] | None = None
     per_layer_config: dict[str, dict[str, object]] | list[dict[str, object]] | None = None
     auto_map: dict[str, str | list[str | None]] | None = None
+
+
+class TokenizerConfig(msgspec.Struct):
+    """The fields of tokenizer_config.json that are computed with; others are free."""
+
+    model_max_length: Annotated[float, Meta(gt=0)] | None = None
+    padding_side: Literal["left", "right"] | None = None
+    truncation_side: Literal["left", "right"] | None = None
+    add_bos_token: bool | None = None
+    add_eos_token: bool | None = None
 
 
 class Tensor(msgspec.Struct):
@@ -180,7 +190,7 @@ def check_tokenizer_files(folder: Path) -> None:
         except (ValueError, RecursionError) as error:  # msgspec's own are ValueErrors
             raise ModelError(f"{path}: {error}") from error
     if (folder / "tokenizer_config.json").exists():
-        read_json(folder / "tokenizer_config.json", dict[str, object], ModelError)
+        read_json(folder / "tokenizer_config.json", TokenizerConfig, ModelError)
     templates = [folder / "chat_template.jinja", *folder.glob("additional_chat_templates/*.jinja")]
     for template in templates:
         if template.exists():

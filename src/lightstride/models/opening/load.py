@@ -114,6 +114,7 @@ def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> PreTraine
         )
         assert isinstance(tokenizer, PreTrainedTokenizerBase)
         check_tokenizer(tokenizer, config)
+        tokenizer.encode("a", add_special_tokens=True)  # settings of odd types show here
     return tokenizer
 
 
