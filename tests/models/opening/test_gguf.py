@@ -98,7 +98,7 @@ def test_gguf_file_is_converted_once(tmp_path, monkeypatch):
     monkeypatch.setenv("LIGHTSTRIDE_CACHE", str(tmp_path / "cache"))
     path = write(tiny_llama(), tmp_path / "toy.gguf")
     first = logits(load_model(str(path)))
-    (converted,) = (tmp_path / "cache" / "gguf_as_folder").iterdir()
+    (converted,) = (tmp_path / "cache" / "converted").iterdir()
     stamp = (converted / "config.json").stat().st_mtime_ns
     assert_close_logits(logits(load_model(str(path))), first)
     assert (converted / "config.json").stat().st_mtime_ns == stamp
