@@ -19,7 +19,6 @@ FEATURES = {
     "prune/test_no_attention.py",
     "search/test_toy_space.py",
     "smash/decode/test_session.py",
-    "memory/test_decoding.py",
     "test_old_files.py",
 }
 # Folders and modules that are tested through another test than their own.
