@@ -124,6 +124,15 @@ def test_rows_wait_until_there_is_room() -> None:
         session.add([1] * 45, settings, "d")
 
 
+def test_no_more_memory_is_taken_than_the_limit() -> None:
+    session = PlainDecoder(tiny_llama(), byte_tokenizer()).session(Limits(entries=200))
+    for number in range(7):
+        session.add([1] * 10, Settings(max_new_tokens=20), str(number))
+        session.step()
+    assert session.allocated_bytes <= 200 * session.entry_bytes
+    assert session.free_entries == 200 - 7 * 31
+
+
 def test_memory_is_given_back() -> None:
     session = PlainDecoder(tiny_llama(), byte_tokenizer()).session()
     for number in range(8):

@@ -32,12 +32,12 @@ def generate(config: GenerateConfig) -> Mapping[str, object]:
         config.model, dtype=dtype, device=device, trust_remote_code=config.trust_remote_code
     )
     tokens = encode(decoder.tokenizer, prompt, system=config.system, raw=config.raw)
-    show = None if config.json else shown(config.show_steps)
+    show = None if config.json else step_printer(config.show_steps)
     (result,) = answer(decoder, [tokens], settings, on_step=show)
     if not config.json:
         sys.stdout.write("\n")
-        sys.stderr.write(summary(result) + "\n")
-    return document(result)
+        sys.stderr.write(cost_line(result) + "\n")
+    return as_json(result)
 
 
 def encode(
@@ -54,7 +54,7 @@ def encode(
     return chat_tokens(tokenizer, messages)
 
 
-def shown(show_steps: bool) -> Callable[[Step], None]:
+def step_printer(show_steps: bool) -> Callable[[Step], None]:
     """A function that prints the text of each step, in colors if steps are to be told apart."""
     turn = itertools.cycle(COLORS)
     plain = bool(os.environ.get("NO_COLOR"))
@@ -69,7 +69,7 @@ def shown(show_steps: bool) -> Callable[[Step], None]:
     return show
 
 
-def summary(result: Generation) -> str:
+def cost_line(result: Generation) -> str:
     """One line on what the answer cost."""
     return (
         f"{len(result.tokens)} tokens in {result.macro_steps} macro steps "
@@ -78,7 +78,7 @@ def summary(result: Generation) -> str:
     )
 
 
-def document(result: Generation) -> dict[str, object]:
+def as_json(result: Generation) -> dict[str, object]:
     """The answer and its cost, ready for JSON."""
     return {
         "text": result.text,

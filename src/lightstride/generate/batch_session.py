@@ -138,7 +138,9 @@ class BatchSession:
         settings = self.resolve(settings)
         assert settings.mode is not None
         scratch = self.modes[settings.mode].scratch(settings)
-        row_needs = num_prompt + settings.max_new_tokens + scratch
+        context = context_length(self.model)
+        whole = num_prompt + settings.max_new_tokens
+        row_needs = (whole if context is None else min(whole, context)) + scratch
         others = [self.need(row) for row in [*self.inside, *self.waiting]]
         return max([*others, row_needs]) * (len(others) + 1) <= self.limits.entries
 
@@ -188,7 +190,8 @@ class BatchSession:
             self.rows[-1].number = self.num_joined
             self.num_joined += 1
             self.batch.add_row()
-        self.batch.reserve(max(map(self.need, self.rows), default=0))
+        longest = max(map(self.need, self.rows), default=1)
+        self.batch.reserve(longest, None if most is None else most // longest)
 
     def read(self, answering: int) -> list[RowStep]:
         """Read on in the prompts; rows that are through have their first tokens."""

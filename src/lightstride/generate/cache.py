@@ -32,7 +32,9 @@ class KvBuffer(Cache):
         super().__init__(layers=[])
         self.storage = storage
         self.capacity = 0
-        """Columns of a static buffer."""
+        """Most columns that are ever needed; a static buffer has them at once."""
+        self.max_rows: int | None = None
+        """Most rows that there is room for."""
         self.num_rows = 0
         self.rows = slice(0, 0)
         self.width = 0
@@ -75,14 +77,20 @@ class KvBuffer(Cache):
             assert buffer is not None
             return buffer
         if rows < self.num_rows:
-            rows = max(self.num_rows, rows + rows // 2)
+            spare = rows + rows // 2
+            rows = max(self.num_rows, spare if self.max_rows is None else min(spare, self.max_rows))
         if columns < self.width or self.storage == "static":
-            wanted = self.capacity if self.storage == "static" else chunks(self.width)
-            columns = max(columns, wanted)
+            columns = max(columns, self.columns(self.width))
         grown = states.new_zeros(rows, states.shape[1], columns, states.shape[3])
         if buffer is not None:
             grown[: buffer.shape[0], :, : buffer.shape[2]] = buffer
         return grown
+
+    def columns(self, used: int) -> int:
+        """Columns of a buffer in which so many are used."""
+        if self.storage == "static":
+            return self.capacity
+        return max(used, min(chunks(used), self.capacity))
 
     def move(self, rows: slice, sources_BQ: Tensor, targets_BQ: Tensor) -> None:
         """Copy, in every layer and each of these rows, entries at the sources to the targets."""
@@ -107,7 +115,7 @@ class KvBuffer(Cache):
         buffers = self.buffers
         if not buffers or 2 * self.num_rows > buffers[0].shape[0]:
             return
-        columns = self.capacity if self.storage == "static" else chunks(used)
+        columns = self.columns(used)
         for held in (self.keys, self.values):
             for layer, buffer_RGWd in held.items():
                 held[layer] = buffer_RGWd[: self.num_rows, :, :columns].clone()

@@ -87,9 +87,10 @@ class CachedBatch:
         self.cache.num_rows -= 1
         self.cache.shrink(max(self.used, default=0))
 
-    def reserve(self, capacity: int) -> None:
-        """Say how many columns rows may come to have; a static buffer has them at once."""
+    def reserve(self, capacity: int, max_rows: int | None) -> None:
+        """Bound the columns of rows, which a static buffer has at once, and the number of rows."""
         self.cache.capacity = capacity
+        self.cache.max_rows = max_rows
 
     def share(self, row: int) -> float:
         """Entries a token and head that a row holds: one, nothing is smashed here."""

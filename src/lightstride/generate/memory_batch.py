@@ -111,7 +111,7 @@ class MemoryBatch(CachedBatch):
         self.held.settle(places_Q >= num_new - torch.tensor(list(entries))[:, None])
         super().count(rows, entries, advance)
 
-    def reserve(self, capacity: int) -> None:
+    def reserve(self, capacity: int, max_rows: int | None) -> None:
         """Nothing: what is needed is not known before it is there."""
 
     def share(self, row: int) -> float:
