@@ -20,10 +20,15 @@ from transformers import (
 )
 
 import lightstride
-from lightstride.errors import ModelError
+from lightstride.errors import ConfigError, ModelError
 from lightstride.files import whole_folder
 from lightstride.files.read import read_json
 from lightstride.generate import Decoder, PlainDecoder
+from lightstride.memory.attention import heads_of
+from lightstride.memory.cache import Memory, full_plan
+from lightstride.memory.entries import KvType
+from lightstride.memory.plan_files import check_belongs, read_plans
+from lightstride.models.fingerprint import fingerprint
 from lightstride.models.opening.explain import quiet
 from lightstride.models.opening.load import load_config, load_model, load_tokenizer, locate
 from lightstride.models.rebuild import rebuilt
@@ -124,16 +129,41 @@ def open_decoder(
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     trust_remote_code: bool = False,
+    kv: float | None = None,
+    kv_type: KvType = "model",
 ) -> Decoder:
-    """A decoder of a model: hub id, folder, .gguf file or built-in name."""
+    """A decoder of a model: hub id, folder, .gguf file or built-in name.
+
+    `kv` is the budget of one of its memory plans, None its own choice, 1 the full cache;
+    ConfigError where it has no such plan.
+    """
     tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
     if is_smashed(source, trust_remote_code=trust_remote_code):
         smashed = SmashModel.from_pretrained(
             source, dtype=dtype, device=device, trust_remote_code=trust_remote_code
         )
-        return SmashDecoder(smashed, tokenizer)
+        memory = memory_of(source, smashed.base, kv, kv_type)
+        return SmashDecoder(smashed, tokenizer, memory=memory)
     model = load_model(source, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-    return PlainDecoder(model, tokenizer)
+    return PlainDecoder(model, tokenizer, memory=memory_of(source, model, kv, kv_type))
+
+
+def memory_of(
+    source: str, model: PreTrainedModel, kv: float | None, kv_type: KvType
+) -> Memory | None:
+    """How the cache of a model is kept; None is the full cache in the model's precision."""
+    file = read_plans(Path(locate(source)))
+    if file is None and kv not in (None, 1):
+        raise ConfigError(
+            f"--kv {kv:g} was given, and {source} has no memory plan; make one with: lightstride "
+            f"smash {source} -o NEW --kv {kv:g}"
+        )
+    plan = None if file is None else file.plan_for(kv)
+    if plan is not None:
+        check_belongs(plan, heads_of(model), fingerprint(model), source)
+    elif kv_type == "model":
+        return None
+    return Memory(plan or full_plan(model), kv_type)
 
 
 def is_smashed(source: str, *, trust_remote_code: bool = False) -> bool:

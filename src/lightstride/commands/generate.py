@@ -29,7 +29,12 @@ def generate(config: GenerateConfig) -> Mapping[str, object]:
     if not prompt:
         raise ConfigError("the prompt on standard input is empty; it needs at least one character")
     decoder = open_decoder(
-        config.model, dtype=dtype, device=device, trust_remote_code=config.trust_remote_code
+        config.model,
+        dtype=dtype,
+        device=device,
+        trust_remote_code=config.trust_remote_code,
+        kv=config.kv,
+        kv_type=config.kv_dtype,
     )
     tokens = encode(decoder.tokenizer, prompt, system=config.system, raw=config.raw)
     show = None if config.json else step_printer(config.show_steps)

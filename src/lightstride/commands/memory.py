@@ -3,18 +3,22 @@
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lightstride.checkpoint import save_checkpoint
 from lightstride.commands.memory_texts import memory_texts
+from lightstride.commands.outputs import identity, save_result
+from lightstride.config import SmashRunConfig
 from lightstride.distributed import barrier, broadcast_object, rank
 from lightstride.errors import ConfigError
 from lightstride.files import write_json
 from lightstride.generate import PlainDecoder
-from lightstride.memory.attention import check_readable, heads_of
+from lightstride.memory.cache import full_plan
 from lightstride.memory.choose import (
     SearchSettings,
     by_domain,
@@ -24,16 +28,18 @@ from lightstride.memory.choose import (
 )
 from lightstride.memory.effects import Effects
 from lightstride.memory.fitness import Judge, Text
-from lightstride.memory.plan import MemoryPlan
-from lightstride.memory.plan_files import MemoryFile
+from lightstride.memory.plan_files import MemoryFile, write_plans
 from lightstride.memory.space import limit_of
-from lightstride.models.families.registry import adapter_for
 from lightstride.models.fingerprint import fingerprint
+from lightstride.models.opening.load import load_tokenizer
+from lightstride.results import markdown_table
+from lightstride.smash.hub import SmashModel
+from lightstride.work import open_work
 
 Numbers = dict[str, object]
 EFFECTS, EVALUATIONS = "memory-effects.json", "memory-search.jsonl"
-EFFECTS_OVER_FORWARD = 6.0
-"""Time of all effects on a text, in forwards of it, as measured with SmolLM2-135M and 3 probes."""
+EFFECTS_OVER_FORWARD = 8.0
+"""Time of all effects on a text, in forwards of it, as measured with SmolLM2-135M and 2 probes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +48,12 @@ class MemorySearch:
 
     budgets: tuple[float, ...]
     context: int = 1000
-    conversations: int = 8
+    conversations: int = 6
     recalls: int = 4
     length: int = 1100
     probes: int = 2
-    generations: int = 2
-    offspring: int = 5
+    generations: int = 1
+    offspring: int = 6
     seed: int = 0
 
     @property
@@ -62,11 +68,48 @@ class MemorySearch:
         )
 
 
-def full_plan(model: PreTrainedModel) -> MemoryPlan:
-    """The plan of a model's full cache; ModelError where its attention cannot be split."""
-    check_readable(model)
-    head_dim = adapter_for(model.config).geometry(model.config).head_dim
-    return MemoryPlan.full(heads_of(model), head_dim, fingerprint(model))
+def memory_search(config: SmashRunConfig) -> MemorySearch:
+    """The search that the flags ask for: texts are a little longer than the budget's context."""
+    length = int(1.1 * config.kv_context)
+    return MemorySearch(
+        budgets=config.kv, context=config.kv_context, length=length, seed=config.seed
+    )
+
+
+def plan_memory(config: SmashRunConfig, device: str, dtype: torch.dtype) -> Mapping[str, object]:
+    """Give a smashed model memory plans, all else as it is; the result, as in `result.json`."""
+    tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
+    model = SmashModel.from_pretrained(
+        config.model, dtype=dtype, device=device, trust_remote_code=config.trust_remote_code
+    )
+    search = memory_search(config)
+    check_budgets(model.base, search)
+    folder, output = Path(config.work_folder), Path(config.output)
+    run = {**identity(config, "answers"), "base": fingerprint(model.base)}
+    open_work(folder, run, resume=config.resume)
+    plans, numbers = search_memory(model.base, tokenizer, search, folder)
+    result: Mapping[str, object] = {}
+    if rank() == 0:
+        if not (output / "config.json").exists():
+            record = {"kind": "memory", "config": config.as_dict()}
+            save_checkpoint(model, tokenizer, output, record=record)
+        write_plans(output, plans, {"memory": numbers})
+        result = save_result("memory", config, numbers, seed=config.seed)
+        sys.stdout.write(table(numbers) + "\n")
+    barrier()
+    return result
+
+
+def table(numbers: Numbers) -> str:
+    """What the plans cost, for a person."""
+    plans = numbers["plans"]
+    assert isinstance(plans, dict)
+    rows = [
+        [budget, domain, f"{each['kl']:.4f}", f"{each['same']:.3f}"]
+        for budget, found in plans.items()
+        for domain, each in found["held_out"].items()
+    ]
+    return markdown_table(["entries a token", "domain", "KL in nats", "same token"], rows)
 
 
 def check_budgets(model: PreTrainedModel, search: MemorySearch) -> None:

@@ -13,6 +13,12 @@ from transformers import PreTrainedTokenizerBase
 
 from lightstride import distributed
 from lightstride.checkpoint import is_smashed, save_checkpoint
+from lightstride.commands.memory import (
+    check_budgets,
+    memory_search,
+    plan_memory,
+    search_memory,
+)
 from lightstride.commands.outputs import check_output, identity, save_result
 from lightstride.commands.smash_examples import digest, given_prompts, prepare_examples
 from lightstride.commands.smash_training import (
@@ -26,6 +32,7 @@ from lightstride.config import SmashRunConfig
 from lightstride.distributed import barrier, rank
 from lightstride.errors import DataError, ModelError
 from lightstride.generate import PlainDecoder
+from lightstride.memory.plan_files import MemoryFile, write_plans
 from lightstride.models.device import pick_device, pick_dtype, suitable_dtype
 from lightstride.models.fingerprint import fingerprint
 from lightstride.models.opening.load import load_model, load_tokenizer
@@ -60,8 +67,12 @@ def smash(config: SmashRunConfig) -> Mapping[str, object]:
     started = time.perf_counter()
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, suitable_dtype(device))
+    if config.kv and is_smashed(config.model):
+        return plan_memory(config, device, dtype)
     if is_smashed(config.model):
-        raise ModelError(f"{config.model} is smashed already; give its base")
+        raise ModelError(
+            f"{config.model} is smashed already; give its base, or --kv for its memory"
+        )
     if config.start_from and not is_smashed(config.start_from):
         raise ModelError(f"{config.start_from} is not a smashed model to start from")
     started_from = start_provenance(config.start_from)
@@ -70,6 +81,8 @@ def smash(config: SmashRunConfig) -> Mapping[str, object]:
     base = load_model(
         config.model, dtype=dtype, device=device, trust_remote_code=config.trust_remote_code
     )
+    memory = memory_search(config)
+    check_budgets(base, memory)
     run = {**identity(config, "answers", "minutes"), "base": fingerprint(base)}
     open_work(Path(config.work_folder), run, resume=config.resume)
     examples = prepare_examples(config, PlainDecoder(base, tokenizer), prompts)
@@ -94,7 +107,12 @@ def smash(config: SmashRunConfig) -> Mapping[str, object]:
         "seconds": {"answers": answered - started, "all": time.perf_counter() - started},
     }
     finalize(config, model, dtype)
-    return save(config, model, tokenizer, numbers, digest(examples))
+    plans = None
+    if config.kv:
+        plans, numbers["memory"] = search_memory(
+            model.base, tokenizer, memory, Path(config.work_folder)
+        )
+    return save(config, model, tokenizer, numbers, digest(examples), plans)
 
 
 def first_greedy(examples: Sequence[Example], tokens: int) -> list[Example]:
@@ -173,6 +191,7 @@ def save(
     tokenizer: PreTrainedTokenizerBase,
     numbers: Numbers,
     data: str,
+    plans: MemoryFile | None,
 ) -> Mapping[str, object]:
     """Save the checkpoint and the result; the result."""
     output = Path(config.output)
@@ -181,6 +200,8 @@ def save(
         record = {"kind": "smash", "config": config.as_dict(), "data": {config.prompts: data}}
         if not (output / "lightstride.json").exists():
             save_checkpoint(model, tokenizer, output, record=record)
+        if plans is not None:
+            write_plans(output, plans, {"memory": numbers["memory"]})
         if config.train_base and not (output / BASE_FOLDER / "lightstride.json").exists():
             save_checkpoint(model.base, tokenizer, output / BASE_FOLDER, record=record)
         result = save_result(

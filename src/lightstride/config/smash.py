@@ -92,6 +92,12 @@ class SmashRunConfig(PresetCommand):
     in GiB."""
     feed_own_share: float = 0.0
     """Share of tokens inside a draft that are fed as the model would draft them."""
+    kv: Annotated[tuple[float, ...], arg(metavar="S", help_behavior_hint="(default: none)")] = ()
+    """Budgets of KV entries a token, as 0.5 0.35: for each a memory plan is searched, which says
+    what every KV head keeps of old tokens; the first is then the model's own.  With a model that
+    is smashed already, nothing but its memory plans is made."""
+    kv_context: int = 1000
+    """Tokens of a text at which those budgets are counted."""
     seed: int = 0
     """Seed of everything random: same seed, same result."""
     work: OptionalPath = None
@@ -123,6 +129,9 @@ class SmashRunConfig(PresetCommand):
         for flag in ("learning_rate", "base_rate", "minutes"):
             value = getattr(self, flag)
             require(value is None or value > 0, f"--{flag.replace('_', '-')}", value, "above 0")
+        for budget in self.kv:
+            require(0 < budget <= 1, "--kv", f"{budget:g}", "above 0 and at most 1")
+        require(self.kv_context >= 100, "--kv-context", self.kv_context, "at least 100")
         require(self.cache_gib >= 0, "--cache-gib", f"{self.cache_gib:g}", "0 or more")
         require(self.adapter_rank >= 0, "--adapter-rank", self.adapter_rank, "0 or more")
 

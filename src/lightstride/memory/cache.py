@@ -16,10 +16,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lightstride.memory.attention import attend, group_slices, sliding_of
+from lightstride.memory.attention import (
+    attend,
+    check_readable,
+    group_slices,
+    heads_of,
+    sliding_of,
+)
 from lightstride.memory.entries import Entries, KvType
 from lightstride.memory.layout import Layout
 from lightstride.memory.plan import Keep, MemoryPlan
+from lightstride.models.families.registry import adapter_for
+from lightstride.models.fingerprint import fingerprint
 
 ROOM = 64
 """Columns by which a buffer grows."""
@@ -204,6 +212,13 @@ class MemoryCache:
                 counts = self.layouts[keep, self.sliding[layer]].counts
                 totals = [total + count for total, count in zip(totals, counts, strict=True)]
         return totals
+
+
+def full_plan(model: PreTrainedModel) -> MemoryPlan:
+    """The plan of a model's full cache; ModelError where its attention cannot be split."""
+    check_readable(model)
+    head_dim = adapter_for(model.config).geometry(model.config).head_dim
+    return MemoryPlan.full(heads_of(model), head_dim, fingerprint(model))
 
 
 def room_for(num_columns: int) -> int:

@@ -10,6 +10,11 @@ a direction g such that for whatever a head says otherwise, d,
 
     KL = E[(sum_t g_t . d_t)^2] / 2.
 
+The square of one sum over a whole text has one degree of freedom, so its noise is as large as
+itself, and a search would pick the heads that were underestimated.  Sums over blocks of tokens,
+squared one by one, have many; what they leave out, products between blocks, is put back as one
+factor for the whole text.
+
 What a head says when it keeps less needs no forward: its queries, keys and values are there.
 
 We differ from measuring each head by a forward of its own: 30 blocks of 3 heads and 12 rules would
@@ -33,6 +38,8 @@ from lightstride.memory.plan import ALL, SINKS, Keep
 
 MOST_JUDGED = 512
 """Judged tokens of a text that are probed: their logits are all there at once."""
+BLOCK = 16
+"""Tokens whose contributions are added before they are squared."""
 Effects = list[list[list[float]]]
 """Divergence, in nats a judged token, by block, head and rule."""
 
@@ -77,6 +84,7 @@ def text_effects(
     recorder = Recorder(sliding_of(model))
     gradients = probe(model, text, recorder, probes, seed)
     judged = min(len(text.tokens) - text.start, MOST_JUDGED)
+    whole = apart = 0.0
     found: Effects = [[[0.0] * len(keeps) for _ in range(count)] for count in heads_of(model)]
     with torch.inference_mode():
         for layer, (query, key, value, scale) in recorder.layers.items():
@@ -85,13 +93,25 @@ def text_effects(
                 states = (query, key, value)
                 said_BHTd = remembered(states, keep, recorder.sliding[layer], scale)
                 change_BHTd = (said_BHTd - recorder.outputs[layer].detach()).float()
-                along_KH = torch.stack(
-                    [(each[layer].float() * change_BHTd).sum((0, 2, 3)) for each in gradients]
+                along_KGT = torch.stack(
+                    [
+                        (each[layer].float() * change_BHTd)
+                        .sum((0, 3))
+                        .unflatten(0, (groups, -1))
+                        .sum(1)
+                        for each in gradients
+                    ]
                 )
-                along_KG = along_KH.unflatten(1, (groups, -1)).sum(-1)
-                for head, value_ in enumerate(along_KG.square().mean(0) / 2 / judged):
-                    found[layer][head][place] = float(value_)
-    return found
+                whole += float(along_KGT.sum(-1).square().sum())
+                squares_G = sum(
+                    (part.sum(-1).square().mean(0) for part in along_KGT.split(BLOCK, dim=-1)),
+                    torch.zeros(groups),
+                )
+                apart += float(squares_G.sum()) * len(gradients)
+                for head, square in enumerate(squares_G.tolist()):
+                    found[layer][head][place] = square / 2 / judged
+    factor = max(1.0, whole / apart) if apart else 1.0
+    return [[[factor * each for each in rules] for rules in block] for block in found]
 
 
 def probe(
