@@ -82,7 +82,8 @@ def smash(config: SmashRunConfig) -> Mapping[str, object]:
         config.model, dtype=dtype, device=device, trust_remote_code=config.trust_remote_code
     )
     memory = memory_search(config)
-    check_budgets(base, memory)
+    if config.kv:
+        check_budgets(base, memory)
     run = {**identity(config, "answers", "minutes"), "base": fingerprint(base)}
     open_work(Path(config.work_folder), run, resume=config.resume)
     examples = prepare_examples(config, PlainDecoder(base, tokenizer), prompts)
