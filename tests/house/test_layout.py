@@ -14,7 +14,6 @@ BENCHMARKS = TESTS.parent / "benchmarks"
 
 # Tests of what many modules do together, each in the room that it is about most.
 FEATURES = {
-    "memory/test_decoding.py",
     "commands/test_prune_resume.py",
     "prune/test_no_attention.py",
     "search/test_toy_space.py",
