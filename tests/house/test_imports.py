@@ -33,6 +33,7 @@ ALLOWED = {
     "memory": {"errors", "files", "distributed", "search", "models"},
     "generate": {"errors", "config", "models", "memory"},
     "training": {"errors", "files", "distributed", "models"},
+    "recover": {"errors", "distributed", "models", "training"},
     "prune": {
         "errors",
         "config",
@@ -40,6 +41,7 @@ ALLOWED = {
         "distributed",
         "search",
         "models",
+        "recover",
         "results",
         "training",
         "work",

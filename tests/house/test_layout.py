@@ -35,6 +35,7 @@ TESTED_BY = {
     "models/families/": "models/families/test_adapter.py",
     "models/opening/explain.py": "models/opening/test_load.py",
     "prune/cut/": "prune/cut/test_statistics.py",
+    "recover/": "recover/test_loop.py",
     "serve/": "serve/test_http.py",
     "serve/api/": "serve/test_http.py",
     "serve/engine/": "serve/test_engine.py",

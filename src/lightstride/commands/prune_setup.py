@@ -22,13 +22,13 @@ from lightstride.models.fingerprint import model_hash
 from lightstride.models.opening.load import load_model, load_tokenizer
 from lightstride.models.shapes import Geometry, parse_shape, shape_text
 from lightstride.prune.devices import move_if_it_fits
-from lightstride.prune.heal import STATE_BYTES
 from lightstride.prune.rounds import RoundRunner
 from lightstride.prune.space.budget import CostFunction, build_space, dense_cost, table_cost
 from lightstride.prune.space.latency import latency_table
 from lightstride.prune.space.narrow import limit_for
 from lightstride.prune.space.plan import Plan, Space
 from lightstride.prune.space.targets import Target
+from lightstride.recover.optimizer import STATE_BYTES
 from lightstride.search.result import ProgressFor, no_progress
 from lightstride.work import open_work
 

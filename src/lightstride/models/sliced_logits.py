@@ -29,14 +29,19 @@ def slice_rows(model: PreTrainedModel) -> int:
     return max(1, limit // (4 * vocab_size))
 
 
+def cached_rows(logits_NV: Tensor) -> int:
+    """How many rows of logits, in fp32, stay in the nearest cache of a CPU."""
+    limit = CACHED_BYTES if logits_NV.device.type == "cpu" else ACCELERATOR_SLICE_BYTES
+    return max(1, limit // (4 * logits_NV.shape[1]))
+
+
 def log_totals(logits_NV: Tensor) -> tuple[Tensor, Tensor]:
     """Log of the sum of exponentials, and the maximum, of every row in fp32: (N,) and (N,).
 
     On a CPU a few rows at a time: what fits the nearest cache is some four times as fast.
     """
-    limit = CACHED_BYTES if logits_NV.device.type == "cpu" else ACCELERATOR_SLICE_BYTES
     totals, tops = [], []
-    for rows_RV in logits_NV.split(max(1, limit // (4 * logits_NV.shape[1]))):
+    for rows_RV in logits_NV.split(cached_rows(logits_NV)):
         values_RV = rows_RV.float()
         top_R = values_RV.amax(1)
         if values_RV is rows_RV:

@@ -1,8 +1,8 @@
 """The checkpoint that a killed training goes on from: one file, whole or not there.
 
-`training.safetensors` holds the weights that learn, the optimizer's two moments and step of each,
-and, as text in its header, how far the training is.  Renamed into place, so that weights and
-step always belong together.
+`training.safetensors` holds the weights that learn, the optimizer's two moments, step and, where
+it keeps one, fp32 master of each, and, as text in its header, how far the training is.  Renamed
+into place, so that weights and step always belong together.
 """
 
 import json
@@ -21,7 +21,7 @@ from lightstride.training.fsdp import like, whole
 
 NAME = "training.safetensors"
 VERSION = "1"
-MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+STATE = ("exp_avg", "exp_avg_sq", "step", "master")
 SMOOTHING = 0.95
 KEPT_LOSSES = 200
 """Points of the learning curve that are kept."""
@@ -38,6 +38,10 @@ class Progress:
     losses: list[list[float]] = field(default_factory=list)
     """Pairs of step and loss, thinned out."""
     evaluations: list[dict[str, object]] = field(default_factory=list)
+    skipped: int = 0
+    """Steps whose gradient was not finite."""
+    pace: list[float] = field(default_factory=list)
+    """Where the training's schedule stands, where minutes decide it (`recover/pace.py`)."""
 
     def note(self, stats: dict[str, float]) -> None:
         """Take in the losses of one step."""
@@ -72,10 +76,10 @@ class TrainingFolder:
         """Write the checkpoint; the first process does."""
         state = {f"weight.{name}": whole(tensor) for name, tensor in learned(learner).items()}
         for name, parameter in learned(learner).items():
-            for moment in MOMENTS:
-                found = optimizer.state.get(parameter, {}).get(moment)
+            for part in STATE:
+                found = optimizer.state.get(parameter, {}).get(part)
                 if found is not None:
-                    state[f"{moment}.{name}"] = whole(found)
+                    state[f"{part}.{name}"] = whole(found)
         if rank() > 0:
             return
         with whole_file(self.path) as partial:
@@ -99,8 +103,11 @@ class TrainingFolder:
             for name, parameter in parameters.items():
                 parameter.copy_(like(state[f"weight.{name}"], parameter))
                 if f"step.{name}" in state:
-                    moments = {m: like(state[f"{m}.{name}"], parameter) for m in MOMENTS[:2]}
-                    optimizer.state[parameter] = {**moments, "step": state[f"step.{name}"]}
+                    optimizer.state[parameter] = {
+                        part: found if part == "step" else like(found, parameter)
+                        for part in STATE
+                        if (found := state.get(f"{part}.{name}")) is not None
+                    }
         return progress
 
 

@@ -13,7 +13,6 @@ Shapes: N positions, V vocabulary, K tokens kept.
 """
 
 from dataclasses import dataclass
-from math import log
 
 import torch
 from torch import Tensor
@@ -49,12 +48,9 @@ def remember(logits_NV: Tensor, top_k: int) -> Teacher:
     """The k likeliest tokens of each position."""
     logits_NV = logits_NV.float()
     values_NK, token_NK = logits_NV.topk(min(top_k, logits_NV.shape[1]), dim=1)
-    total_N1 = logits_NV.logsumexp(1, keepdim=True)
-    others_NV = logits_NV.scatter(1, token_NK, -torch.inf)
-    log_rest_N = others_NV.logsumexp(1) - total_N1[:, 0]
-    return Teacher(
-        (values_NK - total_N1).half(), token_NK.int(), log_rest_N.clamp_min(log(SMALLEST))
-    )
+    log_NK = values_NK - log_totals(logits_NV)[0][:, None]
+    log_rest_N = (1 - log_NK.exp().sum(1)).clamp_min(SMALLEST).log()
+    return Teacher(log_NK.half(), token_NK.int(), log_rest_N)
 
 
 def divergence(teacher: Teacher, logits_NV: Tensor, *, renormalize: bool = False) -> Tensor:

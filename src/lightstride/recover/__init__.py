@@ -1,0 +1,6 @@
+"""What a cut model keeps learns to answer like the dense one; its shape stays.
+
+teacher    what the dense model says, once    losses    KL in slices with its gradient
+student    which weights learn    optimizer    Adam over bf16 weights
+pace       learning rates by steps and minutes    loop    steps, checkpoints, a clean stop
+"""

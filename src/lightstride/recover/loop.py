@@ -1,0 +1,264 @@
+"""The loop of recovery: steps, checkpoints, a clean end; the same for one process and for several.
+
+Everything random is drawn from the seed and the number of the pass, so a checkpoint holds weights,
+optimizer, step and schedule.  The rows of a step are dealt out to the processes; gradients are
+summed and count every token of the step alike.  A step whose gradient is not finite is left out
+and counted; several in a row end the training, with the last checkpoint in place.
+
+Shapes: N rows, B rows of a step, L tokens of each.
+"""
+
+import math
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from lightstride.distributed import broadcast_object, rank, world_size
+from lightstride.errors import ConfigError
+from lightstride.models.families.adapter import Adapter
+from lightstride.recover.optimizer import MasterAdam
+from lightstride.recover.pace import Pace, counted, read_pace, timed
+from lightstride.recover.student import Learning, Student
+from lightstride.recover.teacher import Dense
+from lightstride.training.checkpoint import Progress, TrainingFolder
+from lightstride.training.schedule import rate_at, set_rates
+from lightstride.training.top_k_kl import concatenate
+
+Look = Callable[[Progress], None]
+"""Is called before the first step and after every other, and may note evaluations."""
+MOST_SKIPPED = 5
+"""Steps in a row that may be left out."""
+FIRST_GUESS = 1000
+"""Steps of a training by minutes, before one is timed."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Text to learn from."""
+
+    tokens_NL: Tensor
+    """Integers."""
+    weights_NL: Tensor
+    """fp32: how much the distribution after each token counts; 0 where it does not."""
+
+    @staticmethod
+    def alike(tokens_NL: Tensor) -> "Rows":
+        """Rows of which every position counts."""
+        return Rows(tokens_NL, torch.ones(tokens_NL.shape))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recovery:
+    """How long and how fast to learn."""
+
+    passes: int = 1
+    """Most passes over the rows."""
+    minutes: float | None = None
+    """Most minutes; the schedule then ends with them, if the passes do not end before."""
+    learning_rate: float = 1e-4
+    """Largest learning rate; it rises at first and falls by a cosine to nothing."""
+    step_tokens: int = 1024
+    """Tokens of a step, over all processes."""
+    warmup: float = 0.05
+    """Share of the training in which the learning rate rises."""
+    clip: float = 1.0
+    """Largest norm of a gradient."""
+    top_k: int = 64
+    """Likeliest tokens of the teacher that are told apart."""
+    cache_bytes: int = 1 << 30
+    """Memory for what the teacher said, for further passes."""
+    save_minutes: float = 2.0
+    """Time between checkpoints."""
+    seed: int = 0
+    """Seed of the order of the rows."""
+
+
+class Clock:
+    """Seconds of learning, earlier runs included."""
+
+    def __init__(self, before: float, first_step: int) -> None:
+        self.started = time.monotonic()
+        self.before = before
+        self.first_step = first_step
+        self.saved_at = self.started
+
+    @property
+    def here(self) -> float:
+        """Seconds of this run."""
+        return time.monotonic() - self.started
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of all runs."""
+        return self.before + self.here
+
+    def since_save(self) -> float:
+        """Seconds since the last checkpoint."""
+        return time.monotonic() - self.saved_at
+
+
+def recover(
+    smaller: PreTrainedModel,
+    dense: PreTrainedModel,
+    adapter: Adapter,
+    rows: Rows,
+    recovery: Recovery,
+    folder: Path,
+    *,
+    learning: Learning | None = None,
+    look: Look | None = None,
+    title: str = "recovering",
+    progress: bool = False,
+) -> Progress:
+    """Train `smaller`, in place, to answer like `dense`; how it went.
+
+    Both models are on the device where to compute.  Goes on from the checkpoint in `folder`, to
+    the same weights.  ConfigError where one step after the other has no finite gradient.
+    """
+    student = Student(smaller, adapter, learning or Learning())
+    teacher = Dense(dense, adapter, recovery.top_k, recovery.cache_bytes)
+    rate = recovery.learning_rate
+    optimizer = MasterAdam([{"params": student.learned(), "lr": rate, "peak": rate}])
+    store = TrainingFolder(folder)
+    at = store.load(student, optimizer)
+    steps = steps_of(len(rows.tokens_NL), rows.tokens_NL.shape[1], recovery)
+    pace = read_pace(at.pace) if at.pace else first_pace(len(steps), recovery)
+    clock, in_a_row = Clock(at.seconds, at.step), 0
+    bar = tqdm(total=100, desc=title, unit="%", disable=not progress or rank() > 0)
+    with bar:
+        for number in range(at.step, len(steps)):
+            if not at.pace:
+                pace = planned(pace, at, clock, recovery, len(steps))
+            if look is not None:
+                look(at)
+            share = pace.share(number)
+            if share >= 1 or shared(is_over(recovery, clock)):
+                break
+            set_rates(optimizer, rate_at(share, recovery.warmup))
+            is_finite = take_step(student, teacher, optimizer, rows, steps[number], recovery, at)
+            in_a_row = 0 if is_finite else in_a_row + 1
+            if in_a_row >= MOST_SKIPPED:
+                raise ConfigError(not_finite(rate, folder))
+            at.step, at.seconds = number + 1, clock.seconds
+            move_bar(bar, at, pace, clock, recovery)
+            if shared(clock.since_save() >= 60 * recovery.save_minutes):
+                pace = planned(pace, at, clock, recovery, len(steps))
+                at.pace = pace.as_list
+                store.save(student, optimizer, at)
+                clock.saved_at = time.monotonic()
+        if look is not None:
+            look(at)
+    at.pace = pace.as_list
+    store.save(student, optimizer, at)
+    student.release()
+    return at
+
+
+def take_step(
+    student: Student,
+    teacher: Dense,
+    optimizer: MasterAdam,
+    rows: Rows,
+    chosen: list[int],
+    recovery: Recovery,
+    at: Progress,
+) -> bool:
+    """One update; False, and no weight has moved, where its gradient is not finite."""
+    loss = gradients(student, teacher, rows, chosen)
+    norm = optimizer.clip(recovery.clip)
+    is_finite = math.isfinite(loss) and math.isfinite(norm)
+    if is_finite:
+        optimizer.step()
+        at.note({"loss": loss})
+    else:
+        at.skipped += 1
+    optimizer.zero_grad()
+    return is_finite
+
+
+def gradients(student: Student, teacher: Dense, rows: Rows, chosen: list[int]) -> float:
+    """Leave the gradient of the step's mean loss, summed over all processes, and answer it."""
+    device = next(student.parameters()).device
+    total = torch.zeros((), device=device)
+    count = float(rows.weights_NL[chosen].sum())
+    mine = chosen[rank() :: world_size()]
+    if mine and count:
+        said = concatenate([teacher.say(number, rows.tokens_NL[number]) for number in mine])
+        tokens_BL = rows.tokens_NL[mine].long().to(device)
+        weights_BL = rows.weights_NL[mine].to(device)
+        loss = student(tokens_BL, said, weights_BL) / count
+        loss.backward()
+        total = loss.detach()
+    if world_size() > 1:
+        torch.distributed.all_reduce(total)
+        for parameter in student.learned():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            torch.distributed.all_reduce(parameter.grad)
+    return float(total)
+
+
+def steps_of(num_rows: int, length: int, recovery: Recovery) -> list[list[int]]:
+    """The rows of every step: each pass has every row once, in an order of its own."""
+    rows_per_step = max(1, recovery.step_tokens // length)
+    found = []
+    for number in range(recovery.passes):
+        order = list(range(num_rows))
+        random.Random(f"{recovery.seed}:{number}").shuffle(order)
+        found += [
+            order[start : start + rows_per_step] for start in range(0, num_rows, rows_per_step)
+        ]
+    return found
+
+
+def first_pace(num_steps: int, recovery: Recovery) -> Pace:
+    """The pace before anything was timed."""
+    return counted(num_steps if recovery.minutes is None else min(num_steps, FIRST_GUESS))
+
+
+def planned(pace: Pace, at: Progress, clock: Clock, recovery: Recovery, num_steps: int) -> Pace:
+    """The pace from here on, by what a step of this run has taken."""
+    if recovery.minutes is None or at.step == clock.first_step:
+        return pace
+    found = timed(
+        pace,
+        at.step,
+        seconds_left=60 * recovery.minutes - clock.seconds,
+        seconds_a_step=clock.here / (at.step - clock.first_step),
+        most=num_steps - at.step,
+    )
+    return read_pace(broadcast_object(found.as_list))
+
+
+def is_over(recovery: Recovery, clock: Clock) -> bool:
+    """Whether the time is."""
+    return recovery.minutes is not None and clock.seconds >= 60 * recovery.minutes
+
+
+def not_finite(rate: float, folder: Path) -> str:
+    """The message of a training that cannot go on."""
+    return (
+        f"{MOST_SKIPPED} steps in a row had a loss or a gradient that is not a finite number at "
+        f"--learning-rate {rate:g}; the last checkpoint is kept in {folder}: delete it and give a "
+        "lower rate"
+    )
+
+
+def move_bar(bar: "tqdm[Any]", at: Progress, pace: Pace, clock: Clock, recovery: Recovery) -> None:
+    """Move the bar to the share that is over."""
+    timed_share = clock.seconds / (60 * recovery.minutes) if recovery.minutes else 0.0
+    bar.n = round(100 * max(pace.share(at.step), min(1.0, timed_share)), 1)
+    bar.set_postfix(at.shown() | ({"skipped": at.skipped} if at.skipped else {}))
+
+
+def shared(value: bool) -> bool:
+    """The first process's word, on all."""
+    return broadcast_object(value)

@@ -1,0 +1,92 @@
+"""Adam whose weights compute in bf16 and learn in fp32.
+
+A bf16 weight has too few digits for a small step, so an fp32 master of it learns and the weight is
+the master rounded.  No fp32 copy of a gradient is made: weights, gradients and moments pass
+through a core's cache once, a piece at a time.  Where the weight is fp32 it is its own master.
+
+    m = b1 m + (1 - b1) g      v = b2 v + (1 - b2) g^2      w = w - lr m / c1 / (sqrt(v / c2) + eps)
+
+with c = 1 - b^t: torch's own AdamW without decay, which is the plain twin.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+PIECE = 1 << 16
+"""Weights of a piece on a CPU: its six numbers each fit a core's cache."""
+STATE_BYTES = 12
+"""Bytes of a weight's master and moments."""
+
+
+class MasterAdam(torch.optim.Optimizer):
+    """Adam over weights of any type; moments and masters are fp32."""
+
+    def __init__(
+        self,
+        groups: Iterable[dict[str, object]],
+        *,
+        betas: tuple[float, float] = (0.9, 0.98),
+        eps: float = 1e-8,
+    ) -> None:
+        super().__init__(groups, {"lr": 1e-4, "betas": betas, "eps": eps, "scale": 1.0})
+
+    @torch.no_grad()
+    def clip(self, largest: float) -> float:
+        """The norm of the whole gradient; the next step takes it as if it were at most this."""
+        parts = [
+            torch.linalg.vector_norm(parameter.grad, dtype=torch.float32)
+            for group in self.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
+        norm = float(torch.stack(parts).norm())
+        for group in self.param_groups:
+            group["scale"] = min(1.0, largest / (norm + 1e-6)) if math.isfinite(norm) else 0.0
+        return norm
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Move every weight that has a gradient."""
+        assert closure is None
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    state = self.state[parameter]
+                    if not state:
+                        state.update(fresh(parameter))
+                    state["step"] += 1
+                    move(parameter, state, group)
+
+
+def fresh(parameter: nn.Parameter) -> dict[str, Tensor]:
+    """The state of a weight that has not moved yet."""
+    zeros = torch.zeros_like(parameter, dtype=torch.float32, memory_format=torch.contiguous_format)
+    state = {"step": torch.zeros(()), "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
+    if parameter.dtype != torch.float32:
+        state["master"] = parameter.detach().float().contiguous()
+    return state
+
+
+def move(parameter: nn.Parameter, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+    """One step of one weight, a piece after the other."""
+    (b1, b2), eps, rate, scale = group["betas"], group["eps"], group["lr"], group["scale"]
+    step = float(state["step"])
+    rate, root = rate / (1 - b1**step), math.sqrt(1 - b2**step)
+    assert parameter.is_contiguous()
+    weight = parameter.detach()
+    master = state.get("master", weight)
+    tensors = (weight, master, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
+    size = PIECE if parameter.device.type == "cpu" else max(1, parameter.numel())
+    flat = (tensor.reshape(-1).split(size) for tensor in tensors if tensor is not None)
+    for weight_P, master_P, gradient_P, mean_P, square_P in zip(*flat, strict=True):
+        scaled_P = gradient_P.float() * scale
+        mean_P.lerp_(scaled_P, 1 - b1)
+        square_P.mul_(b2).addcmul_(scaled_P, scaled_P, value=1 - b2)
+        torch.sqrt(square_P, out=scaled_P).div_(root).add_(eps)
+        master_P.addcdiv_(mean_P, scaled_P, value=-rate)
+        if master is not weight:
+            weight_P.copy_(master_P)

@@ -1,0 +1,58 @@
+"""What the dense model says of each row of text, computed once and remembered.
+
+Kept are the top k of its next-token distributions and the mass of the rest
+(`training/top_k_kl.py`): 388 bytes a token for 64, a fifth of its hidden states at that size of
+model and none of their product with the head.  A row is always read alone, so that what is said
+of it does not depend on what it is read with, and a resumed run has the same bits.
+
+Shapes: L tokens of a row, P positions of a slice, D hidden size, V vocabulary.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lightstride.models.families.adapter import Adapter
+from lightstride.models.sliced_logits import cached_rows
+from lightstride.recover.losses import PRODUCT_ROWS
+from lightstride.training.top_k_kl import Teacher, concatenate, remember
+
+
+@dataclass
+class Dense:
+    """The dense model as a teacher."""
+
+    model: PreTrainedModel
+    adapter: Adapter
+    top_k: int
+    """Likeliest tokens of a position that are told apart."""
+    cache_bytes: int
+    """Memory for what was said, for the next pass."""
+    known: dict[int, Teacher] = field(default_factory=dict)
+    """Rows that were read, by their number."""
+
+    def say(self, number: int, tokens_L: Tensor) -> Teacher:
+        """Its distributions at all positions of a row, whose number names it."""
+        if number not in self.known:
+            said = self.read(tokens_L)
+            taken = (len(self.known) + 1) * len(tokens_L) * Teacher.bytes_per_position(self.top_k)
+            if taken > self.cache_bytes:
+                return said
+            self.known[number] = said
+        return self.known[number]
+
+    @torch.no_grad()
+    def read(self, tokens_L: Tensor) -> Teacher:
+        """The same, computed anew."""
+        inputs_1L = tokens_L[None].to(self.model.device)
+        decoder = self.adapter.decoder(self.model)
+        hidden_LD = decoder(input_ids=inputs_1L, use_cache=False).last_hidden_state[0]
+        head = self.model.get_output_embeddings()
+        found = []
+        for hidden_PD in hidden_LD.split(PRODUCT_ROWS):
+            logits_PV = head(hidden_PD)
+            parts = logits_PV.split(cached_rows(logits_PV))
+            found += [remember(part, self.top_k) for part in parts]
+        return concatenate(found)
