@@ -25,6 +25,7 @@ from lightstride.config import (
     ExportConfig,
     GenerateConfig,
     PruneConfig,
+    RecoverConfig,
     ReportConfig,
     ServeConfig,
     SmashRunConfig,
@@ -43,6 +44,13 @@ def prune(config: PruneConfig) -> Document:
     from lightstride.commands.prune import prune
 
     return prune(config)
+
+
+def recover(config: RecoverConfig) -> Document:
+    """Let a pruned model learn from its dense one; the result, as in `result.json`."""
+    from lightstride.commands.recover import recover
+
+    return recover(config)
 
 
 def smash(config: SmashRunConfig) -> Document:
@@ -110,6 +118,7 @@ def serve(config: ServeConfig) -> Document:
 
 COMMANDS: Mapping[str, tuple[type[Command], Callable[[Any], Document]]] = {
     "prune": (PruneConfig, prune),
+    "recover": (RecoverConfig, recover),
     "smash": (SmashRunConfig, smash),
     "generate": (GenerateConfig, generate),
     "evaluate": (EvaluateConfig, evaluate),

@@ -22,7 +22,7 @@ from lightstride.models.device import pick_device, pick_dtype, suitable_dtype
 
 TOKENS_PER_SEQUENCE = 128
 """Tokens in a task's batch for each sequence of --batch-size."""
-ROLES = ("calibration", "search")
+ROLES = ("calibration", "search", "recovery")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from lightstride.config.evaluate import EvaluateConfig
 from lightstride.config.export import ExportConfig
 from lightstride.config.generate import GenerateConfig
 from lightstride.config.prune import PruneConfig
+from lightstride.config.recover import RecoverConfig
 from lightstride.config.report import ReportConfig
 from lightstride.config.serve import ServeConfig
 from lightstride.config.smash import SmashRunConfig
@@ -22,6 +23,7 @@ __all__ = [
     "GenerateConfig",
     "ModelCommand",
     "PruneConfig",
+    "RecoverConfig",
     "ReportConfig",
     "ServeConfig",
     "SmashRunConfig",

@@ -3,4 +3,5 @@
 teacher    what the dense model says, once    losses    KL in slices with its gradient
 student    which weights learn    optimizer    Adam over bf16 weights
 pace       learning rates by steps and minutes    loop    steps, checkpoints, a clean stop
+extrapolate   the perplexity at the end, from the first minutes
 """

@@ -115,15 +115,19 @@ def recover(
     *,
     learning: Learning | None = None,
     look: Look | None = None,
+    announce: Callable[[int], None] | None = None,
     title: str = "recovering",
     progress: bool = False,
 ) -> Progress:
     """Train `smaller`, in place, to answer like `dense`; how it went.
 
-    Both models are on the device where to compute.  Goes on from the checkpoint in `folder`, to
-    the same weights.  ConfigError where one step after the other has no finite gradient.
+    `announce` is told, before the start, the bytes that learning takes beside the models.  Both
+    models are on the device where to compute.  Goes on from the checkpoint in `folder`, to the same
+    weights.  ConfigError where one step after the other has no finite gradient.
     """
     student = Student(smaller, adapter, learning or Learning())
+    if announce is not None:
+        announce(student.bytes_needed)
     teacher = Dense(dense, adapter, recovery.top_k, recovery.cache_bytes)
     rate = recovery.learning_rate
     optimizer = MasterAdam([{"params": student.learned(), "lr": rate, "peak": rate}])

@@ -1,0 +1,114 @@
+"""From the flags of `lightstride recover` to rows of tokens: texts by weight, answers, held out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from lightstride.config import RecoverConfig
+from lightstride.config.recover import split_weight
+from lightstride.data.windows import Windows, packed_windows
+from lightstride.errors import DataError
+from lightstride.recover.loop import Rows
+from lightstride.smash.data.answers import Answer, read_answers
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Rows to learn from, windows to judge by, and where they came from."""
+
+    rows: Rows
+    held_out: Windows
+    sources: tuple[Windows, ...]
+
+    @property
+    def record(self) -> dict[str, object]:
+        """What the result was made from, for `lightstride.json`."""
+        documents = sorted(frozenset().union(*(each.documents for each in self.sources)))
+        names = [each.source for each in self.sources]
+        return {"recovery": {"source": names, "documents": documents}}
+
+
+def read_texts(config: RecoverConfig, tokenizer: PreTrainedTokenizerBase) -> Texts:
+    """The texts of a run; DataError where a source is missing or has no window of text."""
+    assert config.tokens is not None
+    assert config.window is not None
+    assert config.held_out_tokens is not None
+    weighted = [split_weight(source) for source in config.text]
+    total = sum(weight for _, weight in weighted) + bool(config.answers)
+    held_out = packed_windows(
+        config.held_out or (weighted[0][0] if weighted else "pydoc"),
+        tokenizer,
+        num_tokens=config.held_out_tokens,
+        window=config.window,
+        seed=config.seed,
+    )
+    sources, rows = [], []
+    for source, weight in weighted:
+        wanted = int(config.tokens * weight / total)
+        found = most_of(source, tokenizer, wanted, config, held_out.documents)
+        sources.append(found)
+        rows.append(Rows.alike(found.tokens_NL.int()))
+    if config.answers is not None:
+        answers = read_answers(Path(config.answers))
+        rows.append(answer_rows(answers, config, int(config.tokens / total)))
+    tokens_NL = torch.cat([each.tokens_NL for each in rows])
+    weights_NL = torch.cat([each.weights_NL for each in rows])
+    return Texts(Rows(tokens_NL, weights_NL), held_out, tuple(sources))
+
+
+def most_of(
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    wanted: int,
+    config: RecoverConfig,
+    skip: frozenset[str],
+) -> Windows:
+    """So many tokens of a source; of one that has fewer, at least half of what there is."""
+    assert config.window is not None
+    while True:
+        try:
+            return packed_windows(
+                source,
+                tokenizer,
+                num_tokens=wanted,
+                window=config.window,
+                seed=config.seed,
+                skip=skip,
+            )
+        except DataError:
+            if wanted <= config.window or not Path(source).exists():
+                raise
+            wanted = max(config.window, wanted * 3 // 4)
+
+
+def answer_rows(answers: Sequence[Answer], config: RecoverConfig, wanted: int) -> Rows:
+    """Prompts and answers one after the other, cut into rows; what counts as --loss-on says.
+
+    The distribution after a token counts where it predicts a token that does.
+    """
+    assert config.window is not None
+    tokens: list[int] = []
+    counts: list[float] = []
+    for each in answers:
+        tokens += [*each.prompt, *each.answer]
+        of_prompt = float(config.loss_on == "all")
+        counts += [of_prompt] * (len(each.prompt) - 1) + [1.0] * len(each.answer) + [of_prompt]
+        if len(tokens) >= wanted:
+            break
+    num_rows = min(len(tokens), wanted) // config.window
+    if not num_rows:
+        raise DataError(
+            f"{config.answers} has {len(tokens):,} tokens; {config.window:,} are needed for a row"
+        )
+    return Rows(
+        as_rows(tokens, num_rows, config.window).int(), as_rows(counts, num_rows, config.window)
+    )
+
+
+def as_rows(values: Sequence[float], num_rows: int, length: int) -> Tensor:
+    """The first values as rows, (N, L)."""
+    return torch.tensor(values[: num_rows * length]).view(num_rows, length)

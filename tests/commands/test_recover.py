@@ -1,0 +1,141 @@
+"""`lightstride recover` on a pruned toy: its result, its record, and the mistakes it names."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from helpers.prune_runs import config_of, make_inputs
+from helpers.toys import byte_tokenizer, tiny_llama
+from lightstride.checkpoint import read_record
+from lightstride.cli import main
+from lightstride.commands.prune import prune
+from lightstride.commands.recover import Watch, recover
+from lightstride.commands.recover_texts import answer_rows
+from lightstride.config import RecoverConfig
+from lightstride.config.recover import split_weight
+from lightstride.errors import ConfigError, DataError, ModelError
+from lightstride.models.opening.load import load_model
+from lightstride.smash.data.answers import Answer
+from lightstride.training.checkpoint import Progress
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A toy, its text, and the toy cut by half."""
+    path = tmp_path_factory.mktemp("recover")
+    make_inputs(path)
+    prune(config_of(path, "cut", sparsity=(0.5,), search="none"))
+    return path
+
+
+def config_for(folder: Path, name: str, **changes: object) -> RecoverConfig:
+    values: dict[str, object] = {
+        "model": str(folder / "cut"),
+        "output": str(folder / name),
+        "minutes": 1.0,
+        "text": (f"{folder / 'text.jsonl'}:2",),
+        "tokens": 1024,
+        "held_out_tokens": 256,
+        "window": 32,
+        "passes": 4,
+        "step_tokens": 128,
+        "learning_rate": 3e-3,
+        "device": "cpu",
+        "dtype": "float32",
+    }
+    return RecoverConfig(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def answers(count: int) -> list[Answer]:
+    return [
+        Answer(str(n), "chat", (1, 2, 3), (4, 5, 6, 7), sampled=False, finish="stop")
+        for n in range(count)
+    ]
+
+
+def test_the_result_is_better_of_the_same_shape_and_knows_its_texts(folder: Path) -> None:
+    result = recover(config_for(folder, "recovered"))
+    numbers = result["numbers"]
+    assert isinstance(numbers, dict)
+    assert numbers["perplexity"] < numbers["unrecovered"]
+    assert numbers["steps"] == 32
+    assert numbers["evaluations"][0]["step"] == 0
+    cut, better = (load_model(str(folder / name)) for name in ("cut", "recovered"))
+    shapes = [{n: p.shape for n, p in model.named_parameters()} for model in (cut, better)]
+    assert shapes[0] == shapes[1]
+    record = read_record(folder / "recovered")
+    assert record["plan"] == read_record(folder / "cut")["plan"]
+    assert record["data"]["recovery"]["documents"]  # type: ignore[index]
+    again = config_for(folder, "again", model=str(folder / "recovered"), passes=1, rank=2)
+    assert recover(again)["kind"] == "recover"
+
+
+def test_a_finished_training_is_resumed_to_the_same_weights(folder: Path) -> None:
+    recover(config_for(folder, "one"))
+    recover(config_for(folder, "two", work=str(folder / "one.work"), resume=True))
+    ones, others = (load_model(str(folder / name)).state_dict() for name in ("one", "two"))
+    assert all(torch.equal(tensor, others[name]) for name, tensor in ones.items())
+
+
+def test_a_model_without_a_record_needs_a_teacher(folder: Path) -> None:
+    config = config_for(folder, "refused", model=str(folder / "model"))
+    with pytest.raises(ConfigError, match="--teacher"):
+        recover(config)
+
+
+def test_a_teacher_of_another_vocabulary_is_refused(folder: Path) -> None:
+    other = byte_tokenizer()
+    other.add_tokens(["lightstride"])
+    tiny_llama(vocab_size=264).save_pretrained(folder / "other")
+    other.save_pretrained(folder / "other")
+    with pytest.raises(ModelError, match="vocabulary"):
+        recover(config_for(folder, "refused", teacher=str(folder / "other")))
+
+
+def test_answers_count_where_they_are_predicted(folder: Path) -> None:
+    config = config_for(folder, "x", answers=str(folder), loss_on="answers", window=7)
+    rows = answer_rows(answers(3), config, 14)
+    assert rows.tokens_NL.tolist() == [[1, 2, 3, 4, 5, 6, 7]] * 2
+    assert rows.weights_NL.tolist() == [[0, 0, 1, 1, 1, 1, 0]] * 2
+    everything = config_for(folder, "x", answers=str(folder), window=7)
+    assert answer_rows(answers(3), everything, 14).weights_NL.min() == 1
+    with pytest.raises(DataError, match="are needed"):
+        answer_rows(answers(1), config_for(folder, "x", window=32), 100)
+
+
+def test_a_weight_stands_behind_the_last_colon() -> None:
+    assert split_weight("wiki.txt:0.5") == ("wiki.txt", 0.5)
+    assert split_weight("owner/name:config:train") == ("owner/name:config:train", 1.0)
+
+
+def test_the_forecast_is_made_from_the_first_measurements(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    losses = iter([4.0, 3.7, 3.55, 3.5, 3.46, 3.4])
+    monkeypatch.setattr(Watch, "nll", lambda self: next(losses))
+    watch = Watch(tiny_llama(), None, config_for(folder, "x", minutes=60.0))  # type: ignore[arg-type]
+    at = Progress()
+    for minute in range(5):
+        at.step, at.seconds = 10 * minute, 30.0 * minute
+        watch(at)
+    assert len(at.evaluations) == 5
+    found = watch.forecast(at)
+    assert found is not None
+    assert found.low <= found.perplexity <= found.high
+    assert "after 60 minutes expect a perplexity of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--minutes", "0"], ["--text", ":2"], ["--rank", "4", "--learn-head"], ["--top-k", "0"]],
+)
+def test_bad_numbers_are_one_line(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recover", "folder", "-o", "out", *flags]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_result_is_json(folder: Path) -> None:
+    recover(config_for(folder, "json", passes=1))
+    assert json.loads((folder / "json" / "result.json").read_text())["kind"] == "recover"
