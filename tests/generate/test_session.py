@@ -87,6 +87,19 @@ def test_a_long_prompt_is_read_between_the_steps_of_others() -> None:
     assert session.keys == ["short"]
 
 
+def test_a_short_prompt_does_not_wait_for_a_long_one() -> None:
+    limits = Limits(chunk=10, idle_chunk=10)
+    session = PlainDecoder(tiny_llama(), byte_tokenizer()).session(limits)
+    once = Settings(max_new_tokens=1)
+    session.add(list(range(100)), once, "long")
+    assert session.step() == []
+    for number in range(30):
+        session.add([number], once, f"short {number}")
+    ended = [[row.key for row in session.step()] for _ in range(25)]
+    assert ended[0][0] == "short 0"
+    assert ["long"] in ended[:19]
+
+
 def test_one_forward_of_the_base_a_step() -> None:
     model = tiny_llama()
     session = PlainDecoder(model, byte_tokenizer()).session()

@@ -104,11 +104,11 @@ def served(name: str, decoder: Decoder, config: ServeConfig, limits: Limits) -> 
         kv_budgets=(1.0,),
         has_chat=bool(decoder.tokenizer.chat_template),
     )
-    entries = SessionLimits(entries=config.kv_entries)
+    bounds = SessionLimits(entries=config.kv_entries, chunk=config.chunk, idle_chunk=config.chunk)
     return ServedModel(
         facts,
         decoder.tokenizer,
         sorted(ends_of(base, decoder.tokenizer)),
-        lambda: decoder.session(entries),
+        lambda: decoder.session(bounds),
         limits,
     )

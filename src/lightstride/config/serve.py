@@ -52,6 +52,9 @@ class ServeConfig(ModelCommand):
     """Most answers that wait for a row of a model; beyond them requests are told to come back."""
     kv_entries: int = 65536
     """Most KV entries of a model's answers together, prompts included."""
+    chunk: int = 64
+    """Most prompt tokens read in a step: few let others go on while a long prompt is read, many
+    read it sooner."""
     timeout: float = 600.0
     """Most seconds from a request to the end of its answer."""
     grace: float = 10.0
@@ -70,6 +73,7 @@ class ServeConfig(ModelCommand):
         require(self.rows >= 1, "--rows", self.rows, "at least 1")
         require(self.queue >= 0, "--queue", self.queue, "0 or more")
         require(self.kv_entries >= 1, "--kv-entries", self.kv_entries, "at least 1")
+        require(self.chunk >= 1, "--chunk", self.chunk, "at least 1")
         require(self.timeout > 0, "--timeout", self.timeout, "above 0")
         require(self.grace >= 0, "--grace", self.grace, "0 or more")
         open_ = not self.is_local and self.key is None

@@ -55,6 +55,7 @@ class BatchSession:
         self.rows: list[Row] = []
         self.num_answering = 0
         self.num_joined = 0
+        self.is_first_turn = False
         self.waiting: deque[Row] = deque()
         self.cancelled: set[str] = set()
 
@@ -207,7 +208,7 @@ class BatchSession:
         for mode, members in self.by_mode(rows):
             theirs = [rows[index] for index in members]
             mode.note_prompt(theirs, [parts[i] for i in members], forward.of_rows(members))
-        through = [index for index, row in enumerate(rows) if row.num_read == len(row.prompt)]
+        through = [index for index, row in enumerate(rows) if row.left_to_read == 0]
         for index in through:
             here, there = where.start + index, self.num_answering
             self.rows[here], self.rows[there] = self.rows[there], self.rows[here]
@@ -216,11 +217,20 @@ class BatchSession:
         return self.begin([rows[index] for index in through], forward.of_rows(through))
 
     def next_to_read(self, answering: int, budget: int) -> tuple[slice, int]:
-        """Rows to read on in, the one that joined first and its neighbors, and how many tokens."""
-        start = min(range(answering, len(self.rows)), key=lambda i: self.rows[i].number)
+        """Rows to read on in, one and its neighbors, and how many tokens.
+
+        In turn the row that joined first, so that nobody waits for ever, and the one that is read
+        soonest, so that a short prompt does not wait for a long one.
+        """
+        reading = range(answering, len(self.rows))
+        self.is_first_turn = not self.is_first_turn
+        if self.is_first_turn:
+            start = min(reading, key=lambda i: self.rows[i].number)
+        else:
+            start = min(reading, key=lambda i: self.rows[i].left_to_read)
         stop, width = start, 0
         for row in self.rows[start:]:
-            wider = max(width, min(len(row.prompt) - row.num_read, budget))
+            wider = max(width, min(row.left_to_read, budget))
             if stop > start and wider * (stop - start + 1) > budget:
                 break
             stop, width = stop + 1, wider

@@ -53,6 +53,11 @@ class Row:
         """The base's features at the row's last entry, where its mode drafts from them."""
 
     @property
+    def left_to_read(self) -> int:
+        """Prompt tokens not yet read."""
+        return len(self.prompt) - self.num_read
+
+    @property
     def reads_history(self) -> bool:
         """Whether logits depend on earlier tokens, so that every drafted token must be known."""
         return self.hooks.processor is not None or self.settings.repetition_penalty != 1
