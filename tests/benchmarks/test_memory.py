@@ -1,0 +1,103 @@
+"""benchmarks/memory.py on a toy: numbers by budget and domain, and files that are none."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from helpers.smash_toys import toy
+from helpers.toys import byte_tokenizer, tiny_llama
+from lightstride.checkpoint import save_checkpoint
+from lightstride.memory.cache import full_plan
+from lightstride.memory.plan import ALL, Keep, MemoryPlan
+from lightstride.memory.plan_files import MemoryFile, write_plans
+from lightstride.results import read_result
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+sys.path.insert(0, str(FOLDER))
+specification = importlib.util.spec_from_file_location("memory_benchmark", FOLDER / "memory.py")
+assert specification is not None
+assert specification.loader is not None
+benchmark = importlib.util.module_from_spec(specification)
+sys.modules["memory_benchmark"] = benchmark
+specification.loader.exec_module(benchmark)
+
+
+def said(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+DOCUMENTS = [
+    {"domain": "chat", "messages": [said("user", "abc " * 20), said("assistant", "no " * 20)]},
+    {"domain": "copy", "messages": [said("user", "x y z " * 15), said("assistant", "x y z " * 15)]},
+    {"domain": "chat", "messages": [said("user", "q " * 40), said("assistant", "why? " * 9)]},
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A smashed toy with a plan, and documents."""
+    base = tiny_llama(tied=False)
+    save_checkpoint(base, byte_tokenizer(), tmp_path / "base")
+    model = toy(base)
+    model.config.base = str(tmp_path / "base")
+    save_checkpoint(model, byte_tokenizer(), tmp_path / "smashed")
+    full = full_plan(base)
+    plan = MemoryPlan(blocks=((ALL, Keep(4, 32)), (Keep(0, 32), ALL)), head_dim=8, base=full.base)
+    write_plans(tmp_path / "smashed", MemoryFile({0.5: plan}, 0.5), {})
+    lines = "\n".join(json.dumps(each) for each in DOCUMENTS)
+    (tmp_path / "documents.jsonl").write_text(lines + "\n")
+    return tmp_path
+
+
+def run(monkeypatch: pytest.MonkeyPatch, folder: Path, *flags: str) -> None:
+    given = ["--documents", str(folder / "documents.jsonl"), "--plan", str(folder / "smashed")]
+    monkeypatch.setattr(sys, "argv", ["memory.py", *given, *flags])
+    benchmark.main()
+
+
+def test_the_last_line_is_the_numbers(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = folder / "memory.json"
+    run(monkeypatch, folder, "--output", str(output))
+    numbers = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert set(numbers) == {"0.5", "others"}
+    assert set(numbers["0.5"]) == {"chat", "copy"}
+    for found in numbers["0.5"].values():
+        low, high = found["kl_interval"]
+        assert 0 < low <= found["kl"] <= high
+        assert 0 < found["entries_per_token"] < 1
+        assert 0 <= found["same"] <= 1
+    assert set(numbers["others"]["0.5"]) == {"plan", "window", "plan int8"}
+    others = numbers["others"]["1"]
+    for domain in ("chat", "copy"):
+        assert 0 < others["int8"][domain]["kl"] < others["int4"][domain]["kl"]
+        assert others["bf16"][domain]["kl"] > 0
+    assert read_result(output)["numbers"]["0.5"] == numbers["0.5"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "line 1"),
+        ('{"domain": "a", "messages": [{"role": "user", "content": "b"}]}', "assistant"),
+        ('{"domain": "a", "messages": 3}', "line 1"),
+        ("", "no documents"),
+    ],
+)
+def test_what_is_no_document_is_refused_in_one_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, line: str, message: str
+) -> None:
+    (folder / "documents.jsonl").write_text(line)
+    with pytest.raises(SystemExit, match=message) as caught:
+        run(monkeypatch, folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_without_plans_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "smashed" / "memory.json").unlink()
+    with pytest.raises(SystemExit, match="no memory plan"):
+        run(monkeypatch, folder)
