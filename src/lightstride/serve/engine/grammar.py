@@ -1,8 +1,8 @@
 """JSON schemas as grammars over tokens, by llguidance.
 
-A schema is compiled once for its check and once a row; both have bounds, so that no schema costs
-more than a few seconds and a few megabytes.  A matcher follows the tokens of one answer and goes
-back where drafts were not accepted.
+A schema is compiled once, within bounds, so that none costs more than a few seconds and a few
+megabytes; every row gets a copy.  A matcher follows the tokens of one answer and goes back where
+drafts were not accepted.
 """
 
 from collections.abc import Sequence
@@ -57,12 +57,16 @@ def first_line(text: str) -> str:
     return text.strip().splitlines()[0][:300] if text.strip() else "no reason was given"
 
 
+def start_of(grammar: str, trie: LLTokenizer) -> LLMatcher:
+    """A grammar before the first token, to be copied for every answer."""
+    return LLMatcher(trie, grammar, log_level=0, limits=LIMITS)
+
+
 class Matcher:
     """Where in a grammar an answer is."""
 
-    def __init__(self, grammar: str, trie: LLTokenizer) -> None:
-        self.matcher = LLMatcher(trie, grammar, log_level=0, limits=LIMITS)
-        self.ends = frozenset(trie.eos_tokens)
+    def __init__(self, start: LLMatcher, trie: LLTokenizer) -> None:
+        self.matcher = start.deep_copy()
         self.vocab_size = trie.vocab_size
         self.consumed: list[int] = []
         self.problem: str | None = None

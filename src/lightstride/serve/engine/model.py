@@ -7,7 +7,7 @@ loop does not have.
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TypeVar
 
 from jinja2 import TemplateError
@@ -19,12 +19,14 @@ from lightstride.errors import LightstrideError, ModelError
 from lightstride.generate.session import Session
 from lightstride.serve.engine.choices import Choices, choices_of
 from lightstride.serve.engine.engine import Engine
-from lightstride.serve.engine.grammar import Matcher, compile_schema, token_trie
+from lightstride.serve.engine.grammar import Matcher, compile_schema, start_of, token_trie
 from lightstride.serve.faults import ApiError, bad
 from lightstride.serve.limits import Limits
 from lightstride.serve.seam import Ask, Facts, Load, Messages, Ticket, Tools
 
 T = TypeVar("T")
+KEPT_GRAMMARS = 32
+"""Grammars whose starts are kept, those that were asked for last."""
 
 
 class ServedModel:
@@ -44,6 +46,8 @@ class ServedModel:
         self.limits = limits
         self.words = ThreadPoolExecutor(1, thread_name_prefix="words")
         self.grammars = ThreadPoolExecutor(1, thread_name_prefix="grammars")
+        self.start = lru_cache(KEPT_GRAMMARS)(lambda grammar: start_of(grammar, self.trie))
+        self.grammars.submit(lambda: self.pieces)
         self.engine = Engine(open_session, self.prepare, rows=limits.rows, queue=limits.queue)
 
     @property
@@ -139,7 +143,7 @@ class ServedModel:
     async def compile(self, schema: str) -> str:
         """The grammar of a JSON schema; ApiError where it has none that can be used."""
         loop = asyncio.get_running_loop()
-        work = loop.run_in_executor(self.grammars, lambda: compile_schema(schema, self.trie))
+        work = loop.run_in_executor(self.grammars, lambda: self.compile_here(schema))
         try:
             async with asyncio.timeout(self.limits.schema_seconds):
                 return await work
@@ -149,6 +153,12 @@ class ServedModel:
             raise bad(
                 f"the schema cannot be used: {error}", "response_format", "invalid_json_schema"
             ) from None
+
+    def compile_here(self, schema: str) -> str:
+        """What `compile` gives, computed here; the grammar's start is kept for the rows."""
+        grammar = compile_schema(schema, self.trie)
+        self.start(grammar)
+        return grammar
 
     def submit(self, asks: Sequence[Ask]) -> list[Ticket]:
         """Queue answers, all or none; ApiError 429 where the queue is full."""
@@ -172,5 +182,5 @@ class ServedModel:
             confidence=ask.confidence,
             logprobs=ask.top_logprobs,
         )
-        matcher = None if ask.grammar is None else Matcher(ask.grammar, self.trie)
+        matcher = None if ask.grammar is None else Matcher(self.start(ask.grammar), self.trie)
         return settings, choices_of(ask, matcher)
