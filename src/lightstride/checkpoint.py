@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 import torch
+from huggingface_hub import snapshot_download
 from transformers import (
     GenerationConfig,
     PreTrainedConfig,
@@ -29,18 +30,29 @@ from lightstride.memory.cache import Memory, full_plan
 from lightstride.memory.entries import KvType
 from lightstride.memory.plan_files import check_belongs, read_plans
 from lightstride.models.fingerprint import fingerprint
-from lightstride.models.opening.explain import quiet
+from lightstride.models.opening.explain import errors_explained, quiet
 from lightstride.models.opening.load import load_config, load_model, load_tokenizer, locate
 from lightstride.models.rebuild import rebuilt
 from lightstride.models.uneven import modeling as layered
 from lightstride.models.uneven.register import LAYERED
 from lightstride.smash.decode.decoder import SmashDecoder
+from lightstride.smash.decode.headed import HeadedDecoder
 from lightstride.smash.hub import SmashModel
 from lightstride.smash.model.config import SmashConfig
+from lightstride.smash.model.eagle3 import Eagle3Head
+from lightstride.smash.model.headed import (
+    HEAD,
+    HeadedConfig,
+    check_fingerprint,
+    open_head,
+    read_headed,
+    write_headed,
+)
 
 RECORD_NAME = "lightstride.json"
 RECORD_FORMAT = 1
 MODELING_NAME = "modeling_lightstride.py"
+PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.py"]
 AUTO_CLASSES = ("AutoConfig", "AutoModel", "AutoModelForCausalLM")
 
 Record = dict[str, object]
@@ -144,6 +156,15 @@ def open_decoder(
         )
         memory = memory_of(source, smashed.base, kv, kv_type)
         return SmashDecoder(smashed, tokenizer, memory=memory)
+    if is_headed(source, trust_remote_code=trust_remote_code):
+        folder = model_folder(source)
+        fields = read_headed(folder)
+        base = load_model(
+            fields.base, dtype=dtype, device=device, trust_remote_code=trust_remote_code
+        )
+        check_fingerprint(fields, base)
+        memory = memory_of(source, base, kv, kv_type)
+        return HeadedDecoder(base, open_head(folder / HEAD, base), tokenizer, memory=memory)
     model = load_model(source, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     return PlainDecoder(model, tokenizer, memory=memory_of(source, model, kv, kv_type))
 
@@ -170,3 +191,39 @@ def is_smashed(source: str, *, trust_remote_code: bool = False) -> bool:
     """Whether a source that could be read holds grafts and not a model of its own."""
     config = load_config(source, locate(source), trust_remote_code=trust_remote_code)
     return isinstance(config, SmashConfig)
+
+
+def is_headed(source: str, *, trust_remote_code: bool = False) -> bool:
+    """Whether a source that could be read is a draft head with the name of its base."""
+    config = load_config(source, locate(source), trust_remote_code=trust_remote_code)
+    return isinstance(config, HeadedConfig)
+
+
+def model_folder(source: str) -> Path:
+    """The folder of a model, downloaded where the source is a hub id."""
+    place = locate(source)
+    if Path(place).is_dir():
+        return Path(place)
+    with errors_explained(source, "checkpoint"):
+        return Path(snapshot_download(place, allow_patterns=PATTERNS))
+
+
+def save_headed(
+    head: Eagle3Head,
+    base: PreTrainedModel,
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | Path,
+    *,
+    record: Mapping[str, object],
+) -> None:
+    """Write a draft head with the name of its base, whose tokenizer comes along, and a record.
+
+    Raises OutputError when the folder is not new or empty, or cannot be written.
+    """
+    assert base.generation_config is not None
+    with whole_folder(Path(folder)) as partial, quiet():
+        write_headed(partial, Path(folder), head, base, name)
+        base.generation_config.to_json_file(partial / "generation_config.json", use_diff=True)
+        tokenizer.save_pretrained(partial)
+        write_record(partial, record)

@@ -5,24 +5,21 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
 from transformers import GenerationConfig, PreTrainedConfig
 
-from lightstride.checkpoint import is_smashed
+from lightstride.checkpoint import is_headed, is_smashed, model_folder
 from lightstride.config import ExportConfig
 from lightstride.errors import ExportError, OutputError
 from lightstride.export.decilm import write_decilm
 from lightstride.export.gguf.weights import FolderWeights
 from lightstride.models.end_tokens import end_tokens
 from lightstride.models.families.registry import adapter_for
-from lightstride.models.opening.explain import errors_explained
-from lightstride.models.opening.load import load_config, load_tokenizer, locate
+from lightstride.models.opening.load import load_config, load_tokenizer
+from lightstride.smash.model.headed import HEAD
 
 HAS_GGUF = find_spec("gguf") is not None
 if HAS_GGUF:
     from lightstride.export.gguf.write import GGUFFile, write_gguf
-
-PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.py"]
 
 
 def export(config: ExportConfig) -> Mapping[str, object]:
@@ -36,7 +33,12 @@ def export(config: ExportConfig) -> Mapping[str, object]:
         raise ExportError(
             f"{config.model} is smashed, which no other engine runs; lightstride serve runs it"
         )
-    folder = local_folder(config.model)
+    if is_headed(config.model, trust_remote_code=config.trust_remote_code):
+        raise ExportError(
+            f"{config.model} is a draft head and no model; its folder {HEAD} is what vLLM, SGLang "
+            "and llama.cpp's converter read"
+        )
+    folder = model_folder(config.model)
     settings = load_config(config.model, str(folder), trust_remote_code=config.trust_remote_code)
     if config.to == "decilm":
         write_decilm(folder, settings, adapter_for(settings).geometry(settings), output)
@@ -55,15 +57,6 @@ def export(config: ExportConfig) -> Mapping[str, object]:
         "bytes": written.num_bytes,
         "fallbacks": list(written.fallbacks),
     }
-
-
-def local_folder(model: str) -> Path:
-    """The model's checkpoint folder, downloaded if it is a hub id."""
-    place = locate(model)
-    if Path(place).is_dir():
-        return Path(place)
-    with errors_explained(model, "checkpoint"):
-        return Path(snapshot_download(place, allow_patterns=PATTERNS))
 
 
 def export_gguf(

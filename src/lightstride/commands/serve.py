@@ -10,6 +10,7 @@ from pathlib import Path
 from lightstride.checkpoint import open_decoder
 from lightstride.config.serve import ServeConfig
 from lightstride.errors import ConfigError
+from lightstride.generate import Mode
 from lightstride.generate.decoder import Decoder
 from lightstride.generate.rows import context_length, ends_of
 from lightstride.generate.session import Limits as SessionLimits
@@ -22,6 +23,7 @@ from lightstride.serve.limits import Limits
 from lightstride.serve.run import Server, listen
 from lightstride.serve.seam import Facts
 from lightstride.smash.decode.decoder import SmashDecoder
+from lightstride.smash.decode.headed import HeadedDecoder
 
 CONTEXT = 4096
 """Context of a model whose config does not say."""
@@ -92,15 +94,21 @@ def name_of(source: str) -> str:
 def served(name: str, decoder: Decoder, config: ServeConfig, limits: Limits) -> ServedModel:
     """A decoder with its engine."""
     model = decoder.model
-    smashed = isinstance(decoder, SmashDecoder)
+    modes: tuple[Mode, ...] = ("ar",)
+    default: Mode = "ar"
+    if isinstance(decoder, SmashDecoder):
+        modes, default = ("trust", "verify", "lossless", "ar"), decoder.model.config.mode
+    if isinstance(decoder, HeadedDecoder):
+        modes = ("lossless", "ar")
+        default = "lossless"
     base = decoder.model.base if isinstance(decoder, SmashDecoder) else model
     facts = Facts(
         name=name,
         created=int(time.time()),
         context=context_length(base) or CONTEXT,
         vocab_size=base.config.vocab_size,
-        modes=("trust", "verify", "lossless", "ar") if smashed else ("ar",),
-        default_mode=decoder.model.config.mode if isinstance(decoder, SmashDecoder) else "ar",
+        modes=modes,
+        default_mode=default,
         kv_budgets=(1.0,),
         has_chat=bool(decoder.tokenizer.chat_template),
     )

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from lightstride import distributed
-from lightstride.checkpoint import is_smashed, save_checkpoint
+from lightstride.checkpoint import is_headed, is_smashed, save_checkpoint
 from lightstride.commands.memory import (
     check_budgets,
     memory_search,
@@ -21,6 +21,7 @@ from lightstride.commands.memory import (
 )
 from lightstride.commands.outputs import check_output, identity, save_result
 from lightstride.commands.smash_examples import digest, given_prompts, prepare_examples
+from lightstride.commands.smash_head import take_head
 from lightstride.commands.smash_training import (
     BASE_FOLDER,
     TrainingSetup,
@@ -73,6 +74,10 @@ def smash(config: SmashRunConfig) -> Mapping[str, object]:
         raise ModelError(
             f"{config.model} is smashed already; give its base, or --kv for its memory"
         )
+    if is_headed(config.model):
+        raise ModelError(f"{config.model} is a draft head on another model; give that")
+    if config.from_head:
+        return take_head(config, config.from_head, device, dtype)
     if config.start_from and not is_smashed(config.start_from):
         raise ModelError(f"{config.start_from} is not a smashed model to start from")
     started_from = start_provenance(config.start_from)

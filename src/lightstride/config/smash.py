@@ -19,6 +19,7 @@ Grafts = Literal["thin", "paper"]
 OptionalShare = Annotated[
     float | None, arg(metavar="S", help_behavior_hint="(default: the preset's)", constructor=float)
 ]
+OptionalHead = Annotated[str | None, arg(metavar="HEAD", help_behavior_hint="(default: none)")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,9 @@ class SmashRunConfig(PresetCommand):
     """Tokens that micro steps can draft: so many of the most frequent ones."""
     start_from: OptionalPath = None
     """Grafts of the same base and sizes to go on from, instead of new ones: a smashed model."""
+    from_head: OptionalHead = None
+    """A published EAGLE-3 head of this model, a folder or hub id: it becomes the drafter, and
+    nothing is trained."""
     adapter_rank: int = 0
     """Rank of adapters on the base where something was merged; 0 is none."""
     train_base: bool = False
@@ -125,6 +129,12 @@ class SmashRunConfig(PresetCommand):
             value = getattr(self, flag)
             allowed = value is None or 0 <= value <= 1
             require(allowed, f"--{flag.replace('_', '-')}", f"{value}", "from 0 to 1")
+        require(
+            not (self.from_head and (self.start_from or self.train_base or self.kv)),
+            "--from-head",
+            self.from_head,
+            "without --start-from, --train-base and --kv: nothing is trained or searched",
+        )
         require(0 < self.held_out < 1, "--held-out", f"{self.held_out:g}", "above 0 and below 1")
         for flag in ("learning_rate", "base_rate", "minutes"):
             value = getattr(self, flag)

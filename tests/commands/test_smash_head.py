@@ -1,0 +1,135 @@
+"""The command `smash --from-head`: a head's folder in, a checkpoint that answers out."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from helpers.agree import assert_same_greedy
+from helpers.headed_toys import BLOCKS, KINDS, deep_toy, random_head
+from helpers.smash_toys import PROMPTS
+from helpers.toys import byte_tokenizer, tiny_llama
+from lightstride.checkpoint import open_decoder, save_checkpoint
+from lightstride.commands.export import export
+from lightstride.commands.smash import smash
+from lightstride.config import ExportConfig, SmashRunConfig
+from lightstride.errors import ConfigError, ExportError, ModelError
+from lightstride.generate import Settings, generate
+from lightstride.smash.decode.headed import HeadedDecoder
+from lightstride.smash.model.eagle3 import Eagle3Head
+from lightstride.smash.model.eagle3_files import write_head
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    save_checkpoint(deep_toy(), byte_tokenizer(), tmp_path / "base")
+    return tmp_path / "base"
+
+
+def publish(head: Eagle3Head, folder: Path, layout: str = "flat") -> Path:
+    """The head as a publisher would put it up."""
+    write_head(
+        head,
+        folder,
+        layout=layout,  # type: ignore[arg-type]
+        base="base",
+        architectures=["LlamaForCausalLM"],
+        num_blocks=BLOCKS,
+    )
+    return folder
+
+
+def config_of(base: Path, head: Path, name: str = "out", **changes: object) -> SmashRunConfig:
+    values = {"device": "cpu", "dtype": "float32", "from_head": str(head), **changes}
+    return SmashRunConfig(model=str(base), output=str(base.parent / name), **values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("layout", ["flat", "speculators"])
+@pytest.mark.parametrize("changes", KINDS.values(), ids=KINDS)
+def test_a_published_head_answers_as_its_base(
+    base: Path, layout: str, changes: dict[str, object]
+) -> None:
+    head = random_head(**changes)
+    config = config_of(base, publish(head, base.parent / "public", layout))
+    numbers = smash(config)["numbers"]
+    assert numbers["drafter"] == "eagle3"
+    assert numbers["taps"] == list(head.config.taps)
+    stored = json.loads((base.parent / "out" / "config.json").read_text())
+    assert (stored["base"], stored["drafter"]) == ("../base", "eagle3")
+    decoder = open_decoder(config.output)
+    assert isinstance(decoder, HeadedDecoder)
+    for name, tensor in head.state_dict().items():
+        assert torch.equal(decoder.head.state_dict()[name], tensor), name
+    asked = Settings(max_new_tokens=12, confidence=0.01, ignore_end_tokens=True)
+    expected = generate(open_decoder(str(base)), PROMPTS, asked)
+    for prompt, found, other in zip(
+        PROMPTS, generate(decoder, PROMPTS, asked), expected, strict=True
+    ):
+        assert_same_greedy(decoder.model, prompt, found.tokens, other.tokens)
+
+
+def test_base_and_checkpoint_can_be_moved_together(base: Path, tmp_path: Path) -> None:
+    smash(config_of(base, publish(random_head(), tmp_path / "public")))
+    shutil.rmtree(tmp_path / "public")
+    (tmp_path / "moved").mkdir()
+    for name in ("base", "out"):
+        (tmp_path / name).rename(tmp_path / "moved" / name)
+    decoder = open_decoder(str(tmp_path / "moved" / "out"))
+    assert len(generate(decoder, [[1]], Settings(max_new_tokens=3))[0].tokens) > 0
+
+
+def test_another_base_is_refused(base: Path, tmp_path: Path) -> None:
+    smash(config_of(base, publish(random_head(), tmp_path / "public")))
+    shutil.rmtree(base)
+    save_checkpoint(tiny_llama(num_layers=8, seed=1, tied=False), byte_tokenizer(), base)
+    with pytest.raises(ModelError, match="belongs to the base"):
+        open_decoder(str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": 16}, "hidden size of 16; that of the base .* is 32"),
+        ({"vocab_size": 300}, "vocabulary of 300; that of the base .* is 260"),
+        ({"taps": (1, 3, 12)}, "the base has 8 blocks"),
+    ],
+)
+def test_a_head_for_another_base_is_refused_before_anything_is_written(
+    base: Path, tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    config = config_of(base, publish(random_head(**changes), tmp_path / "public"))
+    with pytest.raises(ModelError, match=message):
+        smash(config)
+    assert not Path(config.output).exists()
+
+
+def test_a_head_that_is_not_whole_is_refused_by_name(base: Path, tmp_path: Path) -> None:
+    folder = publish(random_head(), tmp_path / "public")
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    save_file({name: t for name, t in tensors.items() if name != "fc.weight"}, path)
+    with pytest.raises(ModelError, match=r"lacks fc\.weight"):
+        smash(config_of(base, folder))
+
+
+def test_flags_of_training_and_models_with_a_head_are_refused(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nothing is trained"):
+        config_of(base, tmp_path, train_base=True)
+    folder = publish(random_head(), tmp_path / "public")
+    smash(config_of(base, folder))
+    out = tmp_path / "out"
+    with pytest.raises(ModelError, match="a draft head on another model"):
+        smash(config_of(out, folder, "again"))
+    with pytest.raises(ExportError, match="draft head"):
+        export(ExportConfig(model=str(out), output=str(tmp_path / "file.gguf")))
+
+
+def test_a_config_that_says_something_else_is_refused_by_field(base: Path, tmp_path: Path) -> None:
+    smash(config_of(base, publish(random_head(), tmp_path / "public")))
+    path = tmp_path / "out" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "drafter": "eagle9"}))
+    with pytest.raises(ModelError, match=r"drafter"):
+        open_decoder(str(tmp_path / "out"))
