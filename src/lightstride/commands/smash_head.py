@@ -20,7 +20,8 @@ def take_head(
 ) -> Mapping[str, object]:
     """Write the head with the name of its base; the result, as in `result.json`.
 
-    Of several processes the first alone writes.  Raises ModelError for a head that is not whole or not for this base.
+    Of several processes the first alone writes.  Raises ModelError for a head that is not whole
+    or not for this base.
     """
     tokenizer = load_tokenizer(config.model)
     base = load_model(
