@@ -28,11 +28,25 @@ def open_work(folder: Path, run: Mapping[str, object], *, resume: bool) -> None:
     barrier()
 
 
+def check_work(folder: Path, *, resume: bool) -> None:
+    """Raise what `open_work` would for a folder, as far as that is known without the run."""
+    has_run = (folder / NAME).exists()
+    if not has_run and not is_new(folder):
+        raise OutputError(f"work folder {folder} is not empty and belongs to no run")
+    if has_run and not resume:
+        raise WorkError(f"work folder {folder} has an unfinished run; go on with it by --resume")
+
+
+def is_new(folder: Path) -> bool:
+    """Whether a folder is not there, or empty."""
+    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+
+
 def _open(folder: Path, run: Mapping[str, object], resume: bool) -> tuple[str, str] | None:
     document = {"version": VERSION, **json.loads(json.dumps(run))}
     path = folder / NAME
     if not path.exists():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if not is_new(folder):
             return "output", f"work folder {folder} is not empty and belongs to no run"
         write_json(path, document)
         return None

@@ -159,8 +159,9 @@ REFUSED: Mapping[str, tuple[dict[str, object], str]] = {
 }
 
 
+@pytest.mark.parametrize("dry_run", [False, True])
 @pytest.mark.parametrize("name", REFUSED)
-def test_refused_before_anything_is_written(folder: Path, name: str) -> None:
+def test_refused_before_anything_is_written(folder: Path, name: str, dry_run: bool) -> None:
     changes, message = REFUSED[name]
     placed = {
         key: value.replace("FOLDER", str(folder)) if isinstance(value, str) else value
@@ -168,7 +169,7 @@ def test_refused_before_anything_is_written(folder: Path, name: str) -> None:
     }
     before = sorted(folder.rglob("*"))
     with pytest.raises(LightstrideError, match=message):
-        prune(config_of(folder, "refused", **placed))
+        prune(config_of(folder, "refused", dry_run=dry_run, **placed))
     assert sorted(folder.rglob("*")) == before
 
 

@@ -19,6 +19,7 @@ READ_BYTES = {"cpu": 2**28, "other": 2**31}
 MATRIX_SIZE = {"cpu": 1536, "other": 8192}
 REPEATS = 7
 STATUS = Path("/proc/self/status")
+MEMORY = Path("/proc/meminfo")
 CLEAR = Path("/proc/self/clear_refs")
 RESET_PEAK = "5"
 
@@ -79,4 +80,12 @@ class PeakMemory:
 def resident_bytes(field: str) -> int:
     """A field of this process's memory status, in bytes (Linux)."""
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith(field))
+    return 1024 * int(line.split()[1])
+
+
+def free_memory() -> int | None:
+    """Bytes of main memory that a program can still have (Linux; None elsewhere)."""
+    if not MEMORY.exists():
+        return None
+    line = next(line for line in MEMORY.read_text().splitlines() if line.startswith("MemAvailable"))
     return 1024 * int(line.split()[1])

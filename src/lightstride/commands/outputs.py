@@ -8,7 +8,7 @@ from typing import Protocol
 from lightstride.errors import OutputError
 from lightstride.results import write_result
 
-NOT_IDENTITY = ("output", "work", "resume", "json")
+NOT_IDENTITY = ("output", "work", "resume", "json", "dry_run", "machine")
 """Flags that do not change what a run finds."""
 
 

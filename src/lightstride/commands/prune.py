@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from lightstride import distributed
 from lightstride.checkpoint import save_checkpoint
 from lightstride.commands.outputs import check_output, save_result
+from lightstride.commands.prune_dry_run import dry_run
 from lightstride.commands.prune_setup import PruneRun, open_run
 from lightstride.config import PruneConfig
 from lightstride.distributed import barrier, rank
@@ -38,6 +39,8 @@ Numbers = dict[str, object]
 def prune(config: PruneConfig) -> Mapping[str, object]:
     """Prune a model to every size that was asked for; the result, as in `result.json`."""
     config = config.resolved()
+    if config.dry_run:
+        return dry_run(config)
     distributed.init()
     check_output(config)
     started = time.perf_counter()
@@ -64,7 +67,8 @@ def print_forecast(run: PruneRun) -> None:
         runner = run.runner
         batch_BL = runner.calibration_NL[: runner.settings.batch_size]
         rates = measure_rates(runner.model, runner.adapter, batch_BL)
-        stages = forecast(runner, run.config.sparsity, run.config.heal)
+        held_out = run.texts.held_out.num_tokens
+        stages = forecast(runner, run.config.sparsity, run.config.heal, held_out)
         sys.stderr.write(f"lightstride: {sentence(stages, rates)}\n")
 
 

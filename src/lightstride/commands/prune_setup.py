@@ -22,13 +22,13 @@ from lightstride.models.fingerprint import model_hash
 from lightstride.models.opening.load import load_model, load_tokenizer
 from lightstride.models.shapes import Geometry, parse_shape, shape_text
 from lightstride.prune.devices import move_if_it_fits
+from lightstride.prune.footprint import disk_bytes
 from lightstride.prune.rounds import RoundRunner
 from lightstride.prune.space.budget import CostFunction, build_space, dense_cost, table_cost
 from lightstride.prune.space.latency import latency_table
 from lightstride.prune.space.narrow import limit_for
 from lightstride.prune.space.plan import Plan, Space
 from lightstride.prune.space.targets import Target
-from lightstride.recover.optimizer import STATE_BYTES
 from lightstride.search.result import ProgressFor, no_progress
 from lightstride.work import open_work
 
@@ -131,12 +131,7 @@ def timed_sites(
 
 def check_disk(config: PruneConfig, runner: RoundRunner) -> None:
     """OutputError where a supernet and the checkpoints do not fit on the disk."""
-    model, geometry = runner.model, runner.space.geometry
-    whole = sum(parameter.numel() for parameter in model.parameters())
-    sizes = [whole - int(share * geometry.prunable_parameters) for share in config.sparsity]
-    needed = runner.supernet_bytes(config.sparsity) + model.dtype.itemsize * sum(sizes)
-    if config.heal:
-        needed += STATE_BYTES * geometry.prunable_parameters
+    needed = disk_bytes(runner, config.sparsity, config.heal)
     free = shutil.disk_usage(existing(Path(config.work_folder))).free
     if needed > free:
         raise OutputError(

@@ -22,6 +22,7 @@ Accumulation = Literal["none", "median", "expectation"]
 Split = Literal["free", "fixed"]
 TokenWeights = Literal["relative", "equal"]
 Search = Literal["none", "fast", "paper"]
+MachineName = Literal["here", "h100", "8xmi300x", "laptop"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +117,13 @@ class PruneConfig(PresetCommand):
     """Folder for what a killed run can go on from; without it, the output folder's name + .work."""
     resume: bool = False
     """Go on from what is in the work folder."""
+    dry_run: bool = False
+    """Say what the run would cost, from config.json alone: no weights are opened."""
+    machine: Annotated[
+        tuple[MachineName, ...],
+        arg(metavar="{here,h100,8xmi300x,laptop} ...", help_behavior_hint="(default: here)"),
+    ] = ()
+    """Machines that --dry-run is about: this one, whose rates are measured, or known ones."""
 
     def __post_init__(self) -> None:
         require(bool(self.sparsity), "--sparsity", "without a number", "above 0 and below 1")
@@ -146,6 +154,19 @@ class PruneConfig(PresetCommand):
         for flag in ("tp", "multiple", "context", "batch", "top_k", *NUMBERS):
             value = getattr(self, flag)
             require(value is None or value >= 1, f"--{flag.replace('_', '-')}", value, "at least 1")
+
+        self.check_dry_run()
+
+    def check_dry_run(self) -> None:
+        """ConfigError for a setting that a dry run cannot answer, or that only it has."""
+        for name in self.machine:
+            require_choice("--machine", name, MachineName)
+        given = " ".join(self.machine)
+        require(self.dry_run or not self.machine, "--machine", given, "given with --dry-run")
+        require(len(set(self.machine)) == len(self.machine), "--machine", given, "each name once")
+        timed = self.dry_run and self.budget == "latency"
+        rule = "params or memory with --dry-run, which times no widths"
+        require(not timed, "--budget", self.budget, rule)
 
     @property
     def work_folder(self) -> str:

@@ -55,6 +55,11 @@ class Windows:
         return hashlib.sha256(self.tokens_NL.numpy().tobytes()).hexdigest()
 
 
+def windows_in(num_tokens: int, window: int) -> int:
+    """How many windows so many tokens fill, one at least."""
+    return max(1, num_tokens // window)
+
+
 def packed_windows(
     source: str,
     tokenizer: PreTrainedTokenizerBase,
@@ -70,7 +75,7 @@ def packed_windows(
     Documents in `skip` are left out.  Each starts and ends as the tokenizer wants, or with its
     end token where the tokenizer adds nothing.  `documents` stand in for the source's own.
     """
-    num_windows = max(1, num_tokens // window)
+    num_windows = windows_in(num_tokens, window)
     needed = num_windows * window
     if documents is None:
         enough = CHARACTERS_PER_TOKEN * needed

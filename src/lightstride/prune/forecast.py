@@ -10,12 +10,12 @@ model at hand:
 
 The rates are those of products that the run will do: a block on a batch of windows, the Gram
 matrix of one batch of FFN inputs, and the pruning of a site that is as wide as the FFN, up to a
-bound.
+bound.  A batch is shortened where a block is so large that a call would take long.
 
 Shapes in the formulas: I inputs of a site's output weights, D hidden size, k inputs of a level.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +41,8 @@ CHILD_SHARE = 0.9
 MOST_CHANNELS = 1024
 """Widest site that is pruned for the measurement."""
 GRAM_TOKENS = 4096
+MOST_OPERATIONS = 1e12
+"""Of one call of the block that is timed; a window at least is run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,40 +138,67 @@ def healing_operations(geometry: Geometry, plans: Sequence[Plan], num_tokens: in
     return Operations(forward=total)
 
 
-def forecast(
-    runner: RoundRunner, shares: Sequence[float], passes: int = 0
-) -> dict[str, Operations]:
-    """Operations of all supernets, searches and closing rounds of a run, and passes of healing.
+def perplexity_operations(geometry: Geometry, plans: Sequence[Plan], num_tokens: int) -> Operations:
+    """The perplexity of the dense model and of these plans, on so many tokens."""
+    blocks = [geometry.prunable_parameters, *(num_parameters(plan, geometry) for plan in plans)]
+    head = geometry.vocab_size * geometry.hidden_size
+    return Operations(forward=2.0 * num_tokens * (sum(blocks) + len(blocks) * head))
+
+
+def planned_searches(
+    runner: RoundRunner, shares: Sequence[float]
+) -> Iterator[tuple[int, dict[float, Space]]]:
+    """Number of the round, and spaces by sparsity, of every supernet that a run searches.
 
     Where a round's space lies is not known before the round: that of the uniform plan stands in.
     """
+    if runner.settings.search is None:
+        return
+    centres = {share: runner.centre(share) for share in shares}
+    for number in range(1, runner.settings.num_rounds + 1):
+        spaces = {share: runner.narrowed(number, centres[share]) for share in shares}
+        if number == 1:
+            yield number, spaces
+        else:
+            yield from ((number, {share: space}) for share, space in spaces.items())
+
+
+def forecast(
+    runner: RoundRunner, shares: Sequence[float], passes: int = 0, held_out_tokens: int = 0
+) -> dict[str, Operations]:
+    """Operations of all supernets, searches and closing rounds of a run, and of what follows.
+
+    That is so many passes of healing, and perplexities on so many held-out tokens.
+    """
     settings, geometry = runner.settings, runner.space.geometry
     supernets, searches, closing = Operations(), Operations(), Operations()
-    early = round(runner.calibration_NL.numel() * settings.early_share)
+    num_windows, window = runner.calibration_NL.shape
+    num_tokens = num_windows * window
+    early = settings.early_windows(num_windows) * window
     centres = {share: runner.centre(share) for share in shares}
-    if settings.search is not None:
-        for number in range(1, settings.num_rounds + 1):
-            spaces = {share: runner.narrowed(number, centres[share]) for share in shares}
-            groups = [list(shares)] if number == 1 else [[share] for share in shares]
-            for group in groups:
-                levels = runner.shapes_of(spaces[share] for share in group)
-                supernets += supernet_operations(geometry, list(levels.items()), early)
-            for share in shares:
-                searches += search_operations(
-                    spaces[share],
-                    centres[share],
-                    settings.search,
-                    stride=settings.fitness.stride,
-                    probes=number == 1,
-                )
-    for share in shares:
-        chosen = [(site, [shape]) for site, shape in centres[share].shapes.items()]
-        closing += supernet_operations(geometry, chosen, runner.calibration_NL.numel())
-    healing = healing_operations(
-        geometry, list(centres.values()), passes * runner.calibration_NL.numel()
-    )
+    for number, spaces in planned_searches(runner, shares):
+        levels = runner.shapes_of(spaces.values())
+        supernets += supernet_operations(geometry, list(levels.items()), early)
+        for share, space in spaces.items():
+            assert settings.search is not None
+            searches += search_operations(
+                space,
+                centres[share],
+                settings.search,
+                stride=settings.fitness.stride,
+                probes=number == 1,
+            )
+    for plan in centres.values():
+        chosen = [(site, [shape]) for site, shape in plan.shapes.items()]
+        closing += supernet_operations(geometry, chosen, num_tokens)
+    plans = list(centres.values())
     stages = {"supernets": supernets, "searches": searches, "closing rounds": closing}
-    return stages | ({"healing": healing} if passes else {})
+    if passes:
+        stages["healing"] = healing_operations(geometry, plans, passes * num_tokens)
+    if held_out_tokens:
+        measured = [*plans, *plans] if passes else plans
+        stages["perplexities"] = perplexity_operations(geometry, measured, held_out_tokens)
+    return stages
 
 
 def sentence(stages: dict[str, Operations], rates: Rates) -> str:
@@ -191,8 +220,11 @@ def measure_rates(model: PreTrainedModel, adapter: Adapter, tokens_BL: Tensor) -
 @torch.inference_mode()
 def forward_rate(model: PreTrainedModel, adapter: Adapter, tokens_BL: Tensor) -> float:
     """Rate of one block on one batch."""
-    tokens_BL = tokens_BL.to(model.device)
     geometry = adapter.geometry(model.config)
+    sites = [Site(0, "attention"), Site(0, "ffn")]
+    weights = sum(geometry.parameters(geometry.shape(site)) for site in sites)
+    most = int(MOST_OPERATIONS / (2.0 * weights * tokens_BL.shape[1]))
+    tokens_BL = tokens_BL[: max(1, most)].to(model.device)
     block = adapter.blocks(model)[0]
     with recorders(model, adapter) as stand_ins:
         adapter.decoder(model)(tokens_BL, use_cache=False)
@@ -200,8 +232,6 @@ def forward_rate(model: PreTrainedModel, adapter: Adapter, tokens_BL: Tensor) ->
     seconds = best_time(
         lambda: block(first.hidden_BLD, *first.call.args, **first.call.kwargs), 2, model.device
     )
-    sites = [Site(0, "attention"), Site(0, "ffn")]
-    weights = sum(geometry.parameters(geometry.shape(site)) for site in sites)
     return 2.0 * weights * tokens_BL.numel() / seconds
 
 

@@ -69,6 +69,10 @@ class RoundSettings:
     fitness: FitnessSettings = field(default_factory=FitnessSettings)
     seed: int = 0
 
+    def early_windows(self, num_windows: int) -> int:
+        """Of so many calibration windows, those that supernets are built from."""
+        return max(1, round(num_windows * self.early_share))
+
     def largest_sample(self, num_tokens: int, space: Space) -> int:
         """Tokens of the largest sample that a search evaluates, of so many there are."""
         if self.search is None or space.uniform:
@@ -186,7 +190,7 @@ class RoundRunner:
         finished = [self.load_result(task) for task in tasks]
         if None in finished:
             middle = tasks[len(tasks) // 2].centre
-            count = max(1, round(len(self.calibration_NL) * self.settings.early_share))
+            count = self.settings.early_windows(len(self.calibration_NL))
             levels = self.shapes_of(task.space for task in tasks)
             supernet = self.supernet_for(folder, self.calibration_NL[:count], levels, middle)
             finished = [

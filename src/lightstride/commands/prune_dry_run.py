@@ -1,0 +1,263 @@
+"""`lightstride prune --dry-run`: time, memory, disk and reads of a run that is not made.
+
+Everything is counted from config.json; the run's own checks are made, its texts are read, and
+nothing is written.  Of text that the model would have to say itself only the amount counts, and
+the time to say it does not.
+"""
+
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lightstride.bench.machine import free_memory
+from lightstride.commands.outputs import check_output
+from lightstride.commands.prune_options import cost_of, rounds_of, target_of
+from lightstride.commands.prune_setup import check_shares, existing
+from lightstride.commands.prune_texts import read_texts
+from lightstride.config import PruneConfig
+from lightstride.config.prune import MachineName
+from lightstride.data.windows import windows_in
+from lightstride.errors import ConfigError
+from lightstride.models.device import pick_device, pick_dtype, suitable_dtype
+from lightstride.models.families.registry import adapter_for
+from lightstride.models.opening.load import load_tokenizer
+from lightstride.models.opening.skeleton import load_skeleton, one_block
+from lightstride.prune.devices import device_bytes
+from lightstride.prune.footprint import Footprint, footprint
+from lightstride.prune.forecast import Operations, Rates, forecast, measure_rates
+from lightstride.prune.machines import known_machine
+from lightstride.prune.rounds import RoundRunner
+from lightstride.prune.space.budget import dense_cost
+from lightstride.results import markdown_table
+from lightstride.work import check_work
+
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """A run that could start if there were weights."""
+
+    config: PruneConfig
+    runner: RoundRunner
+    """Its model and its texts are meta tensors."""
+    stages: Mapping[str, Operations]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """What a run costs on one machine."""
+
+    machine: str
+    title: str
+    assumed: str
+    """Where the rates come from."""
+    rates: Rates
+    seconds: dict[str, float]
+    """By stage."""
+    footprint: Footprint
+    free: dict[str, int | None]
+    """Bytes of memory, of each accelerator's memory and of disk; None where that is not known."""
+
+    @property
+    def too_little(self) -> list[str]:
+        """Of what there is less than the run needs."""
+        needed = {
+            "memory": max(self.footprint.memory.values()),
+            "device memory": max(self.footprint.device_memory.values(), default=0),
+            "disk": self.footprint.disk,
+        }
+        there = {name: free for name, free in self.free.items() if free is not None}
+        return [name for name, size in needed.items() if size > there.get(name, size)]
+
+    def to_json(self) -> dict[str, object]:
+        """The same for `--json`."""
+        total = sum(self.seconds.values())
+        return {**asdict(self), "total_seconds": total, "too_little": self.too_little}
+
+
+def dry_run(config: PruneConfig) -> Mapping[str, object]:
+    """Print what a run would cost on each machine; the same as a document."""
+    check_output(config)
+    check_work(Path(config.work_folder), resume=config.resume)
+    run = plan_run(config)
+    names: tuple[MachineName, ...] = config.machine or ("here",)
+    found = [on_machine(run, name) for name in names]
+    sys.stdout.write(text_of(found) + "\n")
+    return {
+        "kind": "prune dry run",
+        "config": config.as_dict(),
+        "operations": {stage: asdict(each) for stage, each in run.stages.items()},
+        "machines": [each.to_json() for each in found],
+    }
+
+
+def plan_run(config: PruneConfig) -> DryRun:
+    """Open and check all that a run needs but its weights, as `open_run` does."""
+    device = pick_device(config.device)
+    dtype = pick_dtype(config.dtype, suitable_dtype(device))
+    model = load_skeleton(config.model, dtype=dtype, trust_remote_code=config.trust_remote_code)
+    sizes = amounts(config)
+    runner = runner_of(config, model, *sizes[:2])
+    check_texts(config, model)
+    return DryRun(config, runner, forecast(runner, config.sparsity, config.heal, sizes[2].numel()))
+
+
+def runner_of(
+    config: PruneConfig, model: PreTrainedModel, calibration_NL: Tensor, search_NL: Tensor
+) -> RoundRunner:
+    """The runner of a run, to be asked and not to be run; BudgetError, ConfigError as a run's."""
+    adapter = adapter_for(model.config)
+    geometry = adapter.geometry(model.config)
+    cost = cost_of(config, geometry)
+    space = check_shares(config, geometry, target_of(config, geometry), cost)
+    settings = rounds_of(config)
+    if settings.search is not None:
+        settings.fitness.check_room(settings.largest_sample(search_NL.numel(), space))
+    return RoundRunner(
+        model=model,
+        adapter=adapter,
+        space=space,
+        dense_cost=dense_cost(geometry, cost),
+        calibration_NL=calibration_NL,
+        search_NL=search_NL,
+        work=Path(config.work_folder),
+        settings=settings,
+    )
+
+
+def amounts(config: PruneConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """Windows for calibration, search and held-out text, without values."""
+    assert config.window is not None
+    assert config.calibration_tokens is not None
+    assert config.search_tokens is not None
+    assert config.held_out_tokens is not None
+    counts = (config.calibration_tokens, config.search_tokens, config.held_out_tokens)
+    calibration, search, held_out = (
+        torch.empty(windows_in(count, config.window), config.window, device="meta")
+        for count in counts
+    )
+    return calibration, search, held_out
+
+
+def check_texts(config: PruneConfig, model: PreTrainedModel) -> None:
+    """DataError as a run's; texts that the model itself would say are not made."""
+    sources = (config.calibration, config.search_text, config.held_out)
+    tokenizer = load_tokenizer(config.model)
+    if "self" not in sources:
+        longest = getattr(model.config, "max_position_embeddings", None)
+        read_texts(config, tokenizer, lambda *_: (), longest)
+
+
+def on_machine(run: DryRun, name: MachineName) -> Forecast:
+    """What the run costs on a machine."""
+    if name == "here":
+        return on_this_machine(run)
+    known, config = known_machine(name), run.config
+    size = footprint(
+        run.runner,
+        config.sparsity,
+        config.heal,
+        device_memory=known.device_memory,
+        devices=known.devices,
+    )
+    seconds = {stage: each.seconds(known.rates) for stage, each in run.stages.items()}
+    return Forecast(
+        machine=name,
+        title=known.title,
+        assumed=known.assumed,
+        rates=known.rates,
+        seconds=seconds | {"reading": size.reads / known.disk},
+        footprint=size,
+        free={
+            "memory": known.memory,
+            "device memory": known.device_memory if known.devices else None,
+            "disk": None,
+        },
+    )
+
+
+def on_this_machine(run: DryRun) -> Forecast:
+    """What the run costs here, by rates measured on one block of random weights."""
+    config, runner = run.config, run.runner
+    device = pick_device(config.device)
+    on_device = device != "cpu"
+    check_block(runner, device)
+    block = one_block(
+        runner.model.config,
+        runner.model.dtype,
+        device,
+        trust_remote_code=config.trust_remote_code,
+    )
+    tokens_BL = torch.zeros_like(
+        runner.calibration_NL[: runner.settings.batch_size], dtype=torch.int64, device="cpu"
+    )
+    rates = measure_rates(block, runner.adapter, tokens_BL)
+    memory = device_bytes(device) if on_device else 0
+    count = torch.accelerator.device_count() if on_device else 0
+    return Forecast(
+        machine="here",
+        title="this machine",
+        assumed="rates are measured, on one block of random weights",
+        rates=rates,
+        seconds={stage: each.seconds(rates) for stage, each in run.stages.items()},
+        footprint=footprint(
+            runner, config.sparsity, config.heal, device_memory=memory, devices=count
+        ),
+        free={
+            "memory": free_memory(),
+            "device memory": memory if on_device else None,
+            "disk": shutil.disk_usage(existing(Path(config.work_folder))).free,
+        },
+    )
+
+
+def check_block(runner: RoundRunner, device: str) -> None:
+    """ConfigError where not even one block fits, so that nothing can be measured."""
+    geometry = runner.space.geometry
+    sites = geometry.sites[:2]
+    needed = runner.model.dtype.itemsize * sum(
+        geometry.parameters(geometry.shape(s)) for s in sites
+    )
+    there = device_bytes(device) if device != "cpu" else free_memory()
+    if there is not None and 2 * needed > there:
+        raise ConfigError(
+            f"one block takes {needed >> 20:,} MiB, and {there >> 20:,} MiB are free: its rates "
+            "cannot be measured here; name another --machine"
+        )
+
+
+def text_of(found: Sequence[Forecast]) -> str:
+    """A Markdown table of all machines, and a line on each of them."""
+    rows, notes = [], []
+    for each in found:
+        size = each.footprint
+        device = max(size.device_memory.values(), default=0)
+        rows.append(
+            [
+                each.machine,
+                seconds_text(sum(each.seconds.values())),
+                ", ".join(f"{k} {seconds_text(v)}" for k, v in each.seconds.items() if v),
+                f"{max(size.memory.values()) / GB:,.2f}",
+                f"{device / GB:,.2f}" if device else "none",
+                f"{size.disk / GB:,.2f}",
+                f"{size.reads / GB:,.2f}",
+            ]
+        )
+        short = f"; too little {' and '.join(each.too_little)}" if each.too_little else ""
+        notes.append(f"{each.machine}: {each.title}; {each.assumed}{short}")
+    header = ["machine", "time", "by stage", "memory, GB", "device memory, GB", "disk, GB"]
+    return "\n".join([markdown_table([*header, "reads, GB"], rows), *notes])
+
+
+def seconds_text(seconds: float) -> str:
+    """A time in seconds, minutes or hours."""
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

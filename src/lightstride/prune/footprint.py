@@ -1,0 +1,169 @@
+"""Memory, disk and reads of a run, counted before it starts.
+
+What lies in memory at once, beside the weights of the dense model:
+
+    statistics   the streams (two with a correction) and the inputs of a block's output weights,
+                 T (s D + I_attention + I_ffn) b bytes; while the widest site is solved,
+                 I^2 (4 + 4 * 8) + 4 * 8 I D bytes
+    search       the dense model's answers (6 k + 4 bytes a scored position) and cut weights, each
+                 at most half of `cache_bytes`; hidden states after every block and some logits
+    saving       the cut model's own weights, once in the model's type, and its output weights in
+                 fp32
+    healing      16 bytes more for every block parameter kept
+
+Streams always lie on the host.  Where a model is small enough for an accelerator (as
+`prune/devices.py` decides), all the rest is there; else blocks are streamed through it for
+statistics, and the search spreads the model over all of them.
+
+Shapes in the formulas: T calibration tokens, s streams, D hidden size, I inputs of a site's output
+weights, k likeliest tokens, b bytes of a weight.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lightstride.models.shapes import KINDS, Geometry, Site
+from lightstride.prune.cut.supernet import supernet_bytes
+from lightstride.prune.devices import SHARE_FOR_WEIGHTS
+from lightstride.prune.forecast import planned_searches
+from lightstride.prune.rounds import RoundRunner
+from lightstride.prune.space.plan import Plan, num_parameters
+from lightstride.recover.optimizer import STATE_BYTES
+
+PROGRAM_BYTES = 500 << 20
+"""Of Python, torch and transformers, on a CPU."""
+LOGIT_COPIES = 4
+"""Of the logits that exist at once, in fp32: they, their exponentials, what is compared."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Footprint:
+    """Bytes that a run takes on a machine."""
+
+    memory: dict[str, int]
+    """Peak of the host's memory in each stage, weights and program included."""
+    device_memory: dict[str, int]
+    """Peak of each accelerator's memory in each stage; empty without one."""
+    disk: int
+    """Peak of the work folder and all checkpoints."""
+    reads: int
+    """The weights once, and every level of every supernet once."""
+
+
+def disk_bytes(runner: RoundRunner, shares: Sequence[float], passes: int) -> int:
+    """Disk for the largest supernet, all checkpoints and the state of healing."""
+    geometry = runner.space.geometry
+    whole = sum(parameter.numel() for parameter in runner.model.parameters())
+    sizes = [whole - int(share * geometry.prunable_parameters) for share in shares]
+    healing = STATE_BYTES * geometry.prunable_parameters if passes else 0
+    return runner.supernet_bytes(shares) + runner.model.dtype.itemsize * sum(sizes) + healing
+
+
+def read_bytes_of(runner: RoundRunner, shares: Sequence[float]) -> int:
+    """Bytes read from disk: the dense weights, and every level of every supernet, once."""
+    geometry, itemsize = runner.space.geometry, runner.model.dtype.itemsize
+    total = itemsize * sum(parameter.numel() for parameter in runner.model.parameters())
+    for _, spaces in planned_searches(runner, shares):
+        total += supernet_bytes(geometry, runner.shapes_of(spaces.values()))
+    for share in shares:
+        chosen = {site: [shape] for site, shape in runner.centre(share).shapes.items()}
+        total += supernet_bytes(geometry, chosen)
+    return total
+
+
+def widest_input(geometry: Geometry) -> int:
+    """Inputs of the widest site's output weights."""
+    return max(geometry.num_inputs(geometry.shape(site)) for site in geometry.sites)
+
+
+def stream_bytes(runner: RoundRunner) -> int:
+    """Activations that the closing round keeps."""
+    geometry, settings = runner.space.geometry, runner.settings
+    streams = 2 if settings.correction and settings.accumulation != "none" else 1
+    inputs = [
+        max(geometry.num_inputs(geometry.shape(Site(block, kind))) for block in blocks(geometry))
+        for kind in KINDS
+    ]
+    kept = streams * geometry.hidden_size + sum(inputs)
+    return runner.calibration_NL.numel() * kept * runner.model.dtype.itemsize
+
+
+def blocks(geometry: Geometry) -> range:
+    """Numbers of the blocks."""
+    return range(geometry.num_blocks)
+
+
+def solve_bytes(geometry: Geometry) -> int:
+    """The widest site, while it is solved."""
+    width = widest_input(geometry)
+    return width**2 * (4 + 4 * 8) + 4 * 8 * width * geometry.hidden_size
+
+
+def search_bytes(runner: RoundRunner, shares: Sequence[float]) -> int:
+    """Answers, cut weights and activations of a search."""
+    settings, geometry = runner.settings.fitness, runner.space.geometry
+    itemsize = runner.model.dtype.itemsize
+    if runner.settings.search is None:
+        return 0
+    half = settings.cache_bytes // 2
+    answers = min(half, settings.answer_bytes(runner.search_NL.numel()))
+    levels = 0
+    for _, spaces in planned_searches(runner, shares):
+        shapes = runner.shapes_of(spaces.values())
+        cut = sum(geometry.parameters(each) for some in shapes.values() for each in some)
+        levels = max(levels, itemsize * cut)
+    hidden = (geometry.num_blocks + 1) * settings.batch_tokens * geometry.hidden_size * itemsize
+    logits = LOGIT_COPIES * 4 * settings.slice_positions * geometry.vocab_size
+    return answers + min(half, levels) + hidden + logits
+
+
+def cut_bytes(geometry: Geometry, plan: Plan, itemsize: int) -> int:
+    """A cut model beside the dense one, with its output weights as they were fitted."""
+    inputs = sum(geometry.num_inputs(shape) for shape in plan.shapes.values())
+    return itemsize * num_parameters(plan, geometry) + 4 * inputs * geometry.hidden_size
+
+
+def footprint(
+    runner: RoundRunner,
+    shares: Sequence[float],
+    passes: int = 0,
+    *,
+    device_memory: int = 0,
+    devices: int = 0,
+) -> Footprint:
+    """Bytes of a run on a machine with so many accelerators of such a size."""
+    geometry, itemsize = runner.space.geometry, runner.model.dtype.itemsize
+    weights = itemsize * sum(parameter.numel() for parameter in runner.model.parameters())
+    plans = [runner.centre(share) for share in shares]
+    stages = {
+        "statistics": solve_bytes(geometry),
+        "search": search_bytes(runner, shares),
+        "saving": max(cut_bytes(geometry, plan, itemsize) for plan in plans),
+    }
+    if passes:
+        kept = max(num_parameters(plan, geometry) for plan in plans)
+        stages["healing"] = (16 + itemsize) * kept
+    streams = stream_bytes(runner)
+    host = {"statistics": streams}
+    device: dict[str, int] = {}
+    if not devices:
+        host = {stage: size + host.get(stage, 0) + weights for stage, size in stages.items()}
+    elif weights <= SHARE_FOR_WEIGHTS * device_memory:
+        device = {stage: size + weights for stage, size in stages.items()}
+        host |= {"opening": weights}
+    else:
+        block = itemsize * max(
+            sum(geometry.parameters(geometry.shape(Site(each, kind))) for kind in KINDS)
+            for each in blocks(geometry)
+        )
+        device = {
+            "statistics": stages["statistics"] + block,
+            "search": stages["search"] + weights // devices,
+        }
+        host = {"statistics": streams + weights, "saving": stages["saving"] + weights}
+    return Footprint(
+        memory={stage: size + PROGRAM_BYTES for stage, size in host.items()},
+        device_memory=device,
+        disk=disk_bytes(runner, shares, passes),
+        reads=read_bytes_of(runner, shares),
+    )
