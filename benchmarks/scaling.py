@@ -3,10 +3,10 @@
     python benchmarks/scaling.py            predictions for 8B, 70B and 405B
     python benchmarks/scaling.py --check    also measure small models of random weights, and compare
 
-Predictions multiply operation counts (`prune/forecast.py`) by the rates of a machine.  Those of
-accelerators are assumptions, named in the table; for small models the rates are measured on this
-machine first (the same file), on another size than the one that is predicted.  The last line
-of stdout is one JSON document.
+Predictions are those of `lightstride prune --dry-run`, made from config.json files of the real
+shapes: operation counts (`prune/forecast.py`) through rates of known machines, which are
+assumptions (`prune/machines.json`).  For small models the rates are measured on this machine first,
+and the run is made.  The last line of stdout is one JSON document.
 """
 
 import argparse
@@ -14,19 +14,20 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from lightstride.commands.prune_dry_run import count_run, on_machine, text_of
+from lightstride.config import PruneConfig
+from lightstride.config.prune import MachineName
 from lightstride.models.families.registry import adapter_for
-from lightstride.models.shapes import AttentionShape, FFNShape, Geometry
-from lightstride.prune.forecast import Rates, forecast, measure_rates
+from lightstride.models.shapes import Geometry
+from lightstride.prune.forecast import forecast, measure_rates
 from lightstride.prune.rounds import RoundRunner, RoundSettings
 from lightstride.prune.space.budget import build_space, dense_cost, parameter_cost
 from lightstride.prune.space.targets import TARGETS
-from lightstride.results import markdown_table
 from output import add_output, finish
 
 LARGE = {
@@ -35,31 +36,26 @@ LARGE = {
     "Llama-3.1-405B": (126, 16_384, 128, 8, 53_248),
 }
 """Blocks, hidden size, query heads, KV heads, FFN channels."""
-MACHINES = {
-    "one accelerator, 400 / 150 / 20 Tflop/s": Rates(forward=4e14, gram=1.5e14, solve=2e13),
-    "eight of them": Rates(forward=3.2e15, gram=1.2e15, solve=2e13),
-}
-"""Assumed: bf16 forward, Gram products, fp64 solves. Solves are on one device."""
+MACHINES: tuple[MachineName, ...] = ("h100", "8xmi300x", "laptop")
 SMALL = ((2, 256, 4, 2, 768), (4, 384, 6, 2, 1024), (4, 576, 9, 3, 1536), (3, 1024, 16, 4, 2816))
 VOCABULARY = 8192
 CALIBRATION, SEARCH, WINDOW = 65_536, 65_536, 512
 SEED = 0
 
 
-def geometry_of(blocks: int, hidden: int, heads: int, groups: int, channels: int) -> Geometry:
-    """Sizes of a Llama."""
-    size = 128
-    return Geometry(
-        family="llama",
-        hidden_size=hidden,
-        head_dim=size,
+def config_of(blocks: int, hidden: int, heads: int, groups: int, channels: int) -> PreTrainedConfig:
+    """The config.json of a Llama 3.1 of these sizes."""
+    return LlamaConfig(
         vocab_size=128_256,
-        tied_head=False,
-        attention=(AttentionShape(groups, heads // groups),) * blocks,
-        ffn=(FFNShape(channels),) * blocks,
-        query_head_parameters=2 * size * hidden,
-        kv_head_parameters=2 * size * hidden,
-        channel_parameters=3 * hidden,
+        hidden_size=hidden,
+        intermediate_size=channels,
+        num_hidden_layers=blocks,
+        num_attention_heads=heads,
+        num_key_value_heads=groups,
+        head_dim=128,
+        max_position_embeddings=131_072,
+        tie_word_embeddings=False,
+        dtype="bfloat16",
     )
 
 
@@ -100,36 +96,26 @@ def random_model(
     return model
 
 
-def statistics_bytes(
-    geometry: Geometry, num_tokens: int, *, bytes_per_number: int, resident_weights: int
-) -> int:
-    """Peak memory of a supernet's build: weights, two copies of the stream, one site's solve."""
-    widest = max(geometry.num_inputs(geometry.shape(site)) for site in geometry.sites)
-    stream = num_tokens * (geometry.hidden_size + widest) * bytes_per_number
-    solve = widest**2 * (4 + 4 * 8) + 4 * 8 * widest * geometry.hidden_size
-    return resident_weights + stream + solve
-
-
 def predict() -> list[dict[str, object]]:
-    """Hours, memory and disk of a `fast` run of one sparsity for large models."""
-    stand_in = random_model(*SMALL[0])
+    """What `prune --dry-run` says of a `fast` run of half the blocks, for large models."""
     rows: list[dict[str, object]] = []
     for name, sizes in LARGE.items():
-        geometry = geometry_of(*sizes)
         with tempfile.TemporaryDirectory() as folder:
-            job = runner_of(geometry, stand_in, (CALIBRATION * 16, SEARCH), Path(folder))
-            stages = forecast(job, [0.5])
-            disk = job.supernet_bytes([0.5])
-        weights = 2 * geometry.prunable_parameters
-        memory = statistics_bytes(
-            geometry, CALIBRATION * 4, bytes_per_number=2, resident_weights=weights // sizes[0]
-        )
-        row: dict[str, object] = {"model": name, "disk": disk, "device memory": memory}
-        for machine, rates in MACHINES.items():
-            row[machine] = {
-                stage: operations.seconds(rates) for stage, operations in stages.items()
-            }
-        rows.append(row)
+            config_of(*sizes).save_pretrained(folder)
+            flags = PruneConfig(
+                model=folder,
+                output="cut",
+                sparsity=(0.5,),
+                dtype="bfloat16",
+                dry_run=True,
+                machine=MACHINES,
+                calibration_tokens=CALIBRATION * 16,
+                cache_gib=8.0,
+            ).resolved()
+            run = count_run(flags)
+        found = [on_machine(run, machine) for machine in MACHINES]
+        print(f"{name}\n{text_of(found)}\n", file=sys.stderr)
+        rows.append({"model": name, "machines": [each.to_json() for each in found]})
     return rows
 
 
@@ -166,11 +152,6 @@ def check() -> list[dict[str, object]]:
     return rows
 
 
-def hours(seconds: Mapping[str, float]) -> str:
-    """Stages and their sum, in hours."""
-    return f"{sum(seconds.values()) / 3600:.1f}"
-
-
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -178,22 +159,6 @@ def main() -> None:
     add_output(parser)
     flags = parser.parse_args()
     rows = predict()
-    cells = []
-    for row in rows:
-        disk, memory = row["disk"], row["device memory"]
-        assert isinstance(disk, int)
-        assert isinstance(memory, int)
-        times = [row[machine] for machine in MACHINES]
-        cells.append(
-            [
-                str(row["model"]),
-                f"{disk / 1e9:.0f}",
-                f"{memory / 1e9:.0f}",
-                *(hours(each) for each in times if isinstance(each, dict)),
-            ]
-        )
-    header = ["model", "disk, GB", "device memory, GB", *(f"hours on {m}" for m in MACHINES)]
-    print(markdown_table(header, cells), file=sys.stderr)
     checked = check() if flags.check else []
     finish("scaling", {"predicted": rows, "checked": checked}, flags, SEED)
 

@@ -35,6 +35,22 @@ def test_forecast_counts_what_happens(tmp_path: Path) -> None:
     assert "minutes on this machine (supernets" in sentence(works, rates)
 
 
+def test_a_correction_runs_a_second_stream(tmp_path: Path) -> None:
+    plain, corrected = runner(tmp_path, correction=0.0), runner(tmp_path, correction=0.5)
+    one, two = (forecast(job, (0.5,))["closing rounds"] for job in (plain, corrected))
+    tokens = plain.calibration_NL.numel()
+    assert two.forward - one.forward == 2 * plain.space.geometry.prunable_parameters * tokens
+    assert two.solve == one.solve
+
+
+def test_perplexities_count_every_model_that_is_measured(tmp_path: Path) -> None:
+    job = runner(tmp_path)
+    once = forecast(job, (0.5,), 0, 100)["perplexities"].forward
+    healed = forecast(job, (0.5,), 1, 100)["perplexities"].forward
+    assert 0 < once < healed < 2 * once
+    assert "perplexities" not in forecast(job, (0.5,))
+
+
 def test_work_grows_as_it_should() -> None:
     geometry = ADAPTER.geometry(MODEL.config)
     site, attention = Site(0, "ffn"), Site(0, "attention")

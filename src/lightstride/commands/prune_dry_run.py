@@ -100,13 +100,19 @@ def dry_run(config: PruneConfig) -> Mapping[str, object]:
 
 def plan_run(config: PruneConfig) -> DryRun:
     """Open and check all that a run needs but its weights, as `open_run` does."""
-    device = pick_device(config.device)
-    dtype = pick_dtype(config.dtype, suitable_dtype(device))
+    run = count_run(config)
+    check_texts(config, run.runner.model)
+    return run
+
+
+def count_run(config: PruneConfig) -> DryRun:
+    """A run's operations, from config.json and nothing else."""
+    dtype = pick_dtype(config.dtype, suitable_dtype(pick_device(config.device)))
     model = load_skeleton(config.model, dtype=dtype, trust_remote_code=config.trust_remote_code)
-    sizes = amounts(config)
-    runner = runner_of(config, model, *sizes[:2])
-    check_texts(config, model)
-    return DryRun(config, runner, forecast(runner, config.sparsity, config.heal, sizes[2].numel()))
+    calibration_NL, search_NL, held_out_NL = amounts(config)
+    runner = runner_of(config, model, calibration_NL, search_NL)
+    stages = forecast(runner, config.sparsity, config.heal, held_out_NL.numel())
+    return DryRun(config, runner, stages)
 
 
 def runner_of(

@@ -79,12 +79,11 @@ def widest_input(geometry: Geometry) -> int:
 def stream_bytes(runner: RoundRunner) -> int:
     """Activations that the closing round keeps."""
     geometry, settings = runner.space.geometry, runner.settings
-    streams = 2 if settings.correction and settings.accumulation != "none" else 1
     inputs = [
         max(geometry.num_inputs(geometry.shape(Site(block, kind))) for block in blocks(geometry))
         for kind in KINDS
     ]
-    kept = streams * geometry.hidden_size + sum(inputs)
+    kept = settings.closing_streams * geometry.hidden_size + sum(inputs)
     return runner.calibration_NL.numel() * kept * runner.model.dtype.itemsize
 
 

@@ -191,6 +191,8 @@ def forecast(
     for plan in centres.values():
         chosen = [(site, [shape]) for site, shape in plan.shapes.items()]
         closing += supernet_operations(geometry, chosen, num_tokens)
+        more = 2.0 * geometry.prunable_parameters * num_tokens
+        closing += Operations(forward=(settings.closing_streams - 1) * more)
     plans = list(centres.values())
     stages = {"supernets": supernets, "searches": searches, "closing rounds": closing}
     if passes:

@@ -69,6 +69,11 @@ class RoundSettings:
     fitness: FitnessSettings = field(default_factory=FitnessSettings)
     seed: int = 0
 
+    @property
+    def closing_streams(self) -> int:
+        """Streams of the closing round: a correction needs the dense model's own."""
+        return 2 if self.correction and self.accumulation != "none" else 1
+
     def early_windows(self, num_windows: int) -> int:
         """Of so many calibration windows, those that supernets are built from."""
         return max(1, round(num_windows * self.early_share))
