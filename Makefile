@@ -3,6 +3,7 @@
 #   make demo    prune SmolLM2-135M-Instruct by a quarter and compare it with the original
 #   make test    run the tests, two at a time (WORKERS=n: n at a time)
 #   make check   formatting, lint and types
+#   make wheel   an sdist and a wheel in dist/
 #   make bench   the benchmarks (long); TEXT=file TEST=file measure on these instead of pydoc
 #   make test-portable   the tests with the kernels of other processors and on two threads: a run
 #                        for each of VARIANTS, over ROOMS (about as long as four `make test`)
@@ -21,7 +22,7 @@ VARIANTS ?= ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_
 	TEST_THREADS=2
 ROOMS ?= tests
 
-.PHONY: demo test test-portable check bench setup setup-demo clean
+.PHONY: demo test test-portable check bench wheel setup setup-demo clean
 
 demo: setup-demo
 	$(BIN)/python examples/demo.py
@@ -38,6 +39,9 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+wheel: setup
+	$(BIN)/python -m build
 
 bench: setup $(TEXT) $(TEST) build/pruned/result.json build/smashed/result.json
 	$(BIN)/python benchmarks/supernet.py --text $(TEXT)
