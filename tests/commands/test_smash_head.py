@@ -20,7 +20,7 @@ from lightstride.errors import ConfigError, ExportError, ModelError
 from lightstride.generate import Settings, generate
 from lightstride.smash.decode.headed import HeadedDecoder
 from lightstride.smash.model.eagle3 import Eagle3Head
-from lightstride.smash.model.eagle3_files import write_head
+from lightstride.smash.model.eagle3_files import read_head, write_head
 
 
 @pytest.fixture
@@ -125,6 +125,48 @@ def test_flags_of_training_and_models_with_a_head_are_refused(base: Path, tmp_pa
         smash(config_of(out, folder, "again"))
     with pytest.raises(ExportError, match="draft head"):
         export(ExportConfig(model=str(out), output=str(tmp_path / "file.gguf")))
+    with pytest.raises(ExportError, match="no draft head"):
+        export(ExportConfig(model=str(base), output=str(tmp_path / "file"), to="eagle3"))
+
+
+@pytest.mark.parametrize("to", ["eagle3", "speculators"])
+def test_an_exported_head_is_read_again(base: Path, tmp_path: Path, to: str) -> None:
+    head = random_head()
+    smash(config_of(base, publish(head, tmp_path / "public")))
+    wanted = ExportConfig(
+        model=str(tmp_path / "out"),
+        output=str(tmp_path / "written"),
+        to=to,  # type: ignore[arg-type]
+    )
+    assert export(wanted)["format"] == to
+    document = json.loads((tmp_path / "written" / "config.json").read_text())
+    assert document["norm_before_residual"] is False
+    if to == "speculators":
+        assert document["speculators_config"]["verifier"]["name_or_path"] == str(base.resolve())
+    assert "layer_ids" not in json.dumps(document)
+    again = read_head(tmp_path / "written", num_blocks=BLOCKS)
+    for name, tensor in head.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"norm_before_residual": True}, "norm_before_residual"),
+        ({"window": 4}, "attends to 4 places"),
+        ({"taps": (1, 3, 6)}, r"after blocks \[1, 3, 6\]"),
+    ],
+)
+def test_heads_that_readers_of_the_flat_layout_compute_differently_are_refused(
+    base: Path, tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    smash(config_of(base, publish(random_head(**changes), tmp_path / "public", "speculators")))
+    written = {"model": str(tmp_path / "out"), "output": str(tmp_path / "written")}
+    with pytest.raises(ExportError, match=message):
+        export(ExportConfig(**written, to="eagle3"))
+    assert not (tmp_path / "written").exists()
+    export(ExportConfig(**written, to="speculators"))
+    assert (tmp_path / "written" / "model.safetensors").is_file()
 
 
 def test_a_config_that_says_something_else_is_refused_by_field(base: Path, tmp_path: Path) -> None:

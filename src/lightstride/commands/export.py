@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers import GenerationConfig, PreTrainedConfig
 
 from lightstride.checkpoint import is_headed, is_smashed, model_folder
+from lightstride.commands.export_head import export_head
 from lightstride.config import ExportConfig
 from lightstride.errors import ExportError, OutputError
 from lightstride.export.decilm import write_decilm
@@ -15,7 +16,6 @@ from lightstride.export.gguf.weights import FolderWeights
 from lightstride.models.end_tokens import end_tokens
 from lightstride.models.families.registry import adapter_for
 from lightstride.models.opening.load import load_config, load_tokenizer
-from lightstride.smash.model.headed import HEAD
 
 HAS_GGUF = find_spec("gguf") is not None
 if HAS_GGUF:
@@ -34,9 +34,11 @@ def export(config: ExportConfig) -> Mapping[str, object]:
             f"{config.model} is smashed, which no other engine runs; lightstride serve runs it"
         )
     if is_headed(config.model, trust_remote_code=config.trust_remote_code):
+        return export_head(config, output)
+    if config.to in ("eagle3", "speculators"):
         raise ExportError(
-            f"{config.model} is a draft head and no model; its folder {HEAD} is what vLLM, SGLang "
-            "and llama.cpp's converter read"
+            f"{config.model} has no draft head to write as {config.to}; lightstride smash "
+            "--from-head makes a model with one"
         )
     folder = model_folder(config.model)
     settings = load_config(config.model, str(folder), trust_remote_code=config.trust_remote_code)

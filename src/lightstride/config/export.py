@@ -20,8 +20,10 @@ class ExportConfig(Command):
     """The model: a hub id, a folder, a .gguf file, or smollm2-135m (built in)."""
     output: Annotated[str, arg(aliases=("-o",), metavar="FILE")]
     """The file or folder to write; must not exist."""
-    to: Literal["gguf", "decilm"] = "gguf"
-    """The format: gguf (llama.cpp, Ollama) or decilm (a folder for engines that know DeciLM)."""
+    to: Literal["gguf", "decilm", "eagle3", "speculators"] = "gguf"
+    """The format: gguf (llama.cpp, Ollama) or decilm (a folder for engines that know DeciLM); of a
+    model with a draft head its head, as eagle3 (SGLang, vLLM) or speculators (vllm serve FOLDER
+    starts base and head)."""
     dtype: GGUFType = "bf16"
     """How a GGUF stores the weights."""
     trust_remote_code: bool = False
