@@ -59,8 +59,8 @@ def refuse_for_flat(model: str, head: Eagle3Config, num_blocks: int) -> None:
         )
     if head.window is not None:
         raise ExportError(
-            f"{model}: the head attends to {head.window} places alone, which SGLang must be told by "
-            "a flag and llama.cpp does not know; --to speculators says it, for vLLM"
+            f"{model}: the head attends to {head.window} places alone, which SGLang must be "
+            "told by a flag and llama.cpp does not know; --to speculators says it, for vLLM"
         )
     if head.taps != default_taps(num_blocks):
         raise ExportError(
