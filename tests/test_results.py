@@ -50,7 +50,7 @@ def test_what_is_not_finite_is_null(tmp_path: Path) -> None:
         ({"schema": 2}, "has schema 2; this version reads 1"),
         ({"schema": None}, "has schema None"),
         ({"speed": 1}, "has the unknown speed"),
-        ({"numbers": 3}, "its numbers are not an object"),
+        ({"numbers": 3}, r"is not a result: .*numbers"),
     ],
 )
 def test_refuses_what_is_not_a_result(change: dict[str, object], said: str, tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_refuses_a_result_without_its_origin(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", json.dumps({"numbers": {}})])
 def test_refuses_other_files(text: str, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(text)
-    with pytest.raises(DataError, match=r"x\.json is not a"):
+    with pytest.raises(DataError, match=r"x\.json(: | is not )"):
         read_result(tmp_path / "x.json")
     with pytest.raises(DataError, match=r"cannot read .*none\.json: No such file"):
         read_result(tmp_path / "none.json")

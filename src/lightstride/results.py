@@ -5,7 +5,6 @@ command, its configuration, the commit, the versions, the hardware, the seed and
 Reports and the README are made of these files and of nothing else.
 """
 
-import json
 import math
 import os
 import platform
@@ -17,9 +16,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import TypedDict, get_type_hints
 
+import msgspec
+
 from lightstride import __version__
 from lightstride.errors import DataError
 from lightstride.files import write_json
+from lightstride.files.read import read_json
 
 SCHEMA = 1
 PACKAGES = (
@@ -94,13 +96,8 @@ def write_result(
 
 def read_result(path: str | Path) -> Result:
     """A checked result; DataError where the file is none, or of another schema."""
-    try:
-        document = json.loads(Path(path).read_text("utf-8"))
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise DataError(f"{path} is not a JSON file: {error}") from error
-    if not isinstance(document, dict) or "schema" not in document:
+    document = read_json(Path(path), dict[str, object], DataError)
+    if "schema" not in document:
         raise DataError(f"{path} is not a result: it has no schema number")
     if document["schema"] != SCHEMA:
         raise DataError(f"{path} has schema {document['schema']}; this version reads {SCHEMA}")
@@ -108,11 +105,10 @@ def read_result(path: str | Path) -> Result:
     for problem, keys in (("lacks", wanted - given), ("has the unknown", given - wanted)):
         if keys:
             raise DataError(f"{path} is not a result: it {problem} {', '.join(sorted(keys))}")
-    for key in ("numbers", "config", "data", "versions", "hardware"):
-        if not isinstance(document[key], dict):
-            raise DataError(f"{path} is not a result: its {key} are not an object")
-    result: Result = document  # type: ignore[assignment]
-    return result
+    try:
+        return msgspec.convert(document, Result)
+    except msgspec.ValidationError as error:
+        raise DataError(f"{path} is not a result: {error}") from error
 
 
 def jsonable(values: Mapping[str, object]) -> dict[str, object]:

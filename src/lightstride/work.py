@@ -11,6 +11,7 @@ from pathlib import Path
 from lightstride.distributed import barrier, broadcast_object, rank
 from lightstride.errors import OutputError, WorkError
 from lightstride.files import write_json
+from lightstride.files.read import read_json
 
 VERSION = 1
 NAME = "work.json"
@@ -38,8 +39,10 @@ def check_work(folder: Path, *, resume: bool) -> None:
 
 
 def is_new(folder: Path) -> bool:
-    """Whether a folder is not there, or empty."""
-    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    """Whether a folder is not there, or empty but for a `work.json` half written by a killed run."""
+    if not folder.is_dir():
+        return not folder.exists()
+    return all(path.match(f".{NAME}.*.partial") for path in folder.iterdir())
 
 
 def _open(folder: Path, run: Mapping[str, object], resume: bool) -> tuple[str, str] | None:
@@ -51,10 +54,10 @@ def _open(folder: Path, run: Mapping[str, object], resume: bool) -> tuple[str, s
         write_json(path, document)
         return None
     try:
-        there = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return "work", f"{path} is damaged; delete the folder {folder}"
-    if not isinstance(there, dict) or there.get("version") != VERSION:
+        there = read_json(path, dict[str, object], WorkError)
+    except WorkError as error:
+        return "work", f"{error}: {path} is damaged; delete the folder {folder}"
+    if there.get("version") != VERSION:
         return "work", (
             f"work folder {folder} is of another version of this program; delete it, or give "
             "another with --work"

@@ -21,9 +21,17 @@ def test_the_ledger_replays_and_evaluates_nothing_twice(tmp_path: Path) -> None:
     found = evolve(moves, centre, setting, first, seed=0, num_windows=4)
     lines = path.read_text().splitlines()
     assert len(lines) == fitness.calls
-    assert {"scope", "generation", "stage", "tokens", "first", "fitness", "seconds", "plan"} == set(
-        json.loads(lines[0])
-    )
+    assert {
+        "scope",
+        "generation",
+        "stage",
+        "tokens",
+        "first",
+        "fitness",
+        "seconds",
+        "plan",
+        "sha256",
+    } == set(json.loads(lines[0]))
 
     cut = "\n".join(lines[: len(lines) // 2]) + "\n" + lines[-1][:20]
     path.write_text(cut)

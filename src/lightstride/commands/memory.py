@@ -1,6 +1,5 @@
 """The memory part of `lightstride smash --kv`: search plans for a model, and say what they cost."""
 
-import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -15,8 +14,8 @@ from lightstride.commands.memory_texts import memory_texts
 from lightstride.commands.outputs import identity, save_result
 from lightstride.config import SmashRunConfig
 from lightstride.distributed import barrier, broadcast_object, rank
-from lightstride.errors import ConfigError
-from lightstride.files import write_json
+from lightstride.errors import ConfigError, WorkError
+from lightstride.files.sealed import read_sealed, write_sealed
 from lightstride.generate import PlainDecoder
 from lightstride.memory.cache import full_plan
 from lightstride.memory.choose import (
@@ -205,11 +204,10 @@ def known_effects(
     """Effects of all heads, from the folder if they are there."""
     path = None if folder is None else folder / EFFECTS
     if path is not None and path.is_file():
-        effects: Effects = json.loads(path.read_text("utf-8"))["effects"]
-        return effects
+        return read_sealed(path, dict[str, Effects], WorkError)["effects"]
     found = measure_effects(model, texts, search.settings)
     if path is not None and rank() == 0:
-        write_json(path, {"effects": found})
+        write_sealed(path, {"effects": found})
     barrier()
     return found
 

@@ -9,7 +9,6 @@ import calendar
 import fractions
 import heapq
 import inspect
-import json
 import random
 import shlex
 import statistics
@@ -21,7 +20,8 @@ from types import ModuleType
 
 from transformers import PreTrainedTokenizerBase
 
-from lightstride.files import write_json
+from lightstride.errors import WorkError
+from lightstride.files.sealed import read_sealed, write_sealed
 from lightstride.generate import PlainDecoder, Settings, generate
 from lightstride.memory.documents import copies, exchange, lookups
 from lightstride.memory.fitness import Text
@@ -52,8 +52,8 @@ def memory_texts(
     """
     path = None if folder is None else folder / FILE
     if path is not None and path.is_file():
-        found = json.loads(path.read_text("utf-8"))["texts"]
-        return [Text.from_dict(each) for each in found]
+        found = read_sealed(path, dict[str, list[Text]], WorkError)
+        return found.get("texts", [])
     rng = random.Random(seed)
     tokenizer = decoder.tokenizer
     half = recalls // 2
@@ -65,7 +65,7 @@ def memory_texts(
     ]
     texts = mixed(kinds)
     if path is not None:
-        write_json(path, {"texts": [text.as_dict() for text in texts]})
+        write_sealed(path, {"texts": [text.as_dict() for text in texts]})
     return texts
 
 

@@ -5,7 +5,6 @@ file in the work folder when it is finished; a run that was killed goes on from 
 `--resume` and ends with the same plans.
 """
 
-import json
 import shutil
 import sys
 import time
@@ -13,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
@@ -23,8 +23,10 @@ from lightstride.commands.prune_dry_run import dry_run
 from lightstride.commands.prune_setup import PruneRun, open_run
 from lightstride.config import PruneConfig
 from lightstride.distributed import barrier, rank
+from lightstride.errors import WorkError
 from lightstride.evaluate.perplexity import perplexity
-from lightstride.files import write_json
+from lightstride.files.read import Count, Finite
+from lightstride.files.sealed import read_sealed, write_sealed
 from lightstride.prune.cut.materialize import materialize
 from lightstride.prune.forecast import forecast, measure_rates, sentence
 from lightstride.prune.heal import Healing, heal
@@ -34,6 +36,20 @@ from lightstride.results import markdown_table
 from lightstride.search.result import GenerationReport, OnGeneration
 
 Numbers = dict[str, object]
+
+
+class SizeNote(msgspec.Struct):
+    """What a finished size's numbers have at the least."""
+
+    name: str
+    folder: str
+    sparsity: Finite
+    parameters: Count
+    block_parameters: Count
+    bytes: Count
+    perplexity: Finite | None
+    plan: str
+    rounds: list[dict[str, object]]
 
 
 def prune(config: PruneConfig) -> Mapping[str, object]:
@@ -84,9 +100,7 @@ def finish_size(run: PruneRun, share: float, results: Sequence[RoundResult]) -> 
     note, folder = runner.work / f"size-{name}.json", size_folder(run.config, share)
     is_saved = note.exists() and (folder / "lightstride.json").exists()
     if distributed.broadcast_object(is_saved):
-        text = note.read_text("utf-8") if rank() == 0 else "{}"
-        found: Numbers = distributed.broadcast_object(json.loads(text))
-        return found
+        return read_note(note)
     plan = results[-1].plan if results else runner.centre(share)
     levels = runner.closing_round(share, plan)
     plan = Plan(plan.shapes, {site: level.kept for site, level in levels.items()})
@@ -109,13 +123,23 @@ def finish_size(run: PruneRun, share: float, results: Sequence[RoundResult]) -> 
             "config": run.config.as_dict(),
             "data": run.texts.record,
         }
-        write_json(note, numbers)
+        write_sealed(note, numbers)
         folder.parent.mkdir(parents=True, exist_ok=True)
         save_checkpoint(smaller, run.tokenizer, folder, record=record)
         for part in ("closing", "healing"):
             shutil.rmtree(runner.work / f"{part}-{name}", ignore_errors=True)
     barrier()
     return numbers
+
+
+def read_note(note: Path) -> Numbers:
+    """The numbers of a size that is finished; WorkError where they are damaged."""
+    found = read_sealed(note, Numbers, WorkError)
+    try:
+        msgspec.convert(found, SizeNote)
+    except msgspec.ValidationError as error:
+        raise WorkError(f"{note} is damaged: delete it ({error})") from error
+    return found
 
 
 def heal_and_measure(run: PruneRun, smaller: PreTrainedModel, plan: Plan, name: str) -> Numbers:

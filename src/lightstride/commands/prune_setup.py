@@ -1,10 +1,11 @@
 """Everything a pruning run is made of, checked before the first long stage."""
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+import msgspec
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightstride.commands.outputs import identity
@@ -14,7 +15,7 @@ from lightstride.config import PruneConfig
 from lightstride.data.sampled import sample_documents
 from lightstride.distributed import broadcast_object, rank
 from lightstride.errors import ConfigError, OutputError, WorkError
-from lightstride.files import write_json
+from lightstride.files.sealed import read_sealed, write_sealed
 from lightstride.models.device import pick_device, pick_dtype, suitable_dtype
 from lightstride.models.families.adapter import Adapter
 from lightstride.models.families.registry import adapter_for
@@ -31,6 +32,8 @@ from lightstride.prune.space.plan import Plan, Space
 from lightstride.prune.space.targets import Target
 from lightstride.search.result import ProgressFor, no_progress
 from lightstride.work import open_work
+
+Nanoseconds = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 
 
 @dataclass(frozen=True)
@@ -121,12 +124,17 @@ def timed_sites(
         table = latency_table(
             geometry, shapes, serving_of(config), dtype=model.dtype, device=model.device
         )
-        write_json(path, {shape_text(shape): time for shape, time in table.items()})
-    text = broadcast_object(path.read_text("utf-8") if rank() == 0 else "")
+        write_sealed(path, {shape_text(shape): time for shape, time in table.items()})
     try:
-        return table_cost({parse_shape(name): time for name, time in json.loads(text).items()})
-    except (AttributeError, ValueError) as error:
-        raise WorkError(f"{path} is damaged: delete it") from error
+        found = read_sealed(path, dict[str, Nanoseconds], WorkError) if rank() == 0 else {}
+        times = broadcast_object(found)
+        table = {parse_shape(name): time for name, time in times.items()}
+    except (ValueError, WorkError) as error:
+        raise WorkError(f"{path} is damaged: delete it ({error})") from error
+    wanted = {shape for shapes in target.admissible(geometry).values() for shape in shapes}
+    if not wanted <= set(table):
+        raise WorkError(f"{path} is damaged: delete it (shapes are missing)")
+    return table_cost(table)
 
 
 def check_disk(config: PruneConfig, runner: RoundRunner) -> None:

@@ -11,8 +11,9 @@ from transformers import PreTrainedTokenizerBase
 from lightstride.config import SmashRunConfig
 from lightstride.data.prompts import Prompt, read_prompts
 from lightstride.distributed import barrier, rank
-from lightstride.errors import DataError, ModelError
+from lightstride.errors import DataError, ModelError, WorkError
 from lightstride.files import write_json
+from lightstride.files.read import read_json
 from lightstride.generate import PlainDecoder
 from lightstride.smash.data.answers import read_answers, write_answers
 from lightstride.smash.data.examples import SCORES, Example, load_examples
@@ -68,7 +69,7 @@ def prepare_examples(
         names = sorted(prompt.id for prompt in prompts)
         write_json(Path(config.work_folder) / "chosen.json", names, indent=None)
     barrier()
-    chosen = set(json.loads((Path(config.work_folder) / "chosen.json").read_text("utf-8")))
+    chosen = set(read_json(Path(config.work_folder) / "chosen.json", list[str], WorkError))
     examples = [e for e in load_examples(folder) if e.id in chosen and len(e.answer_A)]
     if len(examples) < LEAST_ANSWERS:
         raise DataError(

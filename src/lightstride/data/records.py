@@ -19,6 +19,9 @@ RECORD_SUFFIXES = (".jsonl", ".json", ".parquet")
 RECORD_FILES = f"a file or folder of {', '.join(RECORD_SUFFIXES)} (or .gz of them)"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?(:[\w.-]+)?")
 
+MAX_TEXT_BYTES = 1 << 30
+"""Of one file, unpacked."""
+
 Located = tuple[str, object]
 """Where a record stands, and the record."""
 
@@ -38,8 +41,13 @@ def files_in(folder: Path, suffixes: Collection[str]) -> list[Path]:
 def read_text(path: Path) -> str:
     """A text file, unpacked; DataError where it cannot be read or is no UTF-8."""
     try:
-        data = path.read_bytes()
-        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            data = file.read(MAX_TEXT_BYTES + 1)
+        if len(data) > MAX_TEXT_BYTES:
+            raise DataError(
+                f"{path} has, unpacked, more than {MAX_TEXT_BYTES >> 30} GiB; split the file"
+            )
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path} is not UTF-8 text: {error.reason} at byte {error.start}"
@@ -85,8 +93,10 @@ def parquet_records(path: Path, choose: Callable[[list[str]], list[str]]) -> Ite
         columns = choose(file.schema_arrow.names)
         for batch in file.iter_batches(columns=columns):
             yield from ((str(path), row) for row in batch.to_pylist())
-    except (arrow.ArrowException, OSError) as error:
-        raise DataError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
+    except (arrow.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
+        raise DataError(
+            f"cannot read {path}: {(str(error) or 'damaged').splitlines()[0]}"
+        ) from error
 
 
 def hub_records(source: str, offline: str) -> Iterator[Located]:

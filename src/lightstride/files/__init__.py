@@ -1,6 +1,7 @@
 """Files: written whole or not at all, read through one typed gate, one writer at a time.
 
 write   whole files and folders under a temporary name, then renamed; lines appended
+sealed  JSON with a hash of what it says, for what is written and read again
 read    bytes, text, JSON and lines, bounded in size, depth and type
 lock    one process writes a folder; another is told who does
 """

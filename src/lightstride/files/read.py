@@ -7,7 +7,7 @@ union.  JSON is as transformers reads it (Infinity and NaN are numbers) unless a
 
 import json
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 
@@ -19,6 +19,11 @@ Error = type[LightstrideError]
 MEBIBYTE = 1 << 20
 MAX_JSON_BYTES = 64 * MEBIBYTE
 """More than any config, index or record; tokenizers of large vocabularies have about 35 MB."""
+Finite = Annotated[float, msgspec.Meta(ge=-1e300, le=1e300)]
+"""A number that is one: neither infinite nor NaN."""
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
+Token = Annotated[int, msgspec.Meta(ge=0, le=1 << 24)]
+
 MAX_DEPTH = 100
 """Nesting of lists and objects; readers that recurse stop near 1,000."""
 

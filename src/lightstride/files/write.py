@@ -111,10 +111,13 @@ def read_lines(path: Path, *, mend: bool = False) -> list[bytes]:
     """
     if not path.exists():
         return []
-    *lines, cut = path.read_bytes().split(b"\n")
-    if cut and mend:
-        with path.open("r+b") as file:
-            file.truncate(file.seek(0, os.SEEK_END) - len(cut))
+    try:
+        *lines, cut = path.read_bytes().split(b"\n")
+        if cut and mend:
+            with path.open("r+b") as file:
+                file.truncate(file.seek(0, os.SEEK_END) - len(cut))
+    except OSError as error:
+        raise OutputError(f"cannot read {path}: {reason(error)}") from error
     return lines
 
 

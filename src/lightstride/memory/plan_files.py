@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lightstride.errors import ConfigError, ModelError
 from lightstride.files import whole_file
+from lightstride.files.read import read_json
 from lightstride.memory.plan import MemoryPlan
 
 FILE = "memory.json"
@@ -61,10 +62,10 @@ def read_plans(folder: Path) -> MemoryFile | None:
     if not path.is_file():
         return None
     try:
-        whole = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+        whole = read_json(path, dict[str, object], ModelError)
+    except ModelError as error:
         raise ModelError(f"{path} is damaged: {error}") from error
-    if not isinstance(whole, dict) or whole.get("format") != FORMAT:
+    if whole.get("format") != FORMAT:
         raise ModelError(f"{path} is of another version; this one reads format {FORMAT}")
     said = {key: whole.get(key) for key in ("default", "facts", "plans")}
     if whole.get("sha256") != digest(said):

@@ -12,21 +12,23 @@ fewer tokens, and the closing round is ours.
 What is finished is a file in the work folder, so that a killed run goes on where it was.
 """
 
-import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from typing import Annotated
 
+import msgspec
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from lightstride.config.prune import Accumulation, Split
 from lightstride.distributed import barrier, broadcast_object, rank
 from lightstride.errors import WorkError
-from lightstride.files import write_json
+from lightstride.files.read import Count, Finite
+from lightstride.files.sealed import read_sealed, write_sealed
 from lightstride.models.families.adapter import Adapter
 from lightstride.models.shapes import Shape, Site
 from lightstride.prune.cut.refit import CutSite
@@ -121,6 +123,18 @@ class RoundResult:
         parsed = {Site.parse(site): slope for site, slope in slopes.items()}
         values = {**document, "plan": Plan.from_json(document["plan"]), "slopes": parsed}
         return cls(**values)  # type: ignore[arg-type]
+
+
+class Record(msgspec.Struct):
+    """A round's result as its file has it."""
+
+    share: Finite
+    round: Count
+    plan: dict[str, object]
+    fitness: Annotated[float, msgspec.Meta(ge=-1e300)]
+    tokens: Count
+    seconds: Finite
+    slopes: dict[str, Finite]
 
 
 @dataclass(frozen=True)
@@ -324,19 +338,25 @@ class RoundRunner:
     def load_result(self, task: SearchTask) -> RoundResult | None:
         """The result of a finished search, on every rank; None if it is not finished."""
         path = self.work / f"{task.name}.json"
-        text = path.read_text("utf-8") if rank() == 0 and path.exists() else ""
-        text = broadcast_object(text)
-        if not text:
+        there = broadcast_object(rank() == 0 and path.exists())
+        if not there:
             return None
         try:
-            return RoundResult.from_json(json.loads(text))
-        except (AssertionError, KeyError, TypeError, ValueError) as error:
-            raise WorkError(f"{path} is damaged: delete it") from error
+            record = read_sealed(path, Record, WorkError)
+            result = RoundResult.from_json(msgspec.to_builtins(record))
+        except (WorkError, AssertionError, ValueError) as error:
+            raise WorkError(f"{path} is damaged: delete it ({error})") from error
+        shapes, sites = result.plan.shapes, set(task.space.sites)
+        fits = set(shapes) == sites and all(shapes[s] in task.space.choices[s] for s in sites)
+        same = (result.share, result.round) == (task.share, task.round)
+        if not (fits and same and set(result.slopes) in (set(), sites)):
+            raise WorkError(f"{path} is damaged: delete it (it is of another search)")
+        return result
 
     def save_result(self, task: SearchTask, result: RoundResult) -> None:
         """Write the result of a search to the work folder."""
         if rank() == 0:
-            write_json(self.work / f"{task.name}.json", result.to_json())
+            write_sealed(self.work / f"{task.name}.json", result.to_json())
         barrier()
 
 

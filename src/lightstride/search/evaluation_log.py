@@ -6,16 +6,18 @@ the log answering all evaluations that were made before.  A line cut off by the 
 With several processes every one remembers everything, and rank 0 writes.
 """
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic
+from typing import Annotated, Generic
+
+import msgspec
 
 from lightstride.distributed import broadcast_object, rank
 from lightstride.errors import WorkError
-from lightstride.files import append_lines, read_lines
+from lightstride.files.read import Count
+from lightstride.files.sealed import append_sealed, read_sealed_lines
 from lightstride.search.space import P
 
 
@@ -32,6 +34,17 @@ Evaluate = Callable[[Sequence[P], Sample], list[float]]
 
 Note = Mapping[str, object]
 """Facts written beside an evaluation for the file's readers: generation, stage, role."""
+
+
+class Evaluation(msgspec.Struct):
+    """What is read back of a line; a fitness may be infinite, but is a number."""
+
+    scope: str
+    tokens: Count
+    first: Count
+    fitness: Annotated[float, msgspec.Meta(ge=-1e300)]
+    seconds: Annotated[float, msgspec.Meta(ge=0, le=1e300)]
+    plan: str
 
 
 @dataclass
@@ -78,7 +91,7 @@ class EvaluationLog(Generic[P]):
         }
         self._remember(record)
         if self.path is not None and rank() == 0:
-            append_lines(self.path, [json.dumps(record)])
+            append_sealed(self.path, [record])
 
     def _remember(self, record: Mapping[str, object]) -> None:
         tokens, first, seconds = record["tokens"], record["first"], record["seconds"]
@@ -96,6 +109,8 @@ class EvaluationLog(Generic[P]):
 def read_evaluations(path: Path) -> list[dict[str, object]]:
     """All whole records of a file; a last line that was cut off is also removed from the file."""
     try:
-        return [json.loads(line) for line in read_lines(path, mend=True)]
-    except json.JSONDecodeError as error:
+        found = read_sealed_lines(path, dict[str, object], WorkError, mend=True)
+        msgspec.convert(found, list[Evaluation])
+    except (WorkError, msgspec.ValidationError) as error:
         raise WorkError(f"{path} is damaged: {error}") from error
+    return found

@@ -5,6 +5,7 @@ it keeps one, fp32 master of each, and, as text in its header, how far the train
 into place, so that weights and step always belong together.
 """
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from lightstride.distributed import rank
 from lightstride.errors import WorkError
 from lightstride.files import whole_file
+from lightstride.files.read import parse_json
 from lightstride.training.fsdp import like, whole
 
 NAME = "training.safetensors"
@@ -83,7 +85,8 @@ class TrainingFolder:
         if rank() > 0:
             return
         with whole_file(self.path) as partial:
-            save_file(state, partial, {"version": VERSION, "progress": json.dumps(asdict(at))})
+            said = {"version": VERSION, "progress": json.dumps(asdict(at))}
+            save_file(state, partial, {**said, "sha256": digest(state, said["progress"])})
 
     def load(self, learner: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
         """Put back what the checkpoint holds; a new start where there is none."""
@@ -93,11 +96,14 @@ class TrainingFolder:
             with safe_open(self.path, framework="pt") as file:
                 header = file.metadata() or {}
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            progress = Progress(**json.loads(header["progress"]))
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            progress = parse_json(header["progress"], Progress, str(self.path), WorkError)
+            if header.get("sha256", written := digest(state, header["progress"])) != written:
+                raise WorkError("its tensors differ from their hash")
+            version = header["version"]
+        except (OSError, SafetensorError, ValueError, KeyError, WorkError) as error:
             raise WorkError(f"{self.path} is damaged; delete it to train anew") from error
         parameters = learned(learner)
-        if header["version"] != VERSION or not fits(state, parameters):
+        if version != VERSION or not fits(state, parameters):
             raise WorkError(f"{self.path} is of another training; delete it to train anew")
         with torch.no_grad():
             for name, parameter in parameters.items():
@@ -119,4 +125,23 @@ def learned(learner: nn.Module) -> dict[str, nn.Parameter]:
 def fits(state: dict[str, Tensor], parameters: dict[str, nn.Parameter]) -> bool:
     """Whether a checkpoint holds exactly these parameters."""
     shapes = {n.removeprefix("weight."): t.shape for n, t in state.items() if n[:7] == "weight."}
-    return shapes == {name: parameter.shape for name, parameter in parameters.items()}
+    if shapes != {name: parameter.shape for name, parameter in parameters.items()}:
+        return False
+    stepped = {name for name in parameters if f"step.{name}" in state}
+    there = {f"{m}.{name}" for name in stepped for m in MOMENTS}
+    there |= {f"weight.{name}" for name in parameters}
+    return there == set(state) and all(
+        state[f"step.{name}"].numel() == 1
+        and all(state[f"{m}.{name}"].shape == parameters[name].shape for m in MOMENTS[:2])
+        for name in stepped
+    )
+
+
+def digest(state: dict[str, Tensor], progress: str) -> str:
+    """SHA-256 over the tensors by name, with their types and shapes, and the progress."""
+    found = hashlib.sha256(progress.encode())
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()

@@ -12,7 +12,6 @@ were not used for longest make room.
 """
 
 import hashlib
-import json
 import os
 import shutil
 import time
@@ -24,6 +23,7 @@ from pathlib import Path
 from lightstride.errors import ConfigError, ModelError, OutputError
 from lightstride.files import cache_folder, whole_folder, write_json
 from lightstride.files.lock import in_turn
+from lightstride.files.read import read_json
 
 FORMAT = 1
 RECORD = "conversion.json"
@@ -230,10 +230,10 @@ def is_version(copy: Copy, version: int) -> bool:
 def read_record(folder: Path) -> dict[str, object] | None:
     """A copy's record; None where it is missing, damaged or of another format."""
     try:
-        record = json.loads((folder / RECORD).read_text("utf-8"))
-    except (OSError, ValueError):
+        record = read_json(folder / RECORD, dict[str, object], ModelError)
+    except ModelError:
         return None
-    return record if isinstance(record, dict) and record.get("format") == FORMAT else None
+    return record if record.get("format") == FORMAT else None
 
 
 def listed(folder: Path) -> Iterator[Path]:

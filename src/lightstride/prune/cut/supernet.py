@@ -33,6 +33,7 @@ from lightstride.config.prune import Accumulation
 from lightstride.distributed import NUM_SHARDS, barrier, rank
 from lightstride.errors import OutputError, WorkError
 from lightstride.files import rename_folder, write_json
+from lightstride.files.read import read_json
 from lightstride.models.families.adapter import OUTPUT_NAME, Adapter
 from lightstride.models.fingerprint import model_hash
 from lightstride.models.shapes import Geometry, Kept, Shape, Site, keep_all, shape_text
@@ -123,13 +124,12 @@ def index_hash(document: Json) -> str:
 def read_index(folder: Path) -> Json:
     """The index of a supernet; raises WorkError unless it is whole and of this version."""
     path = folder / INDEX
+    if not path.exists():
+        raise WorkError(f"no supernet in {folder}: {INDEX} is missing")
     try:
-        document = json.loads(path.read_bytes())
-        assert isinstance(document, dict)
+        document: Json = read_json(path, Json, WorkError)
         version, expected = document["version"], document["sha256"]
-    except FileNotFoundError as error:
-        raise WorkError(f"no supernet in {folder}: {INDEX} is missing") from error
-    except (AssertionError, KeyError, OSError, ValueError) as error:
+    except (WorkError, KeyError) as error:
         raise WorkError(f"supernet file {path} is damaged: delete the folder {folder}") from error
     if version != VERSION:
         raise WorkError(f"supernet {folder} is of version {version}; this program reads {VERSION}")
@@ -190,7 +190,11 @@ class FinishedSites(Mapping[Site, CutSite | None]):
     def __init__(self, builder: SupernetBuilder) -> None:
         self.builder = builder
         found = {site: read_entry(builder.folder, site) for site in builder.shapes}
-        self.entries = {site: entry for site, entry in found.items() if entry is not None}
+        self.entries = {
+            site: entry
+            for site, entry in found.items()
+            if entry is not None and set(entry.levels) == set(builder.shapes[site])
+        }
 
     def __getitem__(self, site: Site) -> CutSite | None:
         entry, builder = self.entries[site], self.builder
@@ -262,11 +266,15 @@ def open_partial(folder: Path, partial: Path, description: Json) -> None:
         half.unlink()
     if not (partial / STARTED).exists():
         write_json(partial / STARTED, description)
+    damaged = WorkError(f"{partial / STARTED} is damaged: delete the folder {partial}")
     try:
-        there = json.loads((partial / STARTED).read_bytes())
+        there = read_json(partial / STARTED, Json, WorkError)
+    except WorkError as error:
+        raise damaged from error
+    try:
         check_same(partial, there, description)
-    except (AssertionError, KeyError, OSError, ValueError) as error:
-        raise WorkError(f"{partial / STARTED} is damaged: delete the folder {partial}") from error
+    except (AssertionError, KeyError) as error:
+        raise damaged from error
 
 
 def publish(folder: Path, partial: Path, description: Json, sites: Iterable[Site]) -> None:

@@ -9,6 +9,7 @@ each tensor; a tensor is checked against its hash when it is read.
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from lightstride.errors import WorkError
 from lightstride.files import whole_file
+from lightstride.files.read import parse_json
 from lightstride.models.shapes import (
     Kept,
     Shape,
@@ -54,7 +56,9 @@ class LevelEntry:
         """The entry that `to_json` wrote."""
         kept, loss, hashes = parse_kept(entry["kept"]), entry["loss"], entry["sha256"]
         assert isinstance(loss, float)
+        assert math.isfinite(loss)
         assert isinstance(hashes, dict)
+        assert set(hashes) <= {"output", "bias"}
         assert isinstance(entry["shape"], str)
         assert kept.shape == parse_shape(entry["shape"])
         return cls(kept, loss, hashes)
@@ -130,9 +134,10 @@ def read_entry(folder: Path, site: Site) -> SiteEntry | None:
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            entry = SiteEntry.from_json(site, json.loads(file.metadata()["levels"]))
+            text = file.metadata()["levels"]
+        entry = SiteEntry.from_json(site, parse_json(text, Json, str(path), WorkError))
         return replace(entry, header=header_digest(path))
-    except (SafetensorError, AssertionError, KeyError, TypeError, ValueError):
+    except (OSError, SafetensorError, AssertionError, KeyError, TypeError, ValueError, WorkError):
         return None
 
 
@@ -151,6 +156,10 @@ def read_level(folder: Path, entry: SiteEntry, shape: Shape, dense_OI: Tensor) -
                     raise damaged(path, entry.site, shape)
     except (OSError, SafetensorError) as error:
         raise damaged(path, entry.site, shape) from error
+    for part, tensor in tensors.items():
+        fits = tensor.dim() == {"output": 2, "bias": 1}[part] and len(tensor) == len(dense_OI)
+        if tensor.dtype != torch.bfloat16 or not fits:
+            raise damaged(path, entry.site, shape)
     bias_O = tensors["bias"].float() if "bias" in tensors else None
     output_OK = tensors.get("output", dense_OI).float()
     return CutSite(level.kept, output_OK, level.loss, bias_O)
@@ -170,10 +179,11 @@ def tensor_name(shape: Shape, part: str) -> str:
 
 
 def header_digest(path: Path) -> str:
-    """SHA-256 of the header of a safetensors file, its length included."""
+    """SHA-256 of the header of a safetensors file, its length included; no more than there is."""
     with path.open("rb") as file:
         length = file.read(8)
-        return hashlib.sha256(length + file.read(int.from_bytes(length, "little"))).hexdigest()
+        count = min(int.from_bytes(length, "little"), path.stat().st_size)
+        return hashlib.sha256(length + file.read(count)).hexdigest()
 
 
 def digest(tensor: Tensor) -> str:

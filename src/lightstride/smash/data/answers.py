@@ -19,7 +19,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightstride.data.prompts import Prompt
 from lightstride.errors import ConfigError, DataError, ModelError, WorkError
-from lightstride.files import append_lines, read_lines, write_json
+from lightstride.files import read_lines, write_json
+from lightstride.files.read import Token, parse_json, read_json
+from lightstride.files.sealed import append_sealed, opened
 from lightstride.generate import PlainDecoder, Settings
 from lightstride.generate.chat_template import chat_tokens
 from lightstride.generate.decoder import ALL_AT_ONCE
@@ -39,8 +41,8 @@ class Answer:
 
     id: str
     domain: str
-    prompt: tuple[int, ...]
-    answer: tuple[int, ...]
+    prompt: tuple[Token, ...]
+    answer: tuple[Token, ...]
     """Its tokens, the end token included."""
     sampled: bool
     finish: str
@@ -113,6 +115,7 @@ def write_answers(
         tqdm.write(f"prompts left out, as they fill the context: {count}", file=sys.stderr)
     read_lines(folder / LINES, mend=True)
     log = read_log(folder)
+    check_tokens(log, model, folder)
     bar = tqdm(total=len(fitting), desc="answers", unit="", disable=not progress)
     bar.update(sum(1 for each in fitting if is_done(log, each)))
     with bar:
@@ -121,7 +124,7 @@ def write_answers(
             settings = answer_settings.settings(sampled=sampled)
             for batch, may_cut in next_batches(chosen, log, batch_size):
                 answers = continue_batch(decoder, batch, settings, may_cut=may_cut)
-                append_lines(folder / LINES, [json.dumps(asdict(each)) for each in answers])
+                append_sealed(folder / LINES, map(asdict, answers))
                 merge_into(log, answers)
                 bar.update(sum(1 for each in answers if each.finish != CUT))
 
@@ -224,8 +227,8 @@ def open_folder(
         write_json(path, header)
         return
     try:
-        there = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        there = read_json(path, dict[str, object], WorkError)
+    except WorkError as error:
         raise WorkError(f"{path} is damaged: delete it and {folder / LINES}") from error
     if there != header:
         different = sorted(key for key in header if there.get(key) != header[key])
@@ -240,11 +243,24 @@ def read_log(folder: Path) -> dict[str, Answer]:
     path = folder / LINES
     found: dict[str, Answer] = {}
     for number, line in enumerate(read_lines(path), start=1):
+        where = f"{path} line {number}"
         try:
-            merge_into(found, [parse(line)])
-        except (ValueError, TypeError, KeyError) as error:
-            raise WorkError(f"{path} line {number} is damaged: delete that line") from error
+            fields = parse_json(line, dict[str, object], where, WorkError)
+            merge_into(found, [opened(fields, Answer, where, WorkError)])
+        except WorkError as error:
+            raise WorkError(f"{where} is damaged: delete that line") from error
     return found
+
+
+def check_tokens(log: Mapping[str, Answer], model: PreTrainedModel, folder: Path) -> None:
+    """WorkError where an answer has tokens that the model does not know."""
+    size: int = model.config.vocab_size
+    for each in log.values():
+        if max((*each.prompt, *each.answer), default=0) >= size:
+            raise WorkError(
+                f"{folder / LINES} is damaged: answer {each.id} has tokens beyond the "
+                f"vocabulary of {size}; delete that line"
+            )
 
 
 def merge_into(log: dict[str, Answer], answers: Sequence[Answer]) -> None:
@@ -252,10 +268,3 @@ def merge_into(log: dict[str, Answer], answers: Sequence[Answer]) -> None:
     for each in answers:
         log.pop(each.id, None)
         log[each.id] = each
-
-
-def parse(line: bytes) -> Answer:
-    """The answer in a line; ValueError, TypeError or KeyError where it is none."""
-    fields = json.loads(line)
-    tokens = {key: tuple(map(int, fields[key])) for key in ("prompt", "answer")}
-    return Answer(**{**fields, **tokens})

@@ -13,7 +13,8 @@ that is in the index is whole.  A run goes on with the answers that are in no sh
 Shapes: B rows, L tokens, P positions of a slice, T tokens of a shard, K likeliest, V vocabulary.
 """
 
-import json
+import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -27,7 +28,9 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from lightstride.errors import ConfigError, WorkError
-from lightstride.files import whole_file, write_json
+from lightstride.files import whole_file
+from lightstride.files.read import Count, read_json
+from lightstride.files.sealed import opened, write_sealed
 from lightstride.models.fingerprint import fingerprint
 from lightstride.models.sliced_logits import picked_logits
 from lightstride.smash.data.answers import Answer
@@ -56,7 +59,16 @@ class Shard:
 
     file: str
     ids: tuple[str, ...]
-    lengths: tuple[int, ...]
+    lengths: tuple[Count, ...]
+    sha256: str = ""
+    """Of the file; empty in folders of versions that had none."""
+
+    def __post_init__(self) -> None:
+        """ValueError unless it is a file of the folder's, with a length for every id."""
+        if not re.fullmatch(r"\d+\.safetensors", self.file):
+            raise ValueError(f"{self.file!r} is no shard's name")
+        if len(self.ids) != len(self.lengths):
+            raise ValueError(f"{self.file} has other ids than lengths")
 
 
 @dataclass(frozen=True)
@@ -177,19 +189,15 @@ def open_index(folder: Path, base: str, top_k: int) -> Index:
 def read_index(folder: Path) -> Index:
     """The index of a folder; WorkError where it is missing, damaged, or of another version."""
     path = folder / INDEX
+    if not path.exists():
+        raise WorkError(f"there are no scores in {folder}: {INDEX} is missing")
     try:
-        document = json.loads(path.read_text("utf-8"))
-        if document["version"] != VERSION:
-            raise WorkError(f"{path} is of version {document['version']}; this is {VERSION}")
-        shards = [
-            Shard(str(s["file"]), tuple(s["ids"]), tuple(map(int, s["lengths"])))
-            for s in document["shards"]
-        ]
-        return Index(str(document["base"]), int(document["top_k"]), tuple(shards))
-    except FileNotFoundError as error:
-        raise WorkError(f"there are no scores in {folder}: {INDEX} is missing") from error
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        document = read_json(path, dict[str, object], WorkError)
+        if (version := document.get("version", VERSION)) == VERSION:
+            return opened(document, Index, str(path), WorkError)
+    except WorkError as error:
         raise WorkError(f"{path} is damaged: delete the folder {folder}") from error
+    raise WorkError(f"{path} is of version {version}; this is {VERSION}")
 
 
 def add_shard(
@@ -201,7 +209,7 @@ def add_shard(
     with whole_file(folder / file) as partial:
         save_file(tensors, partial)
     ids, lengths = [each.id for each in answers], [len(each.answer) for each in answers]
-    shard = Shard(file, tuple(ids), tuple(lengths))
+    shard = Shard(file, tuple(ids), tuple(lengths), file_digest(folder / file))
     index = Index(index.base, index.top_k, (*index.shards, shard))
     document = {
         "version": VERSION,
@@ -209,7 +217,7 @@ def add_shard(
         "top_k": index.top_k,
         "shards": [vars(each) for each in index.shards],
     }
-    write_json(folder / INDEX, document, indent=None)
+    write_sealed(folder / INDEX, document)
     return index
 
 
@@ -219,12 +227,32 @@ def read_scores(folder: Path) -> dict[str, Scores]:
     for shard in read_index(folder).shards:
         path = folder / shard.file
         try:
+            if shard.sha256 and file_digest(path) != shard.sha256:
+                raise WorkError("it is not what was written")
             tensors = load_file(path)
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, ValueError, WorkError) as error:
             raise WorkError(f"{path} is damaged: delete the folder {folder}") from error
         ends = list(accumulate(shard.lengths, initial=0))
-        if any(len(tensor) != ends[-1] for tensor in tensors.values()):
+        if not are_scores(tensors, ends[-1]):
             raise WorkError(f"{path} is not as {INDEX} describes it: delete the folder {folder}")
         for name, start, end in zip(shard.ids, ends[:-1], ends[1:], strict=True):
             found[name] = {key: tensor[start:end] for key, tensor in tensors.items()}
     return found
+
+
+def are_scores(tensors: Scores, num_tokens: int) -> bool:
+    """Whether these are scores of so many tokens, by names, types and lengths."""
+    needed = set(DTYPES) - {"top_ids", "top_log_probabilities"}
+    return needed <= set(tensors) <= set(DTYPES) and all(
+        tensor.dim() >= 1
+        and len(tensor) == num_tokens
+        and tensor.dtype == DTYPES[name]
+        and (tensor.dim() == 1) == (name in needed)
+        for name, tensor in tensors.items()
+    )
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -4,16 +4,18 @@ Its chat template, up to where a user's words begin, is given to the model, whic
 user (Magpie, arXiv 2406.08464).  Empty, unfinished and repeated turns are dropped.
 """
 
-import json
 from pathlib import Path
 
+import msgspec
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightstride.data.prompts import Message, Prompt, make_prompt
 from lightstride.data.sampled import PLACEHOLDER, Opening, text_openings
 from lightstride.errors import DataError, ModelError, WorkError
-from lightstride.files import append_lines, read_lines
+from lightstride.files import read_lines
+from lightstride.files.read import parse_json
+from lightstride.files.sealed import append_sealed, opened
 from lightstride.generate import PlainDecoder, Settings, generate
 from lightstride.models.chat_template import render_chat
 from lightstride.models.fingerprint import fingerprint
@@ -28,6 +30,12 @@ MIN_P = 0.02
 PATIENCE = 8
 """Batches without a new turn after which the model is taken to have no further questions."""
 DOMAIN = "chat"
+
+
+class Batch(msgspec.Struct):
+    """One line of the file: the turns of a batch."""
+
+    texts: list[str]
 
 
 def self_prompts(
@@ -62,7 +70,7 @@ def self_prompts(
             texts = user_turns(decoder, opening, end, batch_size, draw=(seed, len(batches)))
             batches.append(texts)
             if kept is not None:
-                append_lines(kept, [json.dumps(texts)])
+                append_sealed(kept, [{"texts": texts}])
             new = {prompt.id: prompt for prompt in prompts_of(texts) if prompt.id not in found}
             found |= new
             fruitless = 0 if new else fruitless + 1
@@ -112,12 +120,18 @@ def open_file(path: Path, model: PreTrainedModel, seed: int, batch_size: int) ->
     header = {"base": fingerprint(model), "seed": seed, "batch_size": batch_size}
     lines = read_lines(path, mend=True)
     if not lines:
-        append_lines(path, [json.dumps(header)])
+        append_sealed(path, [header])
         return []
     try:
-        there, *batches = [json.loads(line) for line in lines]
-    except ValueError as error:
+        first, *rest = [parse_json(line, object, str(path), WorkError) for line in lines]
+        there = opened(
+            first if isinstance(first, dict) else {}, dict[str, object], str(path), WorkError
+        )
+        # a batch of a version without hashes is a bare list
+        written = [each if isinstance(each, dict) else {"texts": each} for each in rest]
+        batches = [opened(each, Batch, str(path), WorkError).texts for each in written]
+    except WorkError as error:
         raise WorkError(f"{path} is damaged: delete it") from error
     if there != header:
         raise WorkError(f"{path} is of another base, seed or batch size; name another folder")
-    return [[str(text) for text in batch] for batch in batches]
+    return batches
