@@ -127,13 +127,10 @@ def fits(state: dict[str, Tensor], parameters: dict[str, nn.Parameter]) -> bool:
     shapes = {n.removeprefix("weight."): t.shape for n, t in state.items() if n[:7] == "weight."}
     if shapes != {name: parameter.shape for name, parameter in parameters.items()}:
         return False
-    stepped = {name for name in parameters if f"step.{name}" in state}
-    there = {f"{m}.{name}" for name in stepped for m in MOMENTS}
-    there |= {f"weight.{name}" for name in parameters}
-    return there == set(state) and all(
-        state[f"step.{name}"].numel() == 1
-        and all(state[f"{m}.{name}"].shape == parameters[name].shape for m in MOMENTS[:2])
-        for name in stepped
+    return all(
+        tensor.numel() == 1 if part == "step" else tensor.shape == shapes.get(name)
+        for key, tensor in state.items()
+        for part, _, name in [key.partition(".")]
     )
 
 
