@@ -39,7 +39,7 @@ def check_work(folder: Path, *, resume: bool) -> None:
 
 
 def is_new(folder: Path) -> bool:
-    """Whether a folder is not there, or empty but for a `work.json` half written by a killed run."""
+    """Whether a folder is not there, or empty but for a half-written `work.json`."""
     if not folder.is_dir():
         return not folder.exists()
     return all(path.match(f".{NAME}.*.partial") for path in folder.iterdir())
