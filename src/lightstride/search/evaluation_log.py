@@ -36,7 +36,7 @@ Note = Mapping[str, object]
 """Facts written beside an evaluation for the file's readers: generation, stage, role."""
 
 
-class Evaluation(msgspec.Struct):
+class EvaluationLine(msgspec.Struct):
     """What is read back of a line; a fitness may be infinite, but is a number."""
 
     scope: str
@@ -110,7 +110,7 @@ def read_evaluations(path: Path) -> list[dict[str, object]]:
     """All whole records of a file; a last line that was cut off is also removed from the file."""
     try:
         found = read_sealed_lines(path, dict[str, object], WorkError, mend=True)
-        msgspec.convert(found, list[Evaluation])
+        msgspec.convert(found, list[EvaluationLine])
     except (WorkError, msgspec.ValidationError) as error:
         raise WorkError(f"{path} is damaged: {error}") from error
     return found
