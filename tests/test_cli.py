@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -76,7 +77,8 @@ def test_json_is_the_only_thing_on_stdout(
     ("error", "code", "line"),
     [
         (DataError("no such\nfile: x"), 2, "lightstride: error: no such file: x\n"),
-        (KeyboardInterrupt(), 130, "lightstride: error: interrupted\n"),
+        (KeyboardInterrupt(), 130, "lightstride: error: interrupted; go on with --resume\n"),
+        (DataError("no \x1b[31m file"), 2, "lightstride: error: no \\x1b[31m file\n"),
         (
             OSError(28, "No space left on device", "out/x"),
             2,
@@ -148,3 +150,18 @@ def test_runs_as_a_module() -> None:
         [sys.executable, "-m", "lightstride", "--version"], capture_output=True, text=True
     )
     assert done.stdout == "lightstride 0.1.0\n"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_ends_as_ctrl_c_does(
+    number: signal.Signals,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = signal.getsignal(number)
+    with_prune(monkeypatch, lambda _: signal.raise_signal(number))
+    assert cli.main(PRUNE) == code
+    line = f"lightstride: error: ended by {number.name}; go on with --resume\n"
+    assert capsys.readouterr() == ("", line)
+    assert signal.getsignal(number) == before

@@ -9,8 +9,11 @@ import contextlib
 import io
 import json
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from types import FrameType
 from typing import Any
 
 import tyro
@@ -116,6 +119,7 @@ def serve(config: ServeConfig) -> Document:
     return serve(config)
 
 
+STOPS = {signal.SIGTERM: "ended by SIGTERM", signal.SIGHUP: "ended by SIGHUP"}
 COMMANDS: Mapping[str, tuple[type[Command], Callable[[Any], Document]]] = {
     "prune": (PruneConfig, prune),
     "recover": (RecoverConfig, recover),
@@ -134,6 +138,7 @@ COMMANDS: Mapping[str, tuple[type[Command], Callable[[Any], Document]]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    before = {number: signal.signal(number, stop) for number in STOPS if on_main_thread()}
     try:
         if given == ["--version"]:
             sys.stdout.write(f"lightstride {__version__}\n")
@@ -152,8 +157,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         where = "" if error.filename is None else f": {error.filename}"
         return print_error(f"{error.strerror}{where}", 2)
+    except Stopped as stopped:
+        return print_interrupted(given, STOPS[stopped.number], 128 + stopped.number)
     except KeyboardInterrupt:
-        return print_error("interrupted", 130)
+        return print_interrupted(given, "interrupted", 130)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Stopped(KeyboardInterrupt):
+    """Another signal than Ctrl-C's that ends the command as Ctrl-C does."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+def stop(number: int, _frame: FrameType | None) -> None:
+    """Raise Stopped; a second signal ends the process at once, as the system does."""
+    signal.signal(number, signal.SIG_DFL)
+    raise Stopped(number)
+
+
+def on_main_thread() -> bool:
+    """Whether signals can be handled here."""
+    return threading.current_thread() is threading.main_thread()
+
+
+def print_interrupted(given: Sequence[str], what: str, code: int) -> int:
+    """Say, on a line of its own, that the command ended early, and how it goes on; the code."""
+    resumable = any(hasattr(COMMANDS[name][0], "resume") for name in given[:1] if name in COMMANDS)
+    sys.stderr.write("\n" if sys.stderr.isatty() else "")  # a progress bar stands on this line
+    return print_error(what + ("; go on with --resume" if resumable else ""), code)
 
 
 def parse(arguments: Sequence[str]) -> Command | None:
@@ -201,7 +237,9 @@ def run(config: Command) -> None:
 
 def print_error(message: str, code: int) -> int:
     """Print one line on stderr; the exit code."""
-    sys.stderr.write(f"lightstride: error: {' '.join(message.split())}\n")
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(message.split()))
+    with contextlib.suppress(BrokenPipeError):
+        sys.stderr.write(f"lightstride: error: {line}\n")
     return code
 
 
