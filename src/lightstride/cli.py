@@ -119,7 +119,7 @@ def serve(config: ServeConfig) -> Document:
     return serve(config)
 
 
-STOPS = {signal.SIGTERM: "ended by SIGTERM", signal.SIGHUP: "ended by SIGHUP"}
+STOPS: Mapping[int, str] = {signal.SIGTERM: "ended by SIGTERM", signal.SIGHUP: "ended by SIGHUP"}
 COMMANDS: Mapping[str, tuple[type[Command], Callable[[Any], Document]]] = {
     "prune": (PruneConfig, prune),
     "recover": (RecoverConfig, recover),
