@@ -5,6 +5,7 @@
 #   make check   formatting, lint and types
 #   make wheel   an sdist and a wheel in dist/
 #   make bench   the benchmarks (long); TEXT=file TEST=file measure on these instead of pydoc
+#   make gpu-check   the tests marked gpu and benchmarks/gpu.py; needs an accelerator
 #   make test-portable   the tests with the kernels of other processors and on two threads: a run
 #                        for each of VARIANTS, over ROOMS (about as long as four `make test`)
 
@@ -22,7 +23,7 @@ VARIANTS ?= ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_
 	TEST_THREADS=2
 ROOMS ?= tests
 
-.PHONY: demo test test-portable check bench wheel setup setup-demo clean
+.PHONY: demo test test-portable gpu-check check bench wheel setup setup-demo clean
 
 demo: setup-demo
 	$(BIN)/python examples/demo.py
@@ -34,6 +35,11 @@ test-portable: setup
 	set -e; for variant in $(VARIANTS); do \
 		echo "the tests with $$variant"; env $$variant $(PYTEST) $(ROOMS); \
 	done
+
+gpu-check: setup
+	$(BIN)/python benchmarks/gpu.py --check
+	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python benchmarks/gpu.py
 
 check: setup
 	$(BIN)/ruff format --check .
