@@ -3,6 +3,7 @@
 #   make demo    prune SmolLM2-135M-Instruct by a quarter and compare it with the original
 #   make test    run the tests, two at a time (WORKERS=n: n at a time)
 #   make check   formatting, lint and types
+#   make fuzz    damaged files of every kind (INPUTS=20000), with a new SEED each time
 #   make wheel   an sdist and a wheel in dist/
 #   make bench   the benchmarks (long); TEXT=file TEST=file measure on these instead of pydoc
 #   make gpu-check   the tests marked gpu and benchmarks/gpu.py; needs an accelerator
@@ -22,8 +23,10 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 VARIANTS ?= ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 \
 	TEST_THREADS=2
 ROOMS ?= tests
+INPUTS ?= 20000
+SEED ?= $(shell date +%s)
 
-.PHONY: demo test test-portable gpu-check check bench wheel setup setup-demo clean
+.PHONY: demo test test-portable gpu-check check bench fuzz wheel setup setup-demo clean
 
 demo: setup-demo
 	$(BIN)/python examples/demo.py
@@ -45,6 +48,10 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+fuzz: setup
+	@echo "SEED=$(SEED)"
+	LIGHTSTRIDE_FUZZ=$(INPUTS) $(PYTEST) tests/fuzz --hypothesis-seed=$(SEED)
 
 wheel: setup
 	$(BIN)/python -m build

@@ -165,3 +165,11 @@ def test_a_signal_ends_as_ctrl_c_does(
     line = f"lightstride: error: ended by {number.name}; go on with --resume\n"
     assert capsys.readouterr() == ("", line)
     assert signal.getsignal(number) == before
+
+
+def test_help_fits_a_terminal_of_any_width(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "3")
+    assert cli.main(["generate", "--help"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) < 1000

@@ -120,6 +120,7 @@ def serve(config: ServeConfig) -> Document:
 
 
 STOPS: Mapping[int, str] = {signal.SIGTERM: "ended by SIGTERM", signal.SIGHUP: "ended by SIGHUP"}
+MIN_COLUMNS = 40
 COMMANDS: Mapping[str, tuple[type[Command], Callable[[Any], Document]]] = {
     "prune": (PruneConfig, prune),
     "recover": (RecoverConfig, recover),
@@ -138,6 +139,7 @@ COMMANDS: Mapping[str, tuple[type[Command], Callable[[Any], Document]]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    widen_terminal()
     before = {number: signal.signal(number, stop) for number in STOPS if on_main_thread()}
     try:
         if given == ["--version"]:
@@ -164,6 +166,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def widen_terminal() -> None:
+    """Let help be written for at least 40 columns: narrower, its layout takes all memory."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns) < MIN_COLUMNS:
+        os.environ["COLUMNS"] = str(MIN_COLUMNS)
 
 
 class Stopped(KeyboardInterrupt):

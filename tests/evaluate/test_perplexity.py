@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from helpers.toys import TINY, byte_tokenizer, tiny_llama
 from lightstride.data.windows import strided_windows
+from lightstride.errors import ModelError
 from lightstride.evaluate.perplexity import perplexity, token_losses
 from lightstride.models import sliced_logits as logits
 from lightstride.smash.hub import SmashModel
@@ -84,9 +85,9 @@ def test_the_model_is_left_as_it_was() -> None:
     assert torch.equal(model(WINDOWS).logits, before)
 
 
-def test_no_number_stays_no_number() -> None:
+def test_logits_that_are_not_numbers_have_no_perplexity() -> None:
     model = tiny_llama()
     with torch.no_grad():
-        model.get_output_embeddings().weight.mul_(float("nan"))
-    measured = perplexity(model, WINDOWS)
-    assert measured.value != measured.value
+        model.model.norm.weight.fill_(float("nan"))
+    with pytest.raises(ModelError, match="NaN"):
+        perplexity(model, torch.arange(8)[None])

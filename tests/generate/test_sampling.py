@@ -5,6 +5,7 @@ import torch
 from transformers import GenerationConfig
 
 from helpers.toys import byte_tokenizer, tiny_llama
+from lightstride.errors import ModelError
 from lightstride.generate import PlainDecoder, Settings, generate
 from lightstride.generate.sampling import (
     Purpose,
@@ -98,3 +99,12 @@ def test_copies_of_a_prompt_draw_differently_and_seeds_matter() -> None:
     assert first.tokens != second.tokens
     other = Settings(temperature=1, max_new_tokens=16, seed=1)
     assert generate(decoder, PROMPTS[:1], other)[0].tokens != first.tokens
+
+
+def test_logits_that_are_not_finite_choose_nothing() -> None:
+    model = tiny_llama()
+    with torch.no_grad():
+        model.model.norm.weight.fill_(float("nan"))
+    decoder = PlainDecoder(model, byte_tokenizer())
+    with pytest.raises(ModelError, match="NaN or infinite"):
+        generate(decoder, [[1, 2]], Settings(max_new_tokens=2))

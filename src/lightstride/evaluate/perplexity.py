@@ -12,7 +12,7 @@ V vocabulary.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import exp, inf
+from math import exp, inf, isnan
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from lightstride.data.windows import Windows
+from lightstride.errors import ModelError
 from lightstride.models.sliced_logits import answering, slice_rows
 
 LARGEST_EXPONENT = 700
@@ -44,7 +45,10 @@ def perplexity(
     batch_size: int = 1,
     progress: bool = False,
 ) -> Perplexity:
-    """Perplexity over all tokens of all windows but the first and those that are context only."""
+    """Perplexity over all tokens of all windows but the first and those that are context only.
+
+    Raises ModelError where the model's logits are NaN.
+    """
     if isinstance(windows, Tensor):
         windows_NL, context_N = windows, torch.zeros(len(windows), dtype=torch.int64)
     else:
@@ -53,6 +57,8 @@ def perplexity(
     predicted_L = torch.arange(1, windows_NL.shape[1])
     losses = losses_NL[predicted_L >= context_N[:, None]]
     nll = float(losses.double().mean())
+    if isnan(nll):
+        raise ModelError("the model's logits are NaN on this text, so it has no perplexity")
     return Perplexity(inf if nll > LARGEST_EXPONENT else exp(nll), nll, len(losses))
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lightstride.config.decoding import Settings
+from lightstride.errors import ModelError
 from lightstride.generate.rows import Row
 
 Drafts = Sequence[Sequence[int]]
@@ -132,8 +133,10 @@ def probabilities(logits_NV: Tensor, rows: Sequence[Row], drafts: Drafts) -> Ten
 
 
 def choose(logits_NV: Tensor, rows: Sequence[Row], drafts: Drafts) -> list[int]:
-    """One token a row, from logits after `drafts`."""
+    """One token a row, from logits after `drafts`; ModelError where they are not finite."""
     logits_NV = adjusted_logits(logits_NV, rows, drafts)
+    if not bool(logits_NV.amax(-1).isfinite().all()):
+        raise ModelError("the model's logits are NaN or infinite, so no token can be chosen")
     chosen: list[int] = logits_NV.argmax(-1).tolist()
     sampled = [index for index, row in enumerate(rows) if not row.settings.is_greedy]
     if sampled:
