@@ -131,3 +131,26 @@ def test_tasks_without_the_harness_are_refused(
     monkeypatch.setattr(run, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"--tasks needs lm-eval: pip install"):
         evaluate(config(folder, perplexity=None))
+
+
+def test_fidelity_last_words_and_loops_are_held_against_the_dense_model(folder: Path) -> None:
+    prompts = folder / "prompts.jsonl"
+    prompts.write_text("\n".join(json.dumps({"prompt": f"Say {n}"}) for n in range(3)))
+    (folder / "passages.jsonl").write_text(json.dumps({"text": TEXT.replace("\n", " ")[:400]}))
+    config = EvaluateConfig(
+        model=str(folder / "dense"),
+        against=str(folder / "dense"),
+        fidelity=str(folder / "passages.jsonl"),
+        loops=str(prompts),
+        window=64,
+        output=str(folder / "out"),
+        device="cpu",
+        dtype="float32",
+    )
+    numbers = evaluate(config)["numbers"]
+    assert isinstance(numbers, dict)
+    assert numbers["fidelity"]["same_likeliest"] == 1
+    assert numbers["last_words"]["model"] == numbers["last_words"]["against"]
+    assert numbers["loops"]["model"] == numbers["loops"]["against"]
+    with pytest.raises(ConfigError, match="--against"):
+        EvaluateConfig(model="m", loops="p")

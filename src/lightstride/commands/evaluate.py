@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 from lightstride.checkpoint import open_decoder, read_record
+from lightstride.commands.evaluate_fidelity import compare, comparison_text
 from lightstride.commands.outputs import save_result
 from lightstride.config import EvaluateConfig
 from lightstride.data.windows import Windows, strided_windows
@@ -63,8 +64,9 @@ def evaluate(config: EvaluateConfig) -> Mapping[str, object]:
         found = retention(*judged)
         retained_numbers = {task: one.as_dict() for task, one in found.items()}
         numbers |= {"against": judged[1].as_dict(), "retained": retained_numbers}
-    result = save_result("evaluate", config, numbers, data=judged[0].data)
-    sys.stdout.write(measured_text(judged, found) + "\n")
+    compared = compare(config) if config.fidelity or config.loops else {}
+    result = save_result("evaluate", config, {**numbers, **compared}, data=judged[0].data)
+    sys.stdout.write(f"{measured_text(judged, found)}\n{comparison_text(compared)}".strip() + "\n")
     return result
 
 

@@ -29,6 +29,10 @@ class EvaluateConfig(ModelCommand):
     """A second model: both are measured, with the share that the first retains of the second."""
     perplexity: OptionalSource = None
     """Text to measure perplexity on."""
+    fidelity: OptionalSource = None
+    """Text on which the distributions of MODEL and --against are compared, and last words asked."""
+    loops: OptionalSource = None
+    """Prompts whose greedy answers are looked at: how many loop, of MODEL and of --against."""
     window: int = 2048
     """Length of the perplexity windows, in tokens."""
     stride: Annotated[
@@ -58,8 +62,12 @@ class EvaluateConfig(ModelCommand):
     """Folder for result.json, which replaces one that is there."""
 
     def __post_init__(self) -> None:
-        asked = self.perplexity is not None or bool(self.tasks)
-        require(asked, "evaluate", "without --perplexity or --tasks", "given at least one of them")
+        pairs = self.fidelity is not None or self.loops is not None
+        asked = pairs or self.perplexity is not None or bool(self.tasks)
+        ways = "--perplexity, --tasks, --fidelity or --loops"
+        require(asked, "evaluate", f"without {ways}", "given at least one of them")
+        alone = pairs and self.against is None
+        require(not alone, "--fidelity or --loops", "without --against", "held against a model")
         require(self.window >= 2, "--window", self.window, "at least 2")
         stride = self.window if self.stride is None else self.stride
         allowed = f"between 1 and the window, {self.window}"

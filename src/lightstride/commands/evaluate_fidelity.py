@@ -1,0 +1,83 @@
+"""The part of `evaluate` that holds a model against the dense one, token by token."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+
+from lightstride.checkpoint import open_decoder
+from lightstride.config import EvaluateConfig
+from lightstride.data.documents import read_documents
+from lightstride.data.prompts import Prompt, read_prompts
+from lightstride.data.windows import strided_windows
+from lightstride.evaluate.fidelity import fidelity
+from lightstride.evaluate.last_words import last_word_accuracy, passages
+from lightstride.evaluate.loops import looping_share
+from lightstride.generate import Decoder
+from lightstride.generate.chat_template import chat_tokens
+from lightstride.models.device import pick_device, pick_dtype, suitable_dtype
+
+PASSAGES = 500
+"""Passages asked unless --limit says otherwise."""
+PROMPTS = 200
+"""Prompts answered unless --limit says otherwise."""
+Numbers = Mapping[str, object]
+
+
+def compare(config: EvaluateConfig) -> dict[str, Numbers]:
+    """Fidelity and last words on --fidelity, loops on --loops; what was asked for."""
+    assert config.against is not None
+    device = pick_device(config.device)
+    dtype = pick_dtype(config.dtype, suitable_dtype(device))
+    trust = config.trust_remote_code
+    ours, dense = (
+        open_decoder(source, dtype=dtype, device=device, trust_remote_code=trust)
+        for source in (config.model, config.against)
+    )
+    found: dict[str, Numbers] = {}
+    if config.fidelity is not None:
+        windows = strided_windows(
+            config.fidelity, dense.tokenizer, window=config.window, every=config.every
+        )
+        found["fidelity"] = asdict(fidelity(ours.model, dense.model, windows.tokens_NL))
+        asked = passages(read_documents(config.fidelity), config.limit or PASSAGES)
+        rights = [
+            last_word_accuracy(each.model, each.tokenizer, asked, config.window)
+            for each in (ours, dense)
+        ]
+        found["last_words"] = {
+            "model": sum(rights[0]) / len(asked),
+            "against": sum(rights[1]) / len(asked),
+            "passages": len(asked),
+        }
+    if config.loops is not None:
+        prompts = read_prompts([config.loops], limit=config.limit or PROMPTS)
+        found["loops"] = {
+            name: looping_share(each, [tokens_of(each, p) for p in prompts])
+            for name, each in zip(("model", "against"), (ours, dense), strict=True)
+        }
+    return found
+
+
+def tokens_of(decoder: Decoder, prompt: Prompt) -> list[int]:
+    """A prompt by the chat template."""
+    return chat_tokens(decoder.tokenizer, [message.as_dict() for message in prompt.messages])
+
+
+def comparison_text(found: Mapping[str, Numbers]) -> str:
+    """What was compared, for a person."""
+    lines = []
+    if "fidelity" in found:
+        one, words = found["fidelity"], found["last_words"]
+        lines.append(
+            f"fidelity: KL {one['mean']:.3f} nats (99%: {one['p99']:.2f}), "
+            f"the same likeliest token at {100 * float(str(one['same_likeliest'])):.1f}% of "
+            f"{one['num_tokens']:,} positions"
+        )
+        ours, theirs = (100 * float(str(words[name])) for name in ("model", "against"))
+        lines.append(
+            f"last words: {ours:.1f}% right, against {theirs:.1f}%, of {words['passages']} passages"
+        )
+    if "loops" in found:
+        ends = {name: dict(each) for name, each in found["loops"].items()}  # type: ignore[call-overload]
+        ours, theirs = (100 * ends[name]["loops"] for name in ("model", "against"))
+        lines.append(f"loops: {ours:.1f}% of greedy answers, against {theirs:.1f}%")
+    return "\n".join(lines)
