@@ -69,7 +69,7 @@ def test_a_decoder_takes_the_plan_that_is_asked_for(smashed: Path) -> None:
     assert bytes_of[None] == bytes_of[0.8]
     assert bytes_of[0.6] < bytes_of[0.8] < bytes_of[1.0]
     eight = open_decoder(str(smashed), kv=1.0, kv_type="int8")
-    assert [*eight.steps(prompt, settings)][-1].allocated_bytes < 0.4 * bytes_of[1.0]
+    assert [*eight.steps(prompt, settings)][-1].allocated_bytes < 0.45 * bytes_of[1.0]
 
 
 def test_what_is_not_there_is_refused_in_one_line(smashed: Path, tmp_path: Path) -> None:

@@ -89,7 +89,8 @@ def smash(config: SmashRunConfig) -> Mapping[str, object]:
     memory = memory_search(config)
     if config.kv:
         check_budgets(base, memory)
-    run = {**identity(config, "answers", "minutes"), "base": fingerprint(base)}
+    unasked = () if config.kv else ("kv", "kv_context")  # runs from before there were plans go on
+    run = {**identity(config, "answers", "minutes", *unasked), "base": fingerprint(base)}
     open_work(Path(config.work_folder), run, resume=config.resume)
     examples = prepare_examples(config, PlainDecoder(base, tokenizer), prompts)
     answered = time.perf_counter()

@@ -21,6 +21,7 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?(:[\w.-]+)?")
 
 MAX_TEXT_BYTES = 1 << 30
 """Of one file, unpacked."""
+PIECE_BYTES = 1 << 20
 
 Located = tuple[str, object]
 """Where a record stands, and the record."""
@@ -41,12 +42,14 @@ def files_in(folder: Path, suffixes: Collection[str]) -> list[Path]:
 def read_text(path: Path) -> str:
     """A text file, unpacked; DataError where it cannot be read or is no UTF-8."""
     try:
+        data = bytearray()
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            data = file.read(MAX_TEXT_BYTES + 1)
-        if len(data) > MAX_TEXT_BYTES:
-            raise DataError(
-                f"{path} has, unpacked, more than {MAX_TEXT_BYTES >> 30} GiB; split the file"
-            )
+            while piece := file.read(PIECE_BYTES):
+                data += piece
+                if len(data) > MAX_TEXT_BYTES:
+                    raise DataError(
+                        f"{path} has, unpacked, more than {MAX_TEXT_BYTES >> 30} GiB; split it"
+                    )
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(
