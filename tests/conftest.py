@@ -16,7 +16,8 @@ os.environ.setdefault("LIGHTSTRIDE_CACHE", tempfile.mkdtemp(prefix="lightstride-
 
 import torch  # after the environment is set, which the hub reads at import
 
-torch.set_num_threads(int(os.environ.get("TEST_THREADS", "1")))
+THREADS = int(os.environ.get("TEST_THREADS", "1"))
+torch.set_num_threads(THREADS)
 
 
 def pytest_collection_finish() -> None:
@@ -43,5 +44,6 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    """The same random numbers in every test, whichever ran before."""
+    """The same random numbers and threads in every test, whichever ran before."""
     torch.manual_seed(0)
+    torch.set_num_threads(THREADS)

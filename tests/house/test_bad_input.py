@@ -127,7 +127,7 @@ CASES = {
     "an answer of no tokens": Case("generate {model} -p x --max-new-tokens 0", "at least 1"),
     "a model to ask that is not there": Case("generate {folder}/none -p x", "none"),
     "NaN weights to ask": Case("generate {model} -p x", "up_proj", weights(with_nan)),
-    "nothing to measure": Case("evaluate {model}", "--perplexity or --tasks"),
+    "nothing to measure": Case("evaluate {model}", "without --perplexity, --tasks"),
     "a stride over the window": Case(
         "evaluate {model} --perplexity pydoc --window 64 --stride 65", "between 1 and the window"
     ),
