@@ -36,7 +36,9 @@ test: setup
 
 test-portable: setup
 	set -e; for variant in $(VARIANTS); do \
-		echo "the tests with $$variant"; env $$variant $(PYTEST) $(ROOMS); \
+		echo "the tests with $$variant"; \
+		case $$variant in TEST_THREADS=*) workers=1 ;; *) workers=$(WORKERS) ;; esac; \
+		env $$variant $(BIN)/python -m pytest -n $$workers --dist worksteal $(ROOMS); \
 	done
 
 gpu-check: setup

@@ -110,7 +110,7 @@ def test_other_budgets(folder: Path, budget: str, monkeypatch: pytest.MonkeyPatc
     def table(geometry: Geometry, shapes: list[Shape], *_: object, **__: object) -> object:
         return {shape: 7 * geometry.parameters(shape) + 1000 for shape in shapes}
 
-    monkeypatch.setattr("lightstride.commands.prune_setup.latency_table", table)
+    monkeypatch.setattr("lightstride.commands.pruning.setup.latency_table", table)
     config = config_of(folder, budget, sparsity=(0.3,), budget=budget, context=64, search="none")
     prune(config)
     assert (Path(config.output) / "config.json").exists()
@@ -175,7 +175,7 @@ def test_refused_before_anything_is_written(folder: Path, name: str, dry_run: bo
 
 def test_a_full_disk_is_foreseen(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(folder)._replace(free=1000)
-    monkeypatch.setattr("lightstride.commands.prune_setup.shutil.disk_usage", lambda _: usage)
+    monkeypatch.setattr("lightstride.commands.pruning.setup.shutil.disk_usage", lambda _: usage)
     with pytest.raises(LightstrideError, match="MiB of disk are needed"):
         prune(config_of(folder, "full"))
 

@@ -1,6 +1,9 @@
 """Files and folders appear whole or not at all, with a usual file's permissions."""
 
 import os
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,3 +84,23 @@ def test_a_cut_line_is_no_line(tmp_path: Path) -> None:
     assert read_lines(path) == read_lines(path, mend=True) == [b"one", b"two"]
     append_lines(path, ["three"])
     assert read_lines(path) == [b"one", b"two", b"three"]
+
+
+def test_what_a_dead_process_left_is_removed_and_a_living_ones_stays(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    host = socket.gethostname()
+    left = tmp_path / f".out.{dead.pid}@{host}.partial"
+    left.mkdir()
+    (left / "half").write_text("half")
+    kept = [
+        tmp_path / f".out.{os.getppid()}@{host}.partial",
+        tmp_path / f".out.{dead.pid}@elsewhere.partial",
+        tmp_path / f".other.{dead.pid}@{host}.partial",
+    ]
+    for path in kept:
+        path.write_text("half")
+    with whole_folder(tmp_path / "out") as partial:
+        (partial / "file").write_text("whole")
+    assert not left.exists()
+    assert all(path.exists() for path in kept)

@@ -38,11 +38,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def bounded_memory() -> Iterator[None]:
+    """A ceiling that stops bombs, and a check of what was really taken."""
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     before = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, before[1]))
+    resource.setrlimit(resource.RLIMIT_AS, (used + 4 * MEMORY, before[1]))
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
+    start = peak_memory()
     yield
     resource.setrlimit(resource.RLIMIT_AS, before)
+    assert peak_memory() - start < MEMORY
+
+
+def peak_memory() -> int:
+    """Most bytes that the process has held since the peak was last reset."""
+    status = Path("/proc/self/status").read_text()
+    (line,) = [line for line in status.splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) * 1024
 
 
 def too_long(_signal: int, _frame: FrameType | None) -> None:

@@ -24,6 +24,8 @@ FEATURES = {
 TESTED_BY = {
     "announce.py": "models/uneven/test_register.py",
     "commands/": "commands/test_prune.py",
+    "commands/pruning/": "commands/test_prune.py",
+    "commands/smashing/": "commands/test_smash.py",
     "config/": "config/test_base.py",
     "data/records.py": "data/test_documents.py",
     "evaluate/tables.py": "commands/test_evaluate.py",
@@ -43,7 +45,7 @@ TESTED_BY = {
     "smash/drafters/levels.py": "smash/drafters/test_micro_tree.py",
     "smash/drafters/micro_chain.py": "smash/decode/test_decoder.py",
     "smash/decode/": "smash/decode/test_decoder.py",
-    "smash/model/headed.py": "commands/test_smash_head.py",
+    "smash/model/headed.py": "commands/smashing/test_head.py",
     "smash/train/": "smash/train/test_loop.py",
     "training/": "smash/train/test_loop.py",
     "work.py": "commands/test_prune_resume.py",

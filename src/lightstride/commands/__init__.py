@@ -1,8 +1,8 @@
 """One file a command; the only modules that join whole rooms.  Nothing imports them but the cli.
 
-prune    texts, statistics, search, cut checkpoint    (prune_setup, prune_options, prune_texts)
-smash    prompts, answers, training, checkpoint    (smash_examples, smash_training)
-generate   evaluate   bench   export   report    a file each
-cache    the converted copies that are kept
-doctor   versions, devices, rates, cache and a model's hashes, on one screen
+prune, smash    their steps stand in pruning/ and smashing/
+recover (recover_texts)   evaluate (evaluate_fidelity)   export (export_head)
+generate   bench   report   serve
+cache, doctor   the copies of models that are kept; what is installed and measured
+outputs    the output's checks and result.json, shared by all
 """

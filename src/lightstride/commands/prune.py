@@ -19,8 +19,8 @@ from transformers import PreTrainedModel
 from lightstride import distributed
 from lightstride.checkpoint import save_checkpoint
 from lightstride.commands.outputs import check_output, save_result
-from lightstride.commands.prune_dry_run import dry_run
-from lightstride.commands.prune_setup import PruneRun, open_run
+from lightstride.commands.pruning.dry_run import dry_run
+from lightstride.commands.pruning.setup import PruneRun, open_run
 from lightstride.config import PruneConfig
 from lightstride.distributed import barrier, rank
 from lightstride.errors import WorkError

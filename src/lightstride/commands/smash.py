@@ -13,16 +13,16 @@ from transformers import PreTrainedTokenizerBase
 
 from lightstride import distributed
 from lightstride.checkpoint import is_headed, is_smashed, save_checkpoint
-from lightstride.commands.memory import (
+from lightstride.commands.outputs import check_output, identity, save_result
+from lightstride.commands.smashing.examples import digest, given_prompts, prepare_examples
+from lightstride.commands.smashing.head import take_head
+from lightstride.commands.smashing.memory import (
     check_budgets,
     memory_search,
     plan_memory,
     search_memory,
 )
-from lightstride.commands.outputs import check_output, identity, save_result
-from lightstride.commands.smash_examples import digest, given_prompts, prepare_examples
-from lightstride.commands.smash_head import take_head
-from lightstride.commands.smash_training import (
+from lightstride.commands.smashing.training import (
     BASE_FOLDER,
     TrainingSetup,
     finalize,

@@ -9,13 +9,16 @@ Everything written has the permissions of a usual new file (safetensors' own wou
 """
 
 import errno
+import glob
 import json
 import os
 import shutil
+import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 from safetensors import SafetensorError
 
 from lightstride.errors import OutputError
@@ -47,6 +50,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     check_new_folder(folder)
     partial = temporary(folder)
     try:
+        remove_abandoned(folder)
         partial.mkdir(parents=True)
         yield partial
         rename_folder(partial, folder)
@@ -77,6 +81,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     partial = temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(path)
         yield partial
         partial.chmod(usual_mode())
         partial.replace(path)
@@ -123,7 +128,17 @@ def read_lines(path: Path, *, mend: bool = False) -> list[bytes]:
 
 def temporary(path: Path) -> Path:
     """The hidden sibling that stands for a file or folder while this process writes it."""
-    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+    return path.with_name(f".{path.name}.{os.getpid()}@{socket.gethostname()}.partial")
+
+
+def remove_abandoned(path: Path) -> None:
+    """Remove what processes of this machine that are gone left half-written under this name."""
+    own = f"@{socket.gethostname()}.partial"
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*{glob.escape(own)}"):
+        writer = left.name.removeprefix(f".{path.name}.").removesuffix(own)
+        if writer.isdecimal() and not psutil.pid_exists(int(writer)):
+            shutil.rmtree(left, ignore_errors=True)
+            left.unlink(missing_ok=True)
 
 
 def usual_mode() -> int:

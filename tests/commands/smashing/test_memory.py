@@ -9,8 +9,8 @@ import torch
 from helpers.smash_toys import toy
 from helpers.toys import byte_tokenizer, tiny_llama
 from lightstride.checkpoint import open_decoder, save_checkpoint
-from lightstride.commands.memory import MemorySearch, full_plan, search_memory
 from lightstride.commands.smash import smash
+from lightstride.commands.smashing.memory import MemorySearch, full_plan, search_memory
 from lightstride.config import SmashRunConfig
 from lightstride.errors import BudgetError, ConfigError, ModelError, WorkError
 from lightstride.generate import Settings, generate

@@ -10,8 +10,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightstride.checkpoint import save_checkpoint
-from lightstride.commands.memory_texts import memory_texts
 from lightstride.commands.outputs import identity, save_result
+from lightstride.commands.smashing.memory_texts import memory_texts
 from lightstride.config import SmashRunConfig
 from lightstride.distributed import barrier, broadcast_object, rank
 from lightstride.errors import ConfigError, WorkError

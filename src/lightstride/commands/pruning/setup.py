@@ -9,8 +9,8 @@ import msgspec
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightstride.commands.outputs import identity
-from lightstride.commands.prune_options import cost_of, rounds_of, serving_of, target_of
-from lightstride.commands.prune_texts import Texts, read_texts
+from lightstride.commands.pruning.options import cost_of, rounds_of, serving_of, target_of
+from lightstride.commands.pruning.texts import Texts, read_texts
 from lightstride.config import PruneConfig
 from lightstride.data.sampled import sample_documents
 from lightstride.distributed import broadcast_object, rank

@@ -17,9 +17,9 @@ from transformers import PreTrainedModel
 
 from lightstride.bench.machine import free_memory
 from lightstride.commands.outputs import check_output
-from lightstride.commands.prune_options import cost_of, rounds_of, target_of
-from lightstride.commands.prune_setup import check_shares, existing
-from lightstride.commands.prune_texts import read_texts
+from lightstride.commands.pruning.options import cost_of, rounds_of, target_of
+from lightstride.commands.pruning.setup import check_shares, existing
+from lightstride.commands.pruning.texts import read_texts
 from lightstride.config import PruneConfig
 from lightstride.config.prune import MachineName
 from lightstride.data.windows import windows_in

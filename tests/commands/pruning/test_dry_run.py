@@ -11,7 +11,7 @@ import pytest
 from helpers.prune_runs import config_of, make_inputs
 from lightstride.cli import main
 from lightstride.commands.prune import prune
-from lightstride.commands.prune_dry_run import Forecast, dry_run
+from lightstride.commands.pruning.dry_run import Forecast, dry_run
 from lightstride.config import PruneConfig
 from lightstride.errors import ConfigError, WorkError
 from lightstride.prune.footprint import Footprint, disk_bytes
@@ -69,7 +69,7 @@ def test_the_disk_is_what_the_run_asks_for(
     def check(config: PruneConfig, runner: RoundRunner) -> None:
         asked.append(disk_bytes(runner, config.sparsity, config.heal))
 
-    monkeypatch.setattr("lightstride.commands.prune_setup.check_disk", check)
+    monkeypatch.setattr("lightstride.commands.pruning.setup.check_disk", check)
     prune(config_of(folder, "run", output=str(tmp_path / "run"), search="none"))
     [machine] = prune(dry(folder, search="none", machine=("laptop",)))["machines"]  # type: ignore[misc]
     assert [machine["footprint"]["disk"]] == asked
@@ -137,7 +137,7 @@ def test_refused_settings(folder: Path, name: str) -> None:
 def test_a_block_that_does_not_fit_is_not_measured(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lightstride.commands.prune_dry_run.free_memory", lambda: 1000)
+    monkeypatch.setattr("lightstride.commands.pruning.dry_run.free_memory", lambda: 1000)
     with pytest.raises(ConfigError, match="name another --machine"):
         dry_run(dry(folder).resolved())
     dry_run(dry(folder, machine=("laptop",)).resolved())

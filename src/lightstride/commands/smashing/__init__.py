@@ -1,0 +1,1 @@
+"""The steps of `lightstride smash`: examples, training, taken heads, memory plans."""
