@@ -8,7 +8,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from lightstride.data.prompts import Message, make_prompt, read_prompts, read_record
+from lightstride.data.prompts import Message, make_prompt, prompt_of_record, read_prompts
 from lightstride.errors import DataError, NetworkError
 
 USER = "Name a fruit."
@@ -33,7 +33,7 @@ RECORDS = {
 
 @pytest.mark.parametrize("layout", RECORDS)
 def test_every_layout_gives_the_same_prompt(layout: str) -> None:
-    prompt = read_record(RECORDS[layout], "here")
+    prompt = prompt_of_record(RECORDS[layout], "here")
     assert prompt == make_prompt([Message("user", USER)], "chat")
 
 
@@ -44,22 +44,24 @@ def test_inputs_follow_their_instruction() -> None:
         {"instruction": "Sort.", "instances": [{"input": "b a"}, {"input": "d c"}]},
         {"prompt": "### Instruction:\nSort.\n\n### Input:\nb a\n\n### Response:"},
     ]
-    prompts = [read_record(each, "here") for each in asked]
+    prompts = [prompt_of_record(each, "here") for each in asked]
     assert prompts == [make_prompt([Message("user", "Sort.\n\nb a")], "chat")] * 4
 
 
 def test_a_conversation_ends_with_the_users_last_turn() -> None:
     turns = [("system", "Be kind."), ("user", "Hi"), ("assistant", "Hello"), ("user", "Bye")]
     listed = [{"role": role, "content": content} for role, content in turns]
-    prompt = read_record({"messages": [*listed, {"role": "assistant", "content": "x"}]}, "here")
+    prompt = prompt_of_record(
+        {"messages": [*listed, {"role": "assistant", "content": "x"}]}, "here"
+    )
     assert prompt is not None
     assert [(m.role, m.content) for m in prompt.messages] == turns
 
 
 def test_domains() -> None:
-    code = read_record({"task_id": "a/0", "prompt": "def f():\n"}, "here")
-    maths = read_record({"question": "1+1?", "answer": "It is\n#### 2"}, "here")
-    own = read_record({"prompt": "x", "domain": "law"}, "here")
+    code = prompt_of_record({"task_id": "a/0", "prompt": "def f():\n"}, "here")
+    maths = prompt_of_record({"question": "1+1?", "answer": "It is\n#### 2"}, "here")
+    own = prompt_of_record({"prompt": "x", "domain": "law"}, "here")
     assert code is not None
     assert maths is not None
     assert own is not None

@@ -61,17 +61,7 @@ TO_RENAME = {
     "NAME",
     "Numbers",
     "OFFLINE",
-    "Plan",
     "SHORTEST",
-    "agreement",
-    "describe",
-    "digest",
-    "pack",
-    "read_record",
-    "score",
-    "split",
-    "spread",
-    "table",
 }
 
 

@@ -14,7 +14,7 @@ from lightstride.memory.plan_files import (
     FILE,
     MemoryFile,
     check_belongs,
-    digest,
+    plan_hash,
     read_plans,
     write_plans,
 )
@@ -86,7 +86,7 @@ def test_plans_are_read_back(tmp_path: Path) -> None:
 def sealed(text: str, old: str, new: str) -> str:
     """The text of a file changed, with a hash that fits again."""
     whole = json.loads(text.replace(old, new))
-    whole["sha256"] = digest({key: whole.get(key) for key in ("default", "facts", "plans")})
+    whole["sha256"] = plan_hash({key: whole.get(key) for key in ("default", "facts", "plans")})
     return json.dumps(whole)
 
 

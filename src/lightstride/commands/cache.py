@@ -20,7 +20,7 @@ def cache(config: CacheConfig) -> Mapping[str, object]:
     total = sum(copy.num_bytes for copy in found)
     limit = limit_bytes()
     if rows:
-        sys.stdout.write(table(rows) + "\n")
+        sys.stdout.write(copies_table(rows) + "\n")
     sys.stdout.write(
         f"{cache_folder()}: {total / 1e9:.2f} of {limit / 1e9:g} GB (LIGHTSTRIDE_CACHE_GB)\n"
     )
@@ -53,7 +53,7 @@ def described(copy: Copy, *, thorough: bool) -> dict[str, object]:
     }
 
 
-def table(rows: Sequence[Mapping[str, object]]) -> str:
+def copies_table(rows: Sequence[Mapping[str, object]]) -> str:
     """The copies, for a person."""
     cells = []
     for row in rows:

@@ -72,7 +72,7 @@ def prune(config: PruneConfig) -> Mapping[str, object]:
         if record.exists():
             shutil.copyfile(record, Path(config.output) / record.name)
         result = save_result("prune", config, numbers, seed=config.seed, data=run.texts.hashes)
-        sys.stdout.write(table([dense, *sizes]) + "\n")
+        sys.stdout.write(sizes_table([dense, *sizes]) + "\n")
     barrier()
     return result
 
@@ -177,7 +177,7 @@ def measure(run: PruneRun, model: PreTrainedModel, plan: Plan, name: str) -> Num
     }
 
 
-def table(rows: Sequence[Numbers]) -> str:
+def sizes_table(rows: Sequence[Numbers]) -> str:
     """Sizes and perplexities of all models, as a Markdown table."""
     cells = []
     for row in rows:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from lightstride import distributed
 from lightstride.checkpoint import is_headed, is_smashed, save_checkpoint
 from lightstride.commands.outputs import check_output, identity, save_result
-from lightstride.commands.smashing.examples import digest, given_prompts, prepare_examples
+from lightstride.commands.smashing.examples import examples_hash, given_prompts, prepare_examples
 from lightstride.commands.smashing.head import take_head
 from lightstride.commands.smashing.memory import (
     check_budgets,
@@ -119,7 +119,7 @@ def smash(config: SmashRunConfig) -> Mapping[str, object]:
         plans, numbers["memory"] = search_memory(
             model.base, tokenizer, memory, Path(config.work_folder)
         )
-    return save(config, model, tokenizer, numbers, digest(examples), plans)
+    return save(config, model, tokenizer, numbers, examples_hash(examples), plans)
 
 
 def first_greedy(examples: Sequence[Example], tokens: int) -> list[Example]:
@@ -214,12 +214,12 @@ def save(
         result = save_result(
             "smash", config, numbers, seed=config.seed, data={config.prompts: data}
         )
-        sys.stdout.write(table(numbers) + "\n")
+        sys.stdout.write(modes_table(numbers) + "\n")
     barrier()
     return result
 
 
-def table(numbers: Numbers) -> str:
+def modes_table(numbers: Numbers) -> str:
     """Tokens per step on held-out answers, for a person."""
     found = numbers["tokens_per_step"]
     assert isinstance(found, dict)

@@ -84,7 +84,7 @@ def read_prompts(
         endless = not Path(name).exists()
         before = len(found)
         for where, record in records_of(name):
-            prompt = read_record(record, where)
+            prompt = prompt_of_record(record, where)
             if prompt is not None:
                 found.setdefault(prompt.id, prompt)
             if endless and limit is not None and len(found) - before >= limit:
@@ -119,7 +119,7 @@ def records_of(source: str) -> Iterator[Located]:
         raise DataError(f"there is no prompt source {source!r}: it must be {OFFLINE}, or a hub id")
 
 
-def read_record(record: object, where: str) -> Prompt | None:
+def prompt_of_record(record: object, where: str) -> Prompt | None:
     """The prompt of one record, None if it has no text; DataError for an unknown layout."""
     fields = {"text": record} if isinstance(record, str) else as_mapping(record, where)
     for key, read in RECORD_READERS.items():

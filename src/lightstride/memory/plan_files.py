@@ -51,7 +51,7 @@ def write_plans(folder: Path, file: MemoryFile, facts: Mapping[str, object]) -> 
         "facts": dict(facts),
         "plans": {f"{budget:g}": plan.as_dict() for budget, plan in file.plans.items()},
     }
-    whole = {"format": FORMAT, "sha256": digest(said), **said}
+    whole = {"format": FORMAT, "sha256": plan_hash(said), **said}
     with whole_file(folder / FILE) as partial:
         partial.write_text(json.dumps(whole, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
@@ -68,7 +68,7 @@ def read_plans(folder: Path) -> MemoryFile | None:
     if whole.get("format") != FORMAT:
         raise ModelError(f"{path} is of another version; this one reads format {FORMAT}")
     said = {key: whole.get(key) for key in ("default", "facts", "plans")}
-    if whole.get("sha256") != digest(said):
+    if whole.get("sha256") != plan_hash(said):
         raise ModelError(f"{path} is damaged: it is not what was written; search the plan again")
     plans, default = said["plans"], said["default"]
     assert isinstance(plans, dict)
@@ -86,7 +86,7 @@ def check_belongs(plan: MemoryPlan, heads: list[int], base: str, where: str) -> 
         raise ModelError(f"the memory plan of {where} is for other numbers of KV heads")
 
 
-def digest(said: Mapping[str, object]) -> str:
+def plan_hash(said: Mapping[str, object]) -> str:
     """Hash of what a file says."""
     text = json.dumps(said, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

@@ -122,7 +122,7 @@ def model_table(facts: Facts) -> str:
     if any(m.loads for m in facts.models):
         load = next(m.loads[0] for m in facts.models if m.loads)
         notes.append(f"speed: batch {load['batch']}, prompts of {load['prompt']} tokens")
-    tables = [table("; ".join(notes), header, rows)]
+    tables = [html_table("; ".join(notes), header, rows)]
     if any(m.tasks for m in facts.models):
         tables.append(task_table(facts.models))
     return "\n".join(tables)
@@ -152,14 +152,14 @@ def task_table(models: Sequence[ModelFacts]) -> str:
     rows = []
     for model in judged:
         scores = [model.tasks.get(task) for task in tasks]
-        rows.append([model.name, *map(score, scores), number(model.accuracy, 0.01, 1)])
+        rows.append([model.name, *map(score_cell, scores), number(model.accuracy, 0.01, 1)])
     caption = "score in % ± standard error"
     if any(model.leveled for model in judged):
         caption += "; the mean on the first items of each task, as many as all models saw"
-    return table(caption, ["model", *tasks, "mean"], rows)
+    return html_table(caption, ["model", *tasks, "mean"], rows)
 
 
-def score(value: tuple[float, float | None] | None) -> str:
+def score_cell(value: tuple[float, float | None] | None) -> str:
     """A score in percent with its standard error."""
     if value is None:
         return NONE
@@ -181,7 +181,7 @@ def retained_table(comparison: tuple[str, str, Numbers]) -> str:
         rows.append([name, *values, change, ratio, number(one["above_chance"], 0.01, 1)])
     header = ["task", "score", "against", "difference", "retained %", "above chance %"]
     caption = f"{model} against {against}, item by item; ± is one standard error"
-    return table(caption, header, rows, last_is_mean=MEAN in numbers)
+    return html_table(caption, header, rows, last_is_mean=MEAN in numbers)
 
 
 def number(value: object, unit: float, digits: int, *, sign: bool = False) -> str:
@@ -191,7 +191,7 @@ def number(value: object, unit: float, digits: int, *, sign: bool = False) -> st
     return f"{value / unit:{'+' if sign else ''},.{digits}f}"
 
 
-def table(
+def html_table(
     caption: str,
     header: Sequence[str],
     rows: Sequence[Sequence[str]],

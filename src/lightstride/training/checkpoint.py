@@ -86,7 +86,7 @@ class TrainingFolder:
             return
         with whole_file(self.path) as partial:
             said = {"version": VERSION, "progress": json.dumps(asdict(at))}
-            save_file(state, partial, {**said, "sha256": digest(state, said["progress"])})
+            save_file(state, partial, {**said, "sha256": state_hash(state, said["progress"])})
 
     def load(self, learner: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
         """Put back what the checkpoint holds; a new start where there is none."""
@@ -97,7 +97,7 @@ class TrainingFolder:
                 header = file.metadata() or {}
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             progress = parse_json(header["progress"], Progress, str(self.path), WorkError)
-            if header.get("sha256", written := digest(state, header["progress"])) != written:
+            if header.get("sha256", written := state_hash(state, header["progress"])) != written:
                 raise WorkError("its tensors differ from their hash")
             version = header["version"]
         except (OSError, SafetensorError, ValueError, KeyError, WorkError) as error:
@@ -134,7 +134,7 @@ def fits(state: dict[str, Tensor], parameters: dict[str, nn.Parameter]) -> bool:
     )
 
 
-def digest(state: dict[str, Tensor], progress: str) -> str:
+def state_hash(state: dict[str, Tensor], progress: str) -> str:
     """SHA-256 over the tensors by name, with their types and shapes, and the progress."""
     found = hashlib.sha256(progress.encode())
     for name in sorted(state):

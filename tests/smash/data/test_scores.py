@@ -18,7 +18,13 @@ from lightstride.models import sliced_logits as logits
 from lightstride.smash.data import scores as module
 from lightstride.smash.data.answers import Answer, read_answers, write_answers
 from lightstride.smash.data.examples import SCORES, load_examples, split_held_out
-from lightstride.smash.data.scores import Scores, batches_of, read_scores, score, token_scores
+from lightstride.smash.data.scores import (
+    Scores,
+    batches_of,
+    read_scores,
+    score_answers,
+    token_scores,
+)
 
 
 def make_answers(count: int = 17) -> list[Answer]:
@@ -72,7 +78,7 @@ def test_scores_are_those_of_the_whole_logits(
 ) -> None:
     monkeypatch.setitem(logits.SLICE_BYTES, "cpu", 7 * 4 * 260)
     model = TINY[family]()
-    score(model, ANSWERS, tmp_path, top_k=4, batch_tokens=60)
+    score_answers(model, ANSWERS, tmp_path, top_k=4, batch_tokens=60)
     found = read_scores(tmp_path)
     assert sorted(found) == [each.id for each in ANSWERS]
     for each in ANSWERS:
@@ -109,7 +115,7 @@ def test_batches_hold_what_they_may() -> None:
 def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SHARD_TOKENS", 20)
     model = tiny_llama()
-    score(model, ANSWERS, tmp_path / "whole")
+    score_answers(model, ANSWERS, tmp_path / "whole")
     shards = sorted(path.name for path in (tmp_path / "whole").iterdir())
     assert len(shards) > 4
     calls = 0
@@ -124,11 +130,11 @@ def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     score_batch = module.score_batch
     monkeypatch.setattr(module, "score_batch", dying)
     with pytest.raises(KeyboardInterrupt):
-        score(model, ANSWERS, tmp_path / "killed")
+        score_answers(model, ANSWERS, tmp_path / "killed")
     (tmp_path / "killed" / "00003.safetensors").write_bytes(b"half of a shard")
     before = len(read_scores(tmp_path / "killed"))
     assert 0 < before < len(ANSWERS)
-    score(model, ANSWERS, tmp_path / "killed")
+    score_answers(model, ANSWERS, tmp_path / "killed")
     for name in shards:
         whole, resumed = (tmp_path / run / name for run in ("whole", "killed"))
         assert whole.read_bytes() == resumed.read_bytes()
@@ -136,27 +142,27 @@ def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_more_answers_are_added(tmp_path: Path) -> None:
     model = tiny_llama()
-    score(model, ANSWERS[:5], tmp_path)
-    score(model, ANSWERS, tmp_path)
-    score(model, ANSWERS, tmp_path)
+    score_answers(model, ANSWERS[:5], tmp_path)
+    score_answers(model, ANSWERS, tmp_path)
+    score_answers(model, ANSWERS, tmp_path)
     assert len(list(tmp_path.glob("*.safetensors"))) == 2
     assert sorted(read_scores(tmp_path)) == [each.id for each in ANSWERS]
 
 
 def test_scores_of_another_run_are_refused(tmp_path: Path) -> None:
-    score(tiny_llama(), ANSWERS[:2], tmp_path)
+    score_answers(tiny_llama(), ANSWERS[:2], tmp_path)
     with pytest.raises(WorkError, match="of another run: base differs"):
-        score(tiny_llama(seed=1), ANSWERS[:2], tmp_path)
+        score_answers(tiny_llama(seed=1), ANSWERS[:2], tmp_path)
     with pytest.raises(WorkError, match="of another run: top_k differs"):
-        score(tiny_llama(), ANSWERS[:2], tmp_path, top_k=3)
+        score_answers(tiny_llama(), ANSWERS[:2], tmp_path, top_k=3)
     with pytest.raises(ConfigError, match="top_k is -1"):
-        score(tiny_llama(), ANSWERS[:2], tmp_path, top_k=-1)
+        score_answers(tiny_llama(), ANSWERS[:2], tmp_path, top_k=-1)
 
 
 def test_damaged_scores_are_refused(tmp_path: Path) -> None:
     with pytest.raises(WorkError, match=r"index\.json is missing"):
         read_scores(tmp_path)
-    score(tiny_llama(), ANSWERS[:3], tmp_path)
+    score_answers(tiny_llama(), ANSWERS[:3], tmp_path)
     shard, index = tmp_path / "00000.safetensors", tmp_path / "index.json"
     text, data = index.read_text(), shard.read_bytes()
     index.write_text(text.replace('"lengths": [', '"lengths": [1, '))
@@ -181,7 +187,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(module, "save_file", full)
     with pytest.raises(OutputError, match=r"cannot write .*00000.*: no space left on the disk"):
-        score(tiny_llama(), ANSWERS, tmp_path)
+        score_answers(tiny_llama(), ANSWERS, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -195,7 +201,7 @@ def test_examples_are_answers_with_their_scores(tmp_path: Path) -> None:
     model = tiny_llama()
     asked(tmp_path, model, "abcd")
     answers = read_answers(tmp_path)
-    score(model, answers, tmp_path / SCORES, top_k=2)
+    score_answers(model, answers, tmp_path / SCORES, top_k=2)
     examples = load_examples(tmp_path)
     assert [each.id for each in examples] == [each.id for each in answers]
     for example, answer in zip(examples, answers, strict=True):
@@ -210,14 +216,14 @@ def test_examples_need_all_scores(tmp_path: Path) -> None:
     model = tiny_llama()
     asked(tmp_path, model, "ab")
     first = read_answers(tmp_path)
-    score(model, first, tmp_path / SCORES)
+    score_answers(model, first, tmp_path / SCORES)
     assert len(load_examples(tmp_path)) == len(first)
     asked(tmp_path, model, "abcd")
     with pytest.raises(WorkError, match=r"2 answers in .* have no scores yet"):
         load_examples(tmp_path)
     longer = Answer(**{**vars(first[0]), "answer": (*first[0].answer, 5)})
     append_lines(tmp_path / "answers.jsonl", [json.dumps(vars(longer))])
-    score(model, read_answers(tmp_path), tmp_path / SCORES)
+    score_answers(model, read_answers(tmp_path), tmp_path / SCORES)
     with pytest.raises(WorkError, match="are of another answer: delete the folder"):
         load_examples(tmp_path)
 
@@ -225,7 +231,7 @@ def test_examples_need_all_scores(tmp_path: Path) -> None:
 def test_the_split_never_moves(tmp_path: Path) -> None:
     model = tiny_llama()
     asked(tmp_path, model, [str(number) for number in range(30)])
-    score(model, read_answers(tmp_path), tmp_path / SCORES)
+    score_answers(model, read_answers(tmp_path), tmp_path / SCORES)
     examples = load_examples(tmp_path)
     train, held_out = split_held_out(examples, 0.3)
     assert 3 < len(held_out) < 16

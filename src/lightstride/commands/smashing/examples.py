@@ -17,7 +17,7 @@ from lightstride.files.read import read_json
 from lightstride.generate import PlainDecoder
 from lightstride.smash.data.answers import read_answers, write_answers
 from lightstride.smash.data.examples import SCORES, Example, load_examples
-from lightstride.smash.data.scores import score
+from lightstride.smash.data.scores import score_answers
 from lightstride.smash.data.self_prompts import self_prompts
 
 SELF = "self"
@@ -65,7 +65,7 @@ def prepare_examples(
             seed=config.seed,
             progress=True,
         )
-        score(decoder.model, read_answers(folder), folder / SCORES, progress=True)
+        score_answers(decoder.model, read_answers(folder), folder / SCORES, progress=True)
         names = sorted(prompt.id for prompt in prompts)
         write_json(Path(config.work_folder) / "chosen.json", names, indent=None)
     barrier()
@@ -97,7 +97,7 @@ def all_prompts(
     return list({prompt.id: prompt for prompt in prompts}.values())
 
 
-def digest(examples: Sequence[Example]) -> str:
+def examples_hash(examples: Sequence[Example]) -> str:
     """A hash of all prompts and answers."""
     found = hashlib.sha256()
     for each in examples:

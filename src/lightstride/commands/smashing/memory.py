@@ -94,12 +94,12 @@ def plan_memory(config: SmashRunConfig, device: str, dtype: torch.dtype) -> Mapp
             save_checkpoint(model, tokenizer, output, record=record)
         write_plans(output, plans, {"memory": numbers})
         result = save_result("memory", config, numbers, seed=config.seed)
-        sys.stdout.write(table(numbers) + "\n")
+        sys.stdout.write(plans_table(numbers) + "\n")
     barrier()
     return result
 
 
-def table(numbers: Numbers) -> str:
+def plans_table(numbers: Numbers) -> str:
     """What the plans cost, for a person."""
     plans = numbers["plans"]
     assert isinstance(plans, dict)

@@ -129,7 +129,7 @@ def kept(source: Source, version: int, convert: Callable[[Path], object]) -> Pat
         digest = source.digest()
         key = hashlib.sha256(f"{version} {digest}".encode()).hexdigest()[:12]
         folder = converted_folder() / f"{source.name}-{key}"
-        copy = Copy(folder=folder, record=read_record(folder))
+        copy = Copy(folder=folder, record=read_entry(folder))
         if folder.exists() and not copy.is_sound():
             remove(folder)
         if not folder.exists():
@@ -191,7 +191,7 @@ def clear(name: str | None) -> list[Copy]:
 def copies() -> list[Copy]:
     """All copies there are, by name."""
     folders = sorted(path for path in listed(converted_folder()) if not path.name.startswith("."))
-    return [Copy(folder=folder, record=read_record(folder)) for folder in folders]
+    return [Copy(folder=folder, record=read_entry(folder)) for folder in folders]
 
 
 def older() -> list[Copy]:
@@ -227,7 +227,7 @@ def is_version(copy: Copy, version: int) -> bool:
     return copy.record is not None and copy.record.get("version") == version
 
 
-def read_record(folder: Path) -> dict[str, object] | None:
+def read_entry(folder: Path) -> dict[str, object] | None:
     """A copy's record; None where it is missing, damaged or of another format."""
     try:
         record = read_json(folder / RECORD, dict[str, object], ModelError)

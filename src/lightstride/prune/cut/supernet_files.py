@@ -117,7 +117,7 @@ def write_site(folder: Path, site: Site, levels: Sequence[CutSite], dense_OI: Te
         if level.bias_O is not None:
             parts["bias"] = level.bias_O.bfloat16().cpu()
         shape = level.kept.shape
-        hashes = {part: digest(tensor) for part, tensor in parts.items()}
+        hashes = {part: tensor_hash(tensor) for part, tensor in parts.items()}
         entries[shape] = LevelEntry(level.kept, level.loss, hashes)
         tensors |= {tensor_name(shape, part): tensor for part, tensor in parts.items()}
     entry = SiteEntry(site, entries)
@@ -152,7 +152,7 @@ def read_level(folder: Path, entry: SiteEntry, shape: Shape, dense_OI: Tensor) -
         with safe_open(path, framework="pt") as file:
             for part, expected in level.hashes.items():
                 tensors[part] = file.get_tensor(tensor_name(shape, part))
-                if digest(tensors[part]) != expected:
+                if tensor_hash(tensors[part]) != expected:
                     raise damaged(path, entry.site, shape)
     except (OSError, SafetensorError) as error:
         raise damaged(path, entry.site, shape) from error
@@ -186,6 +186,6 @@ def header_digest(path: Path) -> str:
         return hashlib.sha256(length + file.read(count)).hexdigest()
 
 
-def digest(tensor: Tensor) -> str:
+def tensor_hash(tensor: Tensor) -> str:
     """SHA-256 of a tensor's bytes."""
     return hashlib.sha256(tensor.view(torch.uint8).numpy().data).hexdigest()

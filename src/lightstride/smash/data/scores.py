@@ -80,7 +80,7 @@ class Index:
     shards: tuple[Shard, ...] = ()
 
 
-def score(
+def score_answers(
     model: PreTrainedModel,
     answers: Sequence[Answer],
     folder: Path,
