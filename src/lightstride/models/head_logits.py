@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from lightstride.errors import ModelError
+
 
 def head_logits(config: PreTrainedConfig, outputs: Tensor) -> Tensor:
     """Logits, of any shape, of outputs of the head: scaled (Granite), capped (Gemma), or alike."""
@@ -15,3 +17,14 @@ def head_logits(config: PreTrainedConfig, outputs: Tensor) -> Tensor:
         outputs = outputs / scaling
     limit = getattr(config, "final_logit_softcapping", None)
     return outputs if limit is None else torch.tanh(outputs / limit) * limit
+
+
+def head_inputs(config: PreTrainedConfig, hidden: Tensor) -> Tensor:
+    """Hidden states, of any shape, of which a head without bias makes the logits themselves.
+
+    Raises ModelError for a family that caps its logits: no input does that.
+    """
+    if getattr(config, "final_logit_softcapping", None) is not None:
+        raise ModelError(f"{config.model_type} caps its logits, which cannot be learned from here")
+    scaling = getattr(config, "logits_scaling", None)
+    return hidden if scaling is None else hidden / scaling

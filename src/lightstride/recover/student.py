@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
 from lightstride.models.families.adapter import Adapter
+from lightstride.models.head_logits import head_inputs
 from lightstride.recover.losses import top_k_loss
 from lightstride.recover.optimizer import STATE_BYTES
 from lightstride.training.top_k_kl import Teacher
@@ -55,6 +56,7 @@ class Student(nn.Module):
     def __init__(self, model: PreTrainedModel, adapter: Adapter, learning: Learning) -> None:
         super().__init__()
         model.requires_grad_(False)
+        self.config = model.config
         self.decoder = adapter.decoder(model)
         self.head = [model.get_output_embeddings()]  # in a list: it is the decoder's where tied
         blocks = adapter.blocks(model)
@@ -82,6 +84,7 @@ class Student(nn.Module):
     def forward(self, tokens_BL: Tensor, said: Teacher, weights_BL: Tensor) -> Tensor:
         """Weighted sum of KL(teacher | student) over all positions; the teacher has N of them."""
         hidden_BLD = self.decoder(input_ids=tokens_BL, use_cache=False).last_hidden_state
+        hidden_BLD = head_inputs(self.config, hidden_BLD)
         return top_k_loss(self.head[0], hidden_BLD.flatten(0, 1), said, weights_BL.flatten())
 
     def release(self) -> None:
