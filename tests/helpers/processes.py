@@ -27,11 +27,11 @@ def context() -> ForkServerContext:
 def as_rank(
     rank: int, num_ranks: int, port: int, work: Callable[..., None], arguments: Sequence[object]
 ) -> None:
-    """Call `work` as one of several ranks, on one thread."""
+    """Call `work` as one of several ranks, on as many threads as the tests have."""
     if num_ranks > 1:
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_ranks)}
         os.environ.update(own | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ.get("TEST_THREADS", "1")))
     work(*arguments)
 
 
