@@ -42,7 +42,8 @@ def test_fits_on_one_screen(model: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_the_document_holds_all_of_it(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor", str(model), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["versions"]["torch"] == torch.__version__
+    # The build (+cu130) is part of the module's own version alone.
+    assert torch.__version__.startswith(found["versions"]["torch"])
     assert found["model"]["weights"] == fingerprint(tiny_llama())
     assert found["model"]["grafts"] == {}
     assert found["devices"][0] == "cpu"
