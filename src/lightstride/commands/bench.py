@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
-from tqdm import tqdm
 
 from lightstride.bench.machine import Machine, measure_machine
 from lightstride.bench.measure import Load, measure_weights, ratios, run_in_turn, summarize
@@ -15,6 +14,7 @@ from lightstride.commands.outputs import save_result
 from lightstride.config import BenchConfig
 from lightstride.generate import Decoder
 from lightstride.models.device import pick_device, pick_dtype, suitable_dtype
+from lightstride.progress import Bar
 from lightstride.results import markdown_table
 
 Numbers = dict[str, object]
@@ -52,7 +52,7 @@ def measure(
         Load(batch, prompt, config.new_tokens)
         for prompt, batch in itertools.product(config.prompt, config.batch)
     ]
-    for load in tqdm(loads, desc="loads"):
+    for load in Bar(loads, desc="loads"):
         runs = run_in_turn(decoders, load, repeats=config.repeats, seed=config.seed)
         for model, size, mine in zip(models, weights, runs, strict=True):
             cast(list[Numbers], model["loads"]).append(summarize(mine, load, size, machine))

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from lightstride import distributed
@@ -27,6 +26,7 @@ from lightstride.errors import WorkError
 from lightstride.evaluate.perplexity import perplexity
 from lightstride.files.read import Count, Finite
 from lightstride.files.sealed import read_sealed, write_sealed
+from lightstride.progress import Bar
 from lightstride.prune.cut.materialize import materialize
 from lightstride.prune.forecast import forecast, measure_rates, sentence
 from lightstride.prune.heal import Healing, heal
@@ -198,7 +198,7 @@ def sizes_table(rows: Sequence[Numbers]) -> str:
 @contextmanager
 def generations_bar(title: str) -> Iterator[OnGeneration[Plan]]:
     """A bar of generations on stderr, with the time left and the best fitness."""
-    with tqdm(desc=title, unit="generation", disable=rank() > 0) as progress:
+    with Bar(desc=title, unit="generation", disable=rank() > 0) as progress:
 
         def show(report: GenerationReport[Plan]) -> None:
             progress.total = report.generations

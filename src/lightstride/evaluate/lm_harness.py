@@ -24,13 +24,13 @@ from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
-from tqdm import tqdm
 
 from lightstride.errors import ConfigError, DataError, NetworkError
 from lightstride.evaluate.loglikelihood import score
 from lightstride.evaluate.outcome import Metric, TaskResult
 from lightstride.generate import Decoder, Settings, generate
 from lightstride.models.opening.load import is_local
+from lightstride.progress import Bar
 
 HEADLINES = ("acc_norm,none", "acc,none")
 FEWSHOT_SEED = 1234
@@ -64,7 +64,7 @@ class HarnessModel(HFLM):  # type: ignore[misc]  # lm-eval has no types
     ) -> list[tuple[float, bool]]:
         """Log-likelihood and greediness of every request, in their order."""
         del override_bs
-        with tqdm(total=len(requests), desc="scoring", disable=disable_tqdm) as bar:
+        with Bar(total=len(requests), desc="scoring", disable=disable_tqdm) as bar:
             scores = score(
                 self.model,
                 [(context, continuation) for _, context, continuation in requests],
@@ -80,7 +80,7 @@ class HarnessModel(HFLM):  # type: ignore[misc]  # lm-eval has no types
         prompts = [self.tok_encode(request.args[0]) for request in requests]
         order = sorted(range(len(requests)), key=lambda index: -len(prompts[index]))
         rows = max(1, self.batch_tokens // max(map(len, prompts)))
-        with tqdm(total=len(requests), desc="generating", disable=disable_tqdm) as bar:
+        with Bar(total=len(requests), desc="generating", disable=disable_tqdm) as bar:
             while order:
                 settings = generation_settings(requests[order[0]].args[1], self.max_gen_toks)
                 batch = [

@@ -17,12 +17,12 @@ from math import exp, inf, isnan
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from lightstride.data.windows import Windows
 from lightstride.errors import ModelError
 from lightstride.models.sliced_logits import answering, slice_rows
+from lightstride.progress import Bar
 
 LARGEST_EXPONENT = 700
 
@@ -67,7 +67,7 @@ def token_losses(
 ) -> Tensor:
     """Negative log-likelihood of every token but each window's first, fp32 on the CPU, (N, L-1)."""
     batches = windows_NL.split(batch_size)
-    bar = tqdm(batches, desc="perplexity", disable=not progress)
+    bar = Bar(batches, desc="perplexity", disable=not progress)
     return torch.cat(
         [_batch_losses(model, windows_BL.to(model.device)).cpu() for windows_BL in bar]
     )

@@ -14,16 +14,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from lightstride.distributed import broadcast_object, rank, world_size
 from lightstride.errors import ConfigError
 from lightstride.models.families.adapter import Adapter
+from lightstride.progress import Bar
 from lightstride.recover.optimizer import MasterAdam
 from lightstride.recover.pace import Pace, counted, read_pace, timed
 from lightstride.recover.student import Learning, Student
@@ -136,7 +135,7 @@ def recover(
     steps = steps_of(len(rows.tokens_NL), rows.tokens_NL.shape[1], recovery)
     pace = read_pace(at.pace) if at.pace else first_pace(len(steps), recovery)
     clock, in_a_row = Clock(at.seconds, at.step), 0
-    bar = tqdm(total=100, desc=title, unit="%", disable=not progress or rank() > 0)
+    bar = Bar(total=100, desc=title, unit="%", disable=not progress or rank() > 0)
     with bar:
         for number in range(at.step, len(steps)):
             if not at.pace:
@@ -256,7 +255,7 @@ def not_finite(rate: float, folder: Path) -> str:
     )
 
 
-def move_bar(bar: "tqdm[Any]", at: Progress, pace: Pace, clock: Clock, recovery: Recovery) -> None:
+def move_bar(bar: Bar, at: Progress, pace: Pace, clock: Clock, recovery: Recovery) -> None:
     """Move the bar to the share that is over."""
     timed_share = clock.seconds / (60 * recovery.minutes) if recovery.minutes else 0.0
     bar.n = round(100 * max(pace.share(at.step), min(1.0, timed_share)), 1)

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from gguf import GGUFWriter
-from tqdm import tqdm
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from lightstride.errors import ExportError
@@ -26,6 +25,7 @@ from lightstride.export.gguf.weights import Weights
 from lightstride.files import whole_file
 from lightstride.models.engines import LLAMA_CPP
 from lightstride.models.shapes import Geometry
+from lightstride.progress import Bar
 
 QUANTIZATION_VERSION = 2
 
@@ -123,7 +123,7 @@ def write_tensors(
     writer.write_ti_data_to_file()
     for values in tables.values():
         writer.write_tensor_data(np.array(values, dtype=np.float32))
-    for tensor in tqdm(tensors, desc="writing", disable=not progress):
+    for tensor in Bar(tensors, desc="writing", disable=not progress):
         loaded = load_tensor(weights, tensor, head_dim)
         if not torch.isfinite(loaded).all():
             raise ExportError(f"{', '.join(tensor.sources)}: not all numbers are finite")

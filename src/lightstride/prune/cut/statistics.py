@@ -37,7 +37,6 @@ from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from lightstride.distributed import (
@@ -52,6 +51,7 @@ from lightstride.distributed import (
 )
 from lightstride.models.families.adapter import HEAD_NORMS, Adapter, SiteWeights
 from lightstride.models.shapes import KINDS, Geometry, Kind, Site
+from lightstride.progress import Bar
 from lightstride.prune.cut.gram import add_cross, add_gram, mirror
 from lightstride.prune.cut.head_norms import masked_norms
 from lightstride.prune.cut.materialize import kept_rows, masked_weights
@@ -372,7 +372,7 @@ def stream_blocks(
             use_additivity=use_additivity,
         )
         bar = stack.enter_context(
-            tqdm(total=len(geometry.sites), unit="site", disable=not progress or rank() > 0)
+            Bar(total=len(geometry.sites), unit="site", disable=not progress or rank() > 0)
         )
         for index, block in enumerate(adapter.blocks(model)):
             here = {size: block_calls[index].to(device) for size, block_calls in calls.items()}

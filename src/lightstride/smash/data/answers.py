@@ -27,6 +27,7 @@ from lightstride.generate.chat_template import chat_tokens
 from lightstride.generate.decoder import ALL_AT_ONCE
 from lightstride.generate.rows import context_length, ends_of
 from lightstride.models.fingerprint import fingerprint
+from lightstride.progress import Bar
 
 VERSION = 1
 HEADER, LINES = "answers.json", "answers.jsonl"
@@ -116,7 +117,7 @@ def write_answers(
     read_lines(folder / LINES, mend=True)
     log = read_log(folder)
     check_tokens(log, model, folder)
-    bar = tqdm(total=len(fitting), desc="answers", unit="", disable=not progress)
+    bar = Bar(total=len(fitting), desc="answers", unit="", disable=not progress)
     bar.update(sum(1 for each in fitting if is_done(log, each)))
     with bar:
         for sampled in (False, True):

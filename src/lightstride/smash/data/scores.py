@@ -24,7 +24,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from lightstride.errors import ConfigError, WorkError
@@ -33,6 +32,7 @@ from lightstride.files.read import Count, read_json
 from lightstride.files.sealed import opened, write_sealed
 from lightstride.models.fingerprint import fingerprint
 from lightstride.models.sliced_logits import picked_logits
+from lightstride.progress import Bar
 from lightstride.smash.data.answers import Answer
 
 VERSION = 1
@@ -97,7 +97,7 @@ def score_answers(
     done = {name for shard in index.shards for name in shard.ids}
     missing = [each for each in answers if each.id not in done]
     missing.sort(key=lambda each: (len(each.prompt) + len(each.answer), each.id))
-    bar = tqdm(total=len(answers), desc="scores", unit="", disable=not progress)
+    bar = Bar(total=len(answers), desc="scores", unit="", disable=not progress)
     bar.update(len(answers) - len(missing))
     with bar:
         for group in shards_of(missing):

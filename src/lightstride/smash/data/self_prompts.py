@@ -7,7 +7,6 @@ user (Magpie, arXiv 2406.08464).  Empty, unfinished and repeated turns are dropp
 from pathlib import Path
 
 import msgspec
-from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightstride.data.prompts import Message, Prompt, make_prompt
@@ -19,6 +18,7 @@ from lightstride.files.sealed import append_sealed, opened
 from lightstride.generate import PlainDecoder, Settings, generate
 from lightstride.models.chat_template import render_chat
 from lightstride.models.fingerprint import fingerprint
+from lightstride.progress import Bar
 
 FILE = "self.jsonl"
 LONGEST = 256
@@ -59,7 +59,7 @@ def self_prompts(
     batches = [] if kept is None else open_file(kept, model, seed, batch_size)
     found = {prompt.id: prompt for texts in batches for prompt in prompts_of(texts)}
     fruitless = 0
-    with tqdm(total=count, desc="prompts", unit="", disable=not progress) as bar:
+    with Bar(total=count, desc="prompts", unit="", disable=not progress) as bar:
         bar.update(len(found))
         while len(found) < count:
             if fruitless == PATIENCE:

@@ -19,10 +19,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from lightstride.distributed import broadcast_object, rank, world_size
 from lightstride.errors import ConfigError
+from lightstride.progress import Bar
 from lightstride.smash.data.examples import Example
 from lightstride.smash.data.packing import Batch, RowPlan, make_batch, plan_batches
 from lightstride.training.checkpoint import Progress, TrainingFolder
@@ -136,7 +136,7 @@ def train(
     wrapped, optimizer = accelerator.prepare(learner, optimizer)
     progress = folder.load(learner, optimizer)
     steps = plan_steps(examples, training, progress.step)
-    bar = tqdm(
+    bar = Bar(
         total=training.steps, initial=progress.step, desc=title, disable=rank() > 0, unit="step"
     )
     clock = Stopwatch(progress.seconds)
