@@ -1,19 +1,27 @@
 """The published checkpoint's layout, in a synthetic file with small sizes."""
 
+import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from helpers.agree import assert_close_logits
 from helpers.toys import byte_tokenizer, tiny_llama
+from lightstride.checkpoint import open_decoder, save_checkpoint
+from lightstride.commands.smash import smash
+from lightstride.config import SmashRunConfig
 from lightstride.errors import ModelError
 from lightstride.generate import Settings, generate
 from lightstride.smash.decode.decoder import SmashDecoder
-from lightstride.smash.published import open_lightning, our_name
+from lightstride.smash.published import open_published, our_name
 
 HIDDEN, STEPS, LAYERS = 64, 4, 3
 
@@ -62,15 +70,15 @@ class Published(nn.Module):
 @pytest.fixture
 def published(tmp_path: Path) -> tuple[Published, Path]:
     module = Published()
-    path = tmp_path / "published.ckpt"
-    torch.save({"epoch": 0, "state_dict": module.state_dict(), "global_step": 3}, path)
+    path = tmp_path / "published.safetensors"
+    save_file({name: tensor.clone() for name, tensor in module.state_dict().items()}, path)
     return module, path
 
 
 @torch.no_grad()
 def test_the_published_modules_compute_the_same_here(published: tuple[Published, Path]) -> None:
     module, path = published
-    model = open_lightning(path, tiny_base(seed=1))
+    model = open_published(path, tiny_base(seed=1))
     ids = torch.randint(0, 256, (1, 6))
     assert_close_logits(model(ids).logits, module.model(ids).logits)
 
@@ -104,7 +112,7 @@ def test_the_published_modules_compute_the_same_here(published: tuple[Published,
 
 
 def test_it_answers_and_can_be_saved(published: tuple[Published, Path], tmp_path: Path) -> None:
-    model = open_lightning(published[1], tiny_base())
+    model = open_published(published[1], tiny_base())
     settings = Settings(max_new_tokens=12, confidence=0.3)
     answer = generate(SmashDecoder(model, byte_tokenizer()), [[72, 101]], settings)[0]
     assert len(answer.tokens) == 12
@@ -123,26 +131,54 @@ def test_published_names_are_mapped() -> None:
     assert our_name("micro_step_decoder.stop_head.4.bias") == "stop.4.bias"
 
 
+def test_a_pickle_is_not_read_but_can_be_converted(
+    published: tuple[Published, Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "theirs.ckpt"
+    torch.save({"state_dict": published[0].state_dict()}, path)
+    with pytest.raises(ModelError, match="convert it: python -c ") as refused:
+        open_published(path, tiny_base())
+    command = str(refused.value).split("convert it: ")[1]
+    arguments = shlex.split(command)[1:]
+    subprocess.run([sys.executable, *arguments], check=True)
+    assert open_published(path.with_suffix(".safetensors"), tiny_base()).config.micro_layers
+
+
 def test_other_files_are_refused(published: tuple[Published, Path], tmp_path: Path) -> None:
     module, path = published
-    with pytest.raises(ModelError, match="there is no file"):
-        open_lightning(tmp_path / "nothing", tiny_base())
-    (tmp_path / "text").write_text("no checkpoint")
-    with pytest.raises(ModelError, match="cannot be read"):
-        open_lightning(tmp_path / "text", tiny_base())
-    torch.save({"weights": {}}, tmp_path / "other")
-    with pytest.raises(ModelError, match="no state_dict"):
-        open_lightning(tmp_path / "other", tiny_base())
-    torch.save({"state_dict": {}}, tmp_path / "empty")
+    with pytest.raises(ModelError, match="nothing"):
+        open_published(tmp_path / "nothing.safetensors", tiny_base())
+    (tmp_path / "text.safetensors").write_text("no checkpoint")
+    with pytest.raises(ModelError, match="text"):
+        open_published(tmp_path / "text.safetensors", tiny_base())
+    save_file({"weights": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(ModelError, match="lack"):
-        open_lightning(tmp_path / "empty", tiny_base())
-    state = module.state_dict()
-    state["surprise"] = torch.zeros(1)
-    torch.save({"state_dict": state}, tmp_path / "more")
+        open_published(tmp_path / "other.safetensors", tiny_base())
+    state = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    save_file({**state, "surprise": torch.zeros(1)}, tmp_path / "more.safetensors")
     with pytest.raises(ModelError, match="surprise"):
-        open_lightning(tmp_path / "more", tiny_base())
+        open_published(tmp_path / "more.safetensors", tiny_base())
     with pytest.raises(ModelError, match="another size"):
-        open_lightning(path, tiny_llama(hidden_size=128, num_layers=4))
+        open_published(path, tiny_llama(hidden_size=128, num_layers=4))
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(ModelError, match="cannot be read"):
-        open_lightning(path, tiny_base())
+    with pytest.raises(ModelError, match="published"):
+        open_published(path, tiny_base())
+
+
+def test_the_command_writes_a_checkpoint_that_answers(
+    published: tuple[Published, Path], tmp_path: Path
+) -> None:
+    save_checkpoint(tiny_base(), byte_tokenizer(), tmp_path / "base")
+    config = SmashRunConfig(
+        model=str(tmp_path / "base"),
+        output=str(tmp_path / "out"),
+        from_head=str(published[1]),
+        device="cpu",
+        dtype="float32",
+    )
+    assert smash(config)["numbers"]["max_segment"] == STEPS
+    settings = Settings(max_new_tokens=12, confidence=0.3)
+    shutil.rmtree(tmp_path / "base")  # the fine-tuned base lies in the checkpoint
+    answers = generate(open_decoder(str(tmp_path / "out")), [[72, 101]], settings)
+    expected = SmashDecoder(open_published(published[1], tiny_base()), byte_tokenizer())
+    assert answers[0].tokens == generate(expected, [[72, 101]], settings)[0].tokens

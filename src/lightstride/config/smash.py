@@ -60,7 +60,7 @@ class SmashRunConfig(PresetCommand):
     """Grafts of the same base and sizes to go on from, instead of new ones: a smashed model."""
     from_head: OptionalHead = None
     """A published EAGLE-3 head of this model, a folder or hub id: it becomes the drafter, and
-    nothing is trained."""
+    nothing is trained. Or HAMburger's own checkpoint, a .safetensors file."""
     adapter_rank: int = 0
     """Rank of adapters on the base where something was merged; 0 is none."""
     train_base: bool = False

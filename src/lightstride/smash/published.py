@@ -1,23 +1,23 @@
-"""Opens the checkpoint that the authors of HAMburger published.
+"""Opens the checkpoint that the authors of HAMburger published, once it is in safetensors.
 
-It is a PyTorch Lightning file: a dictionary whose `state_dict` holds the whole fine-tuned base and
-the new modules under the names of its Python attributes.  Sizes are read from the tensors; what
-the published code fixes is fixed here too: 64 heads in the embedder, no norm after the micro
-decoder, features at quarters of the depth.  Files are read as tensors only, nothing is unpickled
-besides.
+Theirs is a PyTorch Lightning file, a pickle, which is never read here; its `state_dict` holds the
+whole fine-tuned base and the new modules under the names of its Python attributes.  Sizes are read
+from the tensors; what the published code fixes is fixed here too: 64 heads in the embedder, no norm
+after the micro decoder, features at quarters of the depth.
 """
 
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
+from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from lightstride.errors import ModelError
 from lightstride.models.families.registry import adapter_for
+from lightstride.models.opening.explain import errors_explained
+from lightstride.models.opening.gate import read_header
 from lightstride.smash.hub import SmashModel
 from lightstride.smash.model.config import SmashConfig
 from lightstride.smash.model.graft_files import check_state, graft_state
@@ -46,7 +46,7 @@ NAMES: Mapping[str, str] = {
 """Parts of the published names, and what they are called here."""
 
 
-def open_lightning(path: str | Path, base: PreTrainedModel) -> SmashModel:
+def open_published(path: str | Path, base: PreTrainedModel) -> SmashModel:
     """The published model; `base`, of the same sizes, takes over the weights in the file."""
     state = read_state(Path(path))
     base_state, grafts = base_and_grafts(state)
@@ -66,18 +66,25 @@ def open_lightning(path: str | Path, base: PreTrainedModel) -> SmashModel:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a Lightning file by their published names."""
-    try:
-        file = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise ModelError(f"there is no file {path}") from error
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise ModelError(f"{path} cannot be read as a checkpoint: {first_line}") from error
-    state = file.get("state_dict") if isinstance(file, dict) else None
-    if not isinstance(state, dict):
-        raise ModelError(f"{path} is no Lightning checkpoint: it has no state_dict")
-    return state
+    """The tensors of the file by their published names."""
+    if path.suffix != ".safetensors":
+        raise ModelError(
+            f"{path} is not in safetensors and is not read; convert it: {convert(path)}"
+        )
+    with errors_explained(str(path), "weights"):
+        read_header(path)
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def convert(path: Path) -> str:
+    """A command that writes the tensors of a Lightning file as safetensors."""
+    return (
+        "python -c 'import torch, safetensors.torch as s; "
+        f'state = torch.load("{path}", weights_only=True)["state_dict"]; '
+        "s.save_file({name: tensor.clone() for name, tensor in state.items()}, "
+        f'"{path.with_suffix(".safetensors")}")\''
+    )
 
 
 def base_and_grafts(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

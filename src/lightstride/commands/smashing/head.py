@@ -8,6 +8,7 @@ import torch
 
 from lightstride.checkpoint import model_folder, save_headed
 from lightstride.commands.outputs import save_result
+from lightstride.commands.smashing.published import take_published
 from lightstride.config import SmashRunConfig
 from lightstride.distributed import rank
 from lightstride.models.fingerprint import fingerprint
@@ -20,9 +21,11 @@ def take_head(
 ) -> Mapping[str, object]:
     """Write the head with the name of its base; the result, as in `result.json`.
 
-    Of several processes the first alone writes.  Raises ModelError for a head that is not whole
-    or not for this base.
+    A file is HAMburger's own checkpoint instead.  Of several processes the first alone writes.
+    Raises ModelError for a head that is not whole or not for this base.
     """
+    if Path(source).is_file():
+        return take_published(config, source, device, dtype)
     tokenizer = load_tokenizer(config.model)
     base = load_model(
         config.model, dtype=dtype, device=device, trust_remote_code=config.trust_remote_code
