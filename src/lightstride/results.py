@@ -24,6 +24,10 @@ from lightstride.files import write_json
 from lightstride.files.read import read_json
 
 SCHEMA = 1
+MIB = 2**20
+"""Bytes, as tables and charts count them."""
+Numbers = dict[str, object]
+"""What a command has measured, by name."""
 PACKAGES = (
     "torch",
     "transformers",
@@ -52,7 +56,7 @@ class Result(TypedDict):
     schema: int
     kind: str
     created: str
-    numbers: dict[str, object]
+    numbers: Numbers
     config: dict[str, object]
     command: list[str]
     seed: int | None

@@ -14,7 +14,7 @@ from lightstride.files import write_json
 from lightstride.files.read import read_json
 
 VERSION = 1
-NAME = "work.json"
+WORK_FILE = "work.json"
 
 
 def open_work(folder: Path, run: Mapping[str, object], *, resume: bool) -> None:
@@ -31,7 +31,7 @@ def open_work(folder: Path, run: Mapping[str, object], *, resume: bool) -> None:
 
 def check_work(folder: Path, *, resume: bool) -> None:
     """Raise what `open_work` would for a folder, as far as that is known without the run."""
-    has_run = (folder / NAME).exists()
+    has_run = (folder / WORK_FILE).exists()
     if not has_run and not is_new(folder):
         raise OutputError(f"work folder {folder} is not empty and belongs to no run")
     if has_run and not resume:
@@ -42,12 +42,12 @@ def is_new(folder: Path) -> bool:
     """Whether a folder is not there, or empty but for a half-written `work.json`."""
     if not folder.is_dir():
         return not folder.exists()
-    return all(path.match(f".{NAME}.*.partial") for path in folder.iterdir())
+    return all(path.match(f".{WORK_FILE}.*.partial") for path in folder.iterdir())
 
 
 def _open(folder: Path, run: Mapping[str, object], resume: bool) -> tuple[str, str] | None:
     document = {"version": VERSION, **json.loads(json.dumps(run))}
-    path = folder / NAME
+    path = folder / WORK_FILE
     if not path.exists():
         if not is_new(folder):
             return "output", f"work folder {folder} is not empty and belongs to no run"

@@ -13,7 +13,7 @@ from lightstride.models.families.registry import adapter_for
 from lightstride.models.shapes import AttentionShape, FFNShape
 from lightstride.smash.hub import SmashModel
 from lightstride.smash.model.config import SmashConfig
-from lightstride.smash.model.lookup import LONGEST, LOOKUP_ACCURACY, SHORTEST, Lookup
+from lightstride.smash.model.lookup import LONGEST, LOOKUP_ACCURACY, SHORTEST_RUN, Lookup
 from lightstride.smash.model.slots import SlotBatch
 
 PROMPTS = [[72, 101, 108], [1, 2, 3, 4, 5, 6, 7, 8, 9], [200], [40, 41, 42, 43]]
@@ -165,7 +165,7 @@ def slow_segment(model: SmashModel, taps_1TD, text, confidence: float, room: int
 
 def looked_up(text: Sequence[int], most: int) -> list[int]:
     """What followed the last time the latest two tokens or more occurred."""
-    return Lookup(text).prediction(most, SHORTEST).tokens
+    return Lookup(text).prediction(most, SHORTEST_RUN).tokens
 
 
 def slow_opinion(text: Sequence[int], said: Sequence[int], token: int) -> float:

@@ -52,17 +52,6 @@ TESTED_BY = {
 }
 # Names that mean the same kind of thing wherever they stand.
 EVERYWHERE = {"LOG", "T", "VERSION"}
-# Names that stand in three modules or more and should not: the list may only shrink.
-TO_RENAME = {
-    "FILE",
-    "HUB_ID",
-    "Head",
-    "MIB",
-    "NAME",
-    "Numbers",
-    "OFFLINE",
-    "SHORTEST",
-}
 
 
 def files_of_tests() -> list[Path]:
@@ -136,7 +125,7 @@ def test_a_name_means_one_thing() -> None:
     places = defaultdict(list)
     for path in sorted(SOURCE.rglob("*.py")):
         if path.name != "cli.py":
-            for name in public_names(path) - EVERYWHERE - TO_RENAME:
+            for name in public_names(path) - EVERYWHERE:
                 places[name].append(path.relative_to(SOURCE).as_posix())
     assert {name: found for name, found in places.items() if len(found) > 2} == {}
 

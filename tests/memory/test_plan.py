@@ -11,7 +11,7 @@ from lightstride.errors import ConfigError, ModelError
 from lightstride.memory.masks import text_mask
 from lightstride.memory.plan import ALL, CHUNK, Keep, MemoryPlan
 from lightstride.memory.plan_files import (
-    FILE,
+    PLAN_FILE,
     MemoryFile,
     check_belongs,
     plan_hash,
@@ -92,7 +92,7 @@ def sealed(text: str, old: str, new: str) -> str:
 
 def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
     write_plans(tmp_path, MemoryFile({0.5: PLAN}, 0.5), {})
-    path = tmp_path / FILE
+    path = tmp_path / PLAN_FILE
     text = path.read_text("utf-8")
     for changed, message in (
         (text[:-40], "damaged"),

@@ -15,10 +15,7 @@ from lightstride.config import BenchConfig
 from lightstride.generate import Decoder
 from lightstride.models.device import pick_device, pick_dtype, suitable_dtype
 from lightstride.progress import Bar
-from lightstride.results import markdown_table
-
-Numbers = dict[str, object]
-MIB = 2**20
+from lightstride.results import MIB, Numbers, markdown_table
 
 
 def bench(config: BenchConfig) -> Mapping[str, object]:

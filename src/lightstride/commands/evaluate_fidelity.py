@@ -19,10 +19,9 @@ PASSAGES = 500
 """Passages asked unless --limit says otherwise."""
 PROMPTS = 200
 """Prompts answered unless --limit says otherwise."""
-Numbers = Mapping[str, object]
 
 
-def compare(config: EvaluateConfig) -> dict[str, Numbers]:
+def compare(config: EvaluateConfig) -> dict[str, Mapping[str, object]]:
     """Fidelity and last words on --fidelity, loops on --loops; what was asked for."""
     assert config.against is not None
     device = pick_device(config.device)
@@ -32,7 +31,7 @@ def compare(config: EvaluateConfig) -> dict[str, Numbers]:
         open_decoder(source, dtype=dtype, device=device, trust_remote_code=trust)
         for source in (config.model, config.against)
     )
-    found: dict[str, Numbers] = {}
+    found: dict[str, Mapping[str, object]] = {}
     if config.fidelity is not None:
         windows = strided_windows(
             config.fidelity, dense.tokenizer, window=config.window, every=config.every
@@ -62,7 +61,7 @@ def tokens_of(decoder: Decoder, prompt: Prompt) -> list[int]:
     return chat_tokens(decoder.tokenizer, [message.as_dict() for message in prompt.messages])
 
 
-def comparison_text(found: Mapping[str, Numbers]) -> str:
+def comparison_text(found: Mapping[str, Mapping[str, object]]) -> str:
     """What was compared, for a person."""
     lines = []
     if "fidelity" in found:

@@ -32,10 +32,8 @@ from lightstride.prune.forecast import forecast, measure_rates, sentence
 from lightstride.prune.heal import Healing, heal
 from lightstride.prune.rounds import RoundResult, name_of
 from lightstride.prune.space.plan import Plan, dense_plan, num_parameters, sparsity
-from lightstride.results import markdown_table
+from lightstride.results import Numbers, markdown_table
 from lightstride.search.result import GenerationReport, OnGeneration
-
-Numbers = dict[str, object]
 
 
 class SizeNote(msgspec.Struct):

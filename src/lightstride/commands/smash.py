@@ -37,7 +37,7 @@ from lightstride.memory.plan_files import MemoryFile, write_plans
 from lightstride.models.device import pick_device, pick_dtype, suitable_dtype
 from lightstride.models.fingerprint import fingerprint
 from lightstride.models.opening.load import load_model, load_tokenizer
-from lightstride.results import markdown_table, read_result
+from lightstride.results import Numbers, markdown_table, read_result
 from lightstride.smash.data.ceiling import ceilings
 from lightstride.smash.data.examples import Example, split_held_out
 from lightstride.smash.hub import SmashModel
@@ -53,7 +53,6 @@ from lightstride.smash.train.start import build_model
 from lightstride.training.checkpoint import Progress
 from lightstride.work import open_work
 
-Numbers = dict[str, object]
 MONITOR_TOKENS = 6000
 """Tokens of held-out answers that are looked at while training."""
 JUDGE_TOKENS = 40000

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lightstride.data.pydoc import library_documents, topic_documents
 from lightstride.data.records import (
-    HUB_ID,
+    DATASET_ID,
     RECORD_SUFFIXES,
     as_mapping,
     file_records,
@@ -29,7 +29,7 @@ TEXT_KEYS = ("text", "content", "document", "article", "body", "raw_content")
 ARTICLE = re.compile(r"^ = [^=\n][^\n]* = $", re.MULTILINE)
 """A title in WikiText's raw and tokenized files."""
 FILES = f"a file or folder of {', '.join((*TEXT_SUFFIXES[:2], *RECORD_SUFFIXES))} (or .gz of them)"
-OFFLINE = f"pydoc (built in), self, or {FILES}"
+TEXT_SOURCES = f"pydoc (built in), self, or {FILES}"
 MIN_PIECE = 8000
 """A plain text without titles is cut at blank lines into documents of so many characters."""
 
@@ -81,10 +81,12 @@ def _documents(source: str) -> Iterator[str]:
         if suffix_of(path) not in SUFFIXES:
             raise DataError(f"{source} is not {FILES}")
         yield from _file_documents(path)
-    elif HUB_ID.fullmatch(source) and not path.suffix:
-        yield from (_record_text(row, where) for where, row in hub_records(source, OFFLINE))
+    elif DATASET_ID.fullmatch(source) and not path.suffix:
+        yield from (_record_text(row, where) for where, row in hub_records(source, TEXT_SOURCES))
     else:
-        raise DataError(f"there is no text source {source!r}: it must be {OFFLINE}, or a hub id")
+        raise DataError(
+            f"there is no text source {source!r}: it must be {TEXT_SOURCES}, or a hub id"
+        )
 
 
 def _file_documents(path: Path) -> Iterator[str]:

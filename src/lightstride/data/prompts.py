@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightstride.data.records import (
-    HUB_ID,
+    DATASET_ID,
     RECORD_FILES,
     RECORD_SUFFIXES,
     Located,
@@ -34,7 +34,7 @@ from lightstride.data.records import (
 from lightstride.errors import DataError
 
 Fields = Mapping[str, object]
-OFFLINE = f"self, or {RECORD_FILES}"
+PROMPT_SOURCES = f"self, or {RECORD_FILES}"
 ID_LENGTH = 16
 FRAME = re.compile(r"### Instruction:\n(.*?)\n+(?:### Input:\n(.*?)\n+)?### Response:", re.DOTALL)
 """Alpaca's frame around an instruction."""
@@ -113,10 +113,12 @@ def records_of(source: str) -> Iterator[Located]:
         if suffix_of(path) not in RECORD_SUFFIXES:
             raise DataError(f"{source} is not {RECORD_FILES}")
         yield from file_records(path, [*RECORD_READERS])
-    elif HUB_ID.fullmatch(source) and not path.suffix:
-        yield from hub_records(source, OFFLINE)
+    elif DATASET_ID.fullmatch(source) and not path.suffix:
+        yield from hub_records(source, PROMPT_SOURCES)
     else:
-        raise DataError(f"there is no prompt source {source!r}: it must be {OFFLINE}, or a hub id")
+        raise DataError(
+            f"there is no prompt source {source!r}: it must be {PROMPT_SOURCES}, or a hub id"
+        )
 
 
 def prompt_of_record(record: object, where: str) -> Prompt | None:

@@ -17,7 +17,7 @@ from lightstride.files.read import parse_json
 
 RECORD_SUFFIXES = (".jsonl", ".json", ".parquet")
 RECORD_FILES = f"a file or folder of {', '.join(RECORD_SUFFIXES)} (or .gz of them)"
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?(:[\w.-]+)?")
+DATASET_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+)?(:[\w.-]+)?")
 
 MAX_TEXT_BYTES = 1 << 30
 """Of one file, unpacked."""

@@ -16,7 +16,7 @@ from lightstride.models.chat_template import render_chat
 BATCH = 16
 LENGTH = 512
 """Longest sample, in tokens."""
-SHORTEST = 16
+SHORTEST_TEXT = 16
 """Shorter samples are left out, in characters."""
 MAX_BATCHES_WITHOUT_TEXT = 4
 PLACEHOLDER = "(a question)"
@@ -36,7 +36,7 @@ def sample_documents(
         while found < num_tokens:
             torch.manual_seed(seed * 1_000_003 + batch)
             texts = _batch(model, tokenizer, ways[batch % len(ways)])
-            texts = [text for text in texts if len(text) >= SHORTEST]
+            texts = [text for text in texts if len(text) >= SHORTEST_TEXT]
             documents += texts
             found += sum(len(ids) for ids in _tokens(texts, tokenizer))
             batch += 1

@@ -35,7 +35,7 @@ from lightstride.progress import Bar
 HEADLINES = ("acc_norm,none", "acc,none")
 FEWSHOT_SEED = 1234
 BOOTSTRAPS = 1000
-HUB_ID = "any/dataset"
+PLACEHOLDER = "any/dataset"
 """Stands for the hub when it is asked whether it can be reached."""
 FOLDERS = ("", "zeroshot", "instruct")
 SUFFIXES = (".jsonl.gz", ".jsonl")
@@ -180,7 +180,7 @@ def load_from_hub(names: Sequence[str]) -> Mapping[str, dict[str, Task]]:
         f"the data of {', '.join(names)} cannot be fetched from the hub; "
         f"--task-data FOLDER reads {', '.join(offline_tasks())} from local files"
     )
-    if is_local(HUB_ID) and not constants.HF_HUB_OFFLINE:
+    if is_local(PLACEHOLDER) and not constants.HF_HUB_OFFLINE:
         raise unreachable
     try:
         loaded: Mapping[str, dict[str, Task]] = manager.load(list(names))

@@ -26,7 +26,7 @@ from lightstride.models.sliced_logits import log_totals
 Pair = tuple[Sequence[int], Sequence[int]]
 SMALLEST_SHARE = 8
 """A batch of 1/8 of the budget is large enough to be run."""
-SHORTEST = 0.8
+SHORTEST_SHARE = 0.8
 """Items shorter than this share of a batch's longest wait for the next batch."""
 CACHE_DISCOUNT = 8
 """So many cached tokens count as one in the size of a batch."""
@@ -83,7 +83,7 @@ def batches(lengths: Sequence[int], budget: int) -> Iterator[slice]:
         longest = lengths[start]
         enough = start + max(1, budget // SMALLEST_SHARE // longest)
         stop = min(len(lengths), start + max(1, budget // longest))
-        while stop > enough and lengths[stop - 1] < SHORTEST * longest:
+        while stop > enough and lengths[stop - 1] < SHORTEST_SHARE * longest:
             stop -= 1
         yield slice(start, stop)
         start = stop

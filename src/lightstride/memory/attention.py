@@ -20,7 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from lightstride.errors import ModelError
 from lightstride.models.families.registry import adapter_for
 
-NAME = "lightstride_memory"
+ATTENTION = "lightstride_memory"
 FOLDED = 32
 """Most new columns whose query heads are read as further columns of their KV head."""
 
@@ -44,7 +44,7 @@ def read_by(model: PreTrainedModel, reader: Reader) -> Iterator[None]:
     config = model.config
     before = config._attn_implementation
     token = CURRENT.set(reader)
-    config._attn_implementation = NAME
+    config._attn_implementation = ATTENTION
     try:
         yield
     finally:
@@ -69,7 +69,7 @@ def attention(
     return output.transpose(1, 2), None
 
 
-ALL_ATTENTION_FUNCTIONS.register(NAME, attention)
+ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attention)
 
 
 def attend(

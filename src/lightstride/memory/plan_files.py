@@ -15,7 +15,7 @@ from lightstride.files import whole_file
 from lightstride.files.read import read_json
 from lightstride.memory.plan import MemoryPlan
 
-FILE = "memory.json"
+PLAN_FILE = "memory.json"
 FORMAT = 1
 
 
@@ -52,13 +52,13 @@ def write_plans(folder: Path, file: MemoryFile, facts: Mapping[str, object]) -> 
         "plans": {f"{budget:g}": plan.as_dict() for budget, plan in file.plans.items()},
     }
     whole = {"format": FORMAT, "sha256": plan_hash(said), **said}
-    with whole_file(folder / FILE) as partial:
+    with whole_file(folder / PLAN_FILE) as partial:
         partial.write_text(json.dumps(whole, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def read_plans(folder: Path) -> MemoryFile | None:
     """The plans in a model's folder, None where it has none; ModelError for a damaged file."""
-    path = folder / FILE
+    path = folder / PLAN_FILE
     if not path.is_file():
         return None
     try:

@@ -7,7 +7,7 @@ from importlib import resources
 from lightstride.config.prune import MachineName
 from lightstride.prune.forecast import Rates
 
-FILE = "machines.json"
+MACHINES_FILE = "machines.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class KnownMachine:
 
 def known_machine(name: MachineName) -> KnownMachine:
     """The machine of this name."""
-    text = resources.files("lightstride.prune").joinpath(FILE).read_text("utf-8")
+    text = resources.files("lightstride.prune").joinpath(MACHINES_FILE).read_text("utf-8")
     entry = json.loads(text)[name]
     rates = Rates(**{key: entry[key] for key in ("forward", "gram", "solve")})
     return KnownMachine(

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from lightstride.report.facts import Block, Evaluation, Facts, ModelFacts, read_plan, shorten
+from lightstride.results import MIB
 
 matplotlib.use("Agg")
 
@@ -25,7 +26,6 @@ PALE = "#DDE3E8"
 WIDTH = 5.0
 STYLE = Path(__file__).with_name("charts.mplstyle")
 MILLION = 1e6
-MIB = 2**20
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,10 @@ from typing import cast
 
 from lightstride.report.charts import Picture
 from lightstride.report.facts import Facts, ModelFacts, Numbers, common_items, shorten
-from lightstride.results import Result
+from lightstride.results import MIB, Result
 
 TEMPLATE = Path(__file__).with_name("template.html")
 TITLE = "Lightstride report"
-MIB = 2**20
 MEAN = "mean"
 NONE = "–"
 

@@ -21,7 +21,7 @@ from lightstride.files import whole_file
 from lightstride.files.read import parse_json
 from lightstride.training.fsdp import like, whole
 
-NAME = "training.safetensors"
+TRAINING_FILE = "training.safetensors"
 VERSION = "1"
 STATE = ("exp_avg", "exp_avg_sq", "step", "master")
 SMOOTHING = 0.95
@@ -72,7 +72,7 @@ class TrainingFolder:
 
     @property
     def path(self) -> Path:
-        return self.folder / NAME
+        return self.folder / TRAINING_FILE
 
     def save(self, learner: nn.Module, optimizer: torch.optim.Optimizer, at: Progress) -> None:
         """Write the checkpoint; the first process does."""

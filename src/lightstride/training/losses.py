@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
-Head = Callable[[Tensor], Tensor]
+LogitsOf = Callable[[Tensor], Tensor]
 Loss = Literal["kl", "ce"]
 Evaluate = Callable[[Tensor, slice], Tensor]
 
@@ -29,14 +29,14 @@ ACCELERATOR_SLICE_BYTES = 256 * 2**20
 
 
 def divergence(
-    head: Head,
+    head: LogitsOf,
     student_JD: Tensor,
     teacher_JD: Tensor,
     weights_J: Tensor,
     *,
     kind: Loss = "kl",
     parameters: Sequence[Tensor] = (),
-    teacher_head: Head | None = None,
+    teacher_head: LogitsOf | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Weighted sum of the losses of all vectors, and the ids, (J,), that the student says.
 
@@ -66,7 +66,7 @@ def divergence(
 
 
 @torch.no_grad()
-def teacher_log_probabilities(head: Head, teacher_RD: Tensor) -> Tensor:
+def teacher_log_probabilities(head: LogitsOf, teacher_RD: Tensor) -> Tensor:
     """The base's log-probabilities, (R, V); a row that repeats the one before costs no logits."""
     is_new_R = torch.ones(len(teacher_RD), dtype=torch.bool, device=teacher_RD.device)
     is_new_R[1:] = (teacher_RD[1:] != teacher_RD[:-1]).any(-1)

@@ -24,7 +24,7 @@ from lightstride.smash.train.loop import (
     train,
 )
 from lightstride.smash.train.loss import LossWeights, LoweredSmashLoss
-from lightstride.training.checkpoint import NAME, TrainingFolder
+from lightstride.training.checkpoint import TRAINING_FILE, TrainingFolder
 
 
 def weights(learner: LoweredSmashLoss) -> dict[str, torch.Tensor]:
@@ -85,7 +85,7 @@ def test_checkpoints_of_other_trainings_are_refused(tmp_path: Path) -> None:
     other = LoweredSmashLoss(toy(sharp_llama(), num_layers=2), LossWeights(), torch.float32)
     with pytest.raises(WorkError, match="another training"):
         run(tmp_path, other)
-    (tmp_path / NAME).write_bytes(b"half of a")
+    (tmp_path / TRAINING_FILE).write_bytes(b"half of a")
     with pytest.raises(WorkError, match="damaged"):
         run(tmp_path, fresh_learner())
 
@@ -99,7 +99,7 @@ def test_time_ends_a_training_cleanly(tmp_path: Path) -> None:
     progress = run(tmp_path, fresh_learner(), steps=10**6, minutes=0.02)
     assert 0 < progress.step < 10**6
     assert progress.seconds < 60
-    state = load_file(tmp_path / NAME)
+    state = load_file(tmp_path / TRAINING_FILE)
     assert all(torch.isfinite(tensor).all() for tensor in state.values())
 
 
@@ -120,7 +120,7 @@ def test_two_processes_learn_what_one_does(tmp_path: Path, shares_out: bool) -> 
     found = train_in_processes(tmp_path / "two", 2, shares_out=shares_out)
     one, two = (json.loads((path / "losses.json").read_text()) for path in (alone, found))
     assert one == pytest.approx(two, rel=1e-4)
-    first, second = (load_file(path / NAME) for path in (alone, found))
+    first, second = (load_file(path / TRAINING_FILE) for path in (alone, found))
     assert set(first) == set(second)
     for name in first:
         torch.testing.assert_close(second[name], first[name], rtol=1e-3, atol=1e-5)

@@ -31,11 +31,10 @@ from lightstride.memory.plan_files import MemoryFile, write_plans
 from lightstride.memory.space import limit_of
 from lightstride.models.fingerprint import fingerprint
 from lightstride.models.opening.load import load_tokenizer
-from lightstride.results import markdown_table
+from lightstride.results import Numbers, markdown_table
 from lightstride.smash.hub import SmashModel
 from lightstride.work import open_work
 
-Numbers = dict[str, object]
 EFFECTS, EVALUATIONS = "memory-effects.json", "memory-search.jsonl"
 EFFECTS_OVER_FORWARD = 8.0
 """Time of all effects on a text, in forwards of it, as measured with SmolLM2-135M and 2 probes."""

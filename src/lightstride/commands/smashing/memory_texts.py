@@ -27,7 +27,7 @@ from lightstride.memory.documents import copies, exchange, lookups
 from lightstride.memory.fitness import Text
 from lightstride.smash.data.self_prompts import user_opening
 
-FILE = "memory-texts.json"
+TEXTS_FILE = "memory-texts.json"
 OPENINGS = (("chat", ""), ("maths", "A shop sells"), ("chat", ""), ("maths", "If a train"))
 """What conversations are about, and how their first turn begins."""
 MODULES: tuple[ModuleType, ...] = (heapq, textwrap, shlex, statistics, string, fractions, calendar)
@@ -50,7 +50,7 @@ def memory_texts(
 
     Kinds take turns in their order.  With a folder the texts are kept there and read back.
     """
-    path = None if folder is None else folder / FILE
+    path = None if folder is None else folder / TEXTS_FILE
     if path is not None and path.is_file():
         found = read_sealed(path, dict[str, list[Text]], WorkError)
         return found.get("texts", [])

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from lightstride.config import SmashRunConfig
 from lightstride.models.fingerprint import fingerprint
+from lightstride.results import Numbers
 from lightstride.smash.data.examples import Example
 from lightstride.smash.hub import SmashModel
 from lightstride.smash.judge.held_out import collect, in_dtype, summarize
@@ -22,7 +23,6 @@ from lightstride.smash.train.plain_control import LoweredPlainLoss, answer_nats,
 from lightstride.smash.train.start import loss_weights, train_settings
 from lightstride.training.checkpoint import Progress, TrainingFolder
 
-Numbers = dict[str, object]
 BASE_FOLDER = "base"
 """Where, in the output, a base is that has learned too."""
 

@@ -16,7 +16,7 @@ from transformers.utils import logging
 from lightstride.errors import LightstrideError, ModelError, NetworkError
 from lightstride.models.opening.builtin import BUILT_IN, GRAFTS
 
-OFFLINE = (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, TimeoutError)
+NO_NETWORK = (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, TimeoutError)
 
 
 @contextmanager
@@ -52,7 +52,7 @@ def explain(source: str, part: str, error: Exception) -> ModelError | NetworkErr
     causes = list(causes_of(error))
     if any(isinstance(cause, GatedRepoError | RepositoryNotFoundError) for cause in causes):
         return ModelError(f"{source} is no local folder, and no model on the hub that you may read")
-    if any(isinstance(cause, OFFLINE) for cause in causes) and not Path(source).exists():
+    if any(isinstance(cause, NO_NETWORK) for cause in causes) and not Path(source).exists():
         names = ", ".join([*BUILT_IN, *GRAFTS])
         return NetworkError(
             f"{source} is no local folder, and the hub cannot be reached; without a network give"

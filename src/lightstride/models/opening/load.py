@@ -27,7 +27,7 @@ from lightstride.models.opening.explain import errors_explained
 from lightstride.models.opening.gate import check_folder, check_weight_files
 from lightstride.models.opening.gguf import gguf_as_folder
 
-HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
+MODEL_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 HUB_TIMEOUT = 5.0
 """Seconds to wait for the hub before taking it for unreachable."""
 
@@ -133,7 +133,7 @@ def locate(source: str) -> str:
         if not (path / "config.json").is_file():
             raise ModelError(f"{source} is no model folder: it has no config.json")
         return str(path)
-    if not HUB_ID.fullmatch(source) or path.suffix == ".gguf":
+    if not MODEL_ID.fullmatch(source) or path.suffix == ".gguf":
         raise ModelError(f"there is no file or folder {source}")
     return source
 

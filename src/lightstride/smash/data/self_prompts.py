@@ -20,10 +20,10 @@ from lightstride.models.chat_template import render_chat
 from lightstride.models.fingerprint import fingerprint
 from lightstride.progress import Bar
 
-FILE = "self.jsonl"
+SELF_FILE = "self.jsonl"
 LONGEST = 256
 """Tokens of a user's turn; a longer one is dropped."""
-SHORTEST = 8
+SHORTEST_PROMPT = 8
 """Characters of a user's turn; a shorter one is dropped."""
 MIN_P = 0.02
 """Against nonsense; unlike top p, it needs no sorting of the vocabulary."""
@@ -55,7 +55,7 @@ def self_prompts(
     """
     decoder = PlainDecoder(model, tokenizer)
     opening, end = user_opening(tokenizer), end_of_turn(tokenizer)
-    kept = None if folder is None else folder / FILE
+    kept = None if folder is None else folder / SELF_FILE
     batches = [] if kept is None else open_file(kept, model, seed, batch_size)
     found = {prompt.id: prompt for texts in batches for prompt in prompts_of(texts)}
     fruitless = 0
@@ -92,7 +92,7 @@ def user_turns(
     )
     answers = generate(decoder, [opening.tokens] * count, settings)
     texts = [answer.text.strip() for answer in answers if answer.finish_reason == "stop"]
-    return [text for text in texts if len(text) >= SHORTEST and "\ufffd" not in text]
+    return [text for text in texts if len(text) >= SHORTEST_PROMPT and "\ufffd" not in text]
 
 
 def prompts_of(texts: list[str]) -> list[Prompt]:

@@ -25,7 +25,7 @@ from lightstride.smash.drafters.guesses import Budget, Guesses
 from lightstride.smash.drafters.lookups import LookupDrafter, LookupHistory
 from lightstride.smash.drafters.micro_chain import MicroChain
 from lightstride.smash.model.body import SmashBody
-from lightstride.smash.model.lookup import SHORTEST
+from lightstride.smash.model.lookup import SHORTEST_RUN
 
 
 class Verify:
@@ -33,7 +33,7 @@ class Verify:
 
     def __init__(self, model: SmashBody, history: LookupHistory) -> None:
         self.model = model
-        self.lookups = LookupDrafter(history, shortest=SHORTEST, num_branches=1)
+        self.lookups = LookupDrafter(history, shortest=SHORTEST_RUN, num_branches=1)
         self.drafter = MicroChain(model, history, checked=True)
         self.taps = self.drafter.taps
         self.drafts: dict[str, Guesses] = {}

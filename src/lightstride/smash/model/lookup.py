@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 LONGEST = 8
-SHORTEST = 2
+SHORTEST_RUN = 2
 """Tokens of a run that is reason enough to draft what followed it, and nothing else."""
 MAX_BRANCHES = 3
 LOOKUP_ACCURACY = (0.0, 0.25, 0.55, 0.6, 0.7, 0.75, 0.78, 0.78, 0.9)
