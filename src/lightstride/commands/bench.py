@@ -10,7 +10,7 @@ import torch
 from lightstride.bench.machine import Machine, measure_machine
 from lightstride.bench.measure import Load, measure_weights, ratios, run_in_turn, summarize
 from lightstride.checkpoint import open_decoder
-from lightstride.commands.outputs import save_result
+from lightstride.commands.outputs import result_writer, save_result
 from lightstride.config import BenchConfig
 from lightstride.generate import Decoder
 from lightstride.models.device import pick_device, pick_dtype, suitable_dtype
@@ -20,6 +20,12 @@ from lightstride.results import MIB, Numbers, markdown_table
 
 def bench(config: BenchConfig) -> Mapping[str, object]:
     """Measure the model and the one it is held against; the result, as in `result.json`."""
+    with result_writer(config):
+        return bench_alone(config)
+
+
+def bench_alone(config: BenchConfig) -> Mapping[str, object]:
+    """The same, while no other run writes there."""
     sources = [config.model, *([config.against] if config.against is not None else [])]
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, suitable_dtype(device))
@@ -30,9 +36,8 @@ def bench(config: BenchConfig) -> Mapping[str, object]:
     machine = measure_machine(torch.device(device), dtype)
     numbers = measure(config, sources, decoders, machine)
     named = str(dtype).removeprefix("torch.")
-    result = save_result("bench", config, numbers, seed=config.seed, device=device, dtype=named)
     sys.stdout.write(load_tables(numbers) + "\n")
-    return result
+    return save_result("bench", config, numbers, seed=config.seed, device=device, dtype=named)
 
 
 def measure(

@@ -11,7 +11,7 @@ from types import ModuleType
 
 from lightstride.checkpoint import open_decoder, read_record
 from lightstride.commands.evaluate_fidelity import compare, comparison_text
-from lightstride.commands.outputs import save_result
+from lightstride.commands.outputs import result_writer, save_result
 from lightstride.config import EvaluateConfig
 from lightstride.data.windows import Windows, strided_windows
 from lightstride.errors import ConfigError
@@ -56,6 +56,12 @@ class ModelReport:
 
 def evaluate(config: EvaluateConfig) -> Mapping[str, object]:
     """Judge the model, and the one it is held against; the result, as in `result.json`."""
+    with result_writer(config):
+        return evaluate_alone(config)
+
+
+def evaluate_alone(config: EvaluateConfig) -> Mapping[str, object]:
+    """The same, while no other run writes there."""
     judged = [measure_model(config.model, config)]
     numbers: dict[str, object] = {"model": judged[0].as_dict()}
     found: dict[str, Retained] = {}
@@ -65,9 +71,8 @@ def evaluate(config: EvaluateConfig) -> Mapping[str, object]:
         retained_numbers = {task: one.as_dict() for task, one in found.items()}
         numbers |= {"against": judged[1].as_dict(), "retained": retained_numbers}
     compared = compare(config) if config.fidelity or config.loops else {}
-    result = save_result("evaluate", config, {**numbers, **compared}, data=judged[0].data)
     sys.stdout.write(f"{measured_text(judged, found)}\n{comparison_text(compared)}".strip() + "\n")
-    return result
+    return save_result("evaluate", config, {**numbers, **compared}, data=judged[0].data)
 
 
 def measure_model(source: str, config: EvaluateConfig) -> ModelReport:

@@ -9,6 +9,7 @@ from transformers import GenerationConfig, PreTrainedConfig
 
 from lightstride.checkpoint import is_headed, is_smashed, model_folder
 from lightstride.commands.export_head import export_head
+from lightstride.commands.outputs import only_writer
 from lightstride.config import ExportConfig
 from lightstride.errors import ExportError, OutputError
 from lightstride.export.decilm import write_decilm
@@ -25,10 +26,16 @@ if HAS_GGUF:
 def export(config: ExportConfig) -> Mapping[str, object]:
     """Write the model; what was written, as printed by `--json`."""
     output = Path(config.output)
-    if output.exists():
-        raise OutputError(f"{output} exists already; name another file")
     if not output.parent.is_dir():
         raise OutputError(f"{output.parent} is no folder")
+    with only_writer(output):
+        if output.exists():
+            raise OutputError(f"{output} exists already; name another file")
+        return export_alone(config, output)
+
+
+def export_alone(config: ExportConfig, output: Path) -> Mapping[str, object]:
+    """The same, while no other run writes there."""
     if is_smashed(config.model, trust_remote_code=config.trust_remote_code):
         raise ExportError(
             f"{config.model} is smashed, which no other engine runs; lightstride serve runs it"

@@ -1,15 +1,21 @@
 """The folder that a command writes, and the result in it."""
 
+import os
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from lightstride.errors import OutputError
+from lightstride.distributed import broadcast_object, rank
+from lightstride.errors import ConfigError, OutputError
+from lightstride.files.lock import locked
 from lightstride.results import write_result
 
 NOT_IDENTITY = ("output", "work", "resume", "json", "dry_run", "machine")
 """Flags that do not change what a run finds."""
+RESULT = "result.json"
 
 
 class WithOutput(Protocol):
@@ -32,6 +38,64 @@ class Resumable(WithOutput, Protocol):
     def resume(self) -> bool:
         """Whether to go on."""
         ...
+
+    @property
+    def work_folder(self) -> str:
+        """Folder for what a killed run can go on from."""
+        ...
+
+
+@contextmanager
+def only_writer(*outputs: str | Path) -> Iterator[None]:
+    """Write these files and folders alone; the first of several processes holds their locks.
+
+    Raises OutputError, on every process, where another run writes one of them.
+    """
+    with ExitStack() as stack:
+        problem = None
+        if rank() == 0:
+            try:
+                for output in dict.fromkeys(map(Path, outputs)):
+                    stack.enter_context(locked(output))
+            except OutputError as error:
+                problem = str(error)
+        problem = broadcast_object(problem)
+        if problem is not None:
+            raise OutputError(problem)
+        yield
+
+
+@contextmanager
+def resumable_writer(config: Resumable) -> Iterator[None]:
+    """Write output and work folder of a resumable run alone; what is wrong with them first."""
+    check_apart(config.output, "--work", config.work_folder)
+    with only_writer(config.output, config.work_folder):
+        check_output(config)
+        yield
+
+
+@contextmanager
+def result_writer(config: WithOutput) -> Iterator[None]:
+    """Write a folder for `result.json` alone; OutputError first where it cannot be written."""
+    output = Path(config.output)
+    with only_writer(output):
+        if output.exists() and not output.is_dir():
+            raise OutputError(f"{output} is a file; -o must be a folder")
+        for path in (output, output / RESULT):
+            if path.exists() and not os.access(path, os.W_OK):
+                raise OutputError(f"{path} cannot be written; -o must be a folder that can")
+        if (output / RESULT).is_dir():
+            raise OutputError(f"{output / RESULT} is a folder; name another -o")
+        yield
+
+
+def check_apart(output: str, flag: str, other: str) -> None:
+    """ConfigError where the folder of a flag lies in the output, or the output in it."""
+    whole, part = Path(output).resolve(), Path(other).resolve()
+    if whole == part or whole in part.parents or part in whole.parents:
+        raise ConfigError(
+            f"{flag} {other} and -o {output} are not allowed: neither may be inside the other"
+        )
 
 
 def check_output(config: Resumable) -> None:
@@ -60,16 +124,30 @@ def save_result(
 ) -> dict[str, object]:
     """Write `result.json` into the output folder, with this process's command line; the result.
 
-    `settings` replace fields of the configuration by the values that `auto` stood for.
+    `settings` replace fields of the configuration by the values that `auto` stood for.  Where the
+    output cannot be written the result goes to the system's folder for temporary files, and the
+    OutputError says where it is.
     """
-    return dict(
-        write_result(
-            Path(config.output) / "result.json",
-            kind=kind,
-            numbers=numbers,
-            config={**config.as_dict(), **settings},
-            command=["lightstride", *sys.argv[1:]],
-            seed=seed,
-            data=data or {},
+
+    def write(path: Path) -> dict[str, object]:
+        return dict(
+            write_result(
+                path,
+                kind=kind,
+                numbers=numbers,
+                config={**config.as_dict(), **settings},
+                command=["lightstride", *sys.argv[1:]],
+                seed=seed,
+                data=data or {},
+            )
         )
-    )
+
+    try:
+        return write(Path(config.output) / RESULT)
+    except OutputError as error:
+        spare = Path(tempfile.gettempdir()) / f"lightstride-{kind}-{os.getpid()}.json"
+        try:
+            write(spare)
+        except OutputError as other:
+            raise OutputError(f"{error}; the numbers are printed above") from other
+        raise OutputError(f"{error}; what was measured is in {spare}") from error

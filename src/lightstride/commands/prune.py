@@ -17,13 +17,14 @@ from transformers import PreTrainedModel
 
 from lightstride import distributed
 from lightstride.checkpoint import save_checkpoint
-from lightstride.commands.outputs import check_output, save_result
+from lightstride.commands.outputs import resumable_writer, save_result
 from lightstride.commands.pruning.dry_run import dry_run
 from lightstride.commands.pruning.setup import PruneRun, open_run
 from lightstride.config import PruneConfig
 from lightstride.distributed import barrier, rank
 from lightstride.errors import WorkError
 from lightstride.evaluate.perplexity import perplexity
+from lightstride.files import whole_file
 from lightstride.files.read import Count, Finite
 from lightstride.files.sealed import read_sealed, write_sealed
 from lightstride.progress import Bar
@@ -56,7 +57,12 @@ def prune(config: PruneConfig) -> Mapping[str, object]:
     if config.dry_run:
         return dry_run(config)
     distributed.init()
-    check_output(config)
+    with resumable_writer(config):
+        return prune_alone(config)
+
+
+def prune_alone(config: PruneConfig) -> Mapping[str, object]:
+    """The same, while no other run writes there."""
     started = time.perf_counter()
     run = open_run(config, generations_bar)
     print_forecast(run)
@@ -66,11 +72,12 @@ def prune(config: PruneConfig) -> Mapping[str, object]:
     result: Mapping[str, object] = {}
     if rank() == 0:
         numbers = {"dense": dense, "sizes": sizes, "seconds": time.perf_counter() - started}
+        sys.stdout.write(sizes_table([dense, *sizes]) + "\n")
         record = run.runner.work / "search.jsonl"
         if record.exists():
-            shutil.copyfile(record, Path(config.output) / record.name)
+            with whole_file(Path(config.output) / record.name) as partial:
+                shutil.copyfile(record, partial)
         result = save_result("prune", config, numbers, seed=config.seed, data=run.texts.hashes)
-        sys.stdout.write(sizes_table([dense, *sizes]) + "\n")
     barrier()
     return result
 

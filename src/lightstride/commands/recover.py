@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightstride import distributed
 from lightstride.checkpoint import read_record, save_checkpoint
-from lightstride.commands.outputs import check_output, identity, save_result
+from lightstride.commands.outputs import identity, resumable_writer, save_result
 from lightstride.commands.recover_texts import Texts, read_texts
 from lightstride.config import RecoverConfig
 from lightstride.distributed import barrier, rank
@@ -94,7 +94,12 @@ def recover(config: RecoverConfig) -> Mapping[str, object]:
     """Train a pruned model towards its dense one; the result, as in `result.json`."""
     config = config.resolved()
     distributed.init()
-    check_output(config)
+    with resumable_writer(config):
+        return recover_alone(config)
+
+
+def recover_alone(config: RecoverConfig) -> Mapping[str, object]:
+    """The same, while no other run writes there."""
     record = read_record(config.model) if Path(config.model).is_dir() else {}
     teacher = config.teacher or recorded_teacher(config.model, record)
     device = pick_device(config.device)
@@ -216,10 +221,10 @@ def finish(
             whole = {**record, "kind": "recover", "config": config.as_dict(), "data": used}
             save_checkpoint(model, tokenizer, Path(config.output), record=whole)
         hashes = {each.source: each.sha256 for each in (*texts.sources, texts.held_out)}
-        result = save_result("recover", config, numbers, seed=config.seed, data=hashes)
         sys.stdout.write(
             f"{config.output}: perplexity {numbers['perplexity']:.2f} "
             f"(before {numbers['unrecovered']:.2f}) after {numbers['tokens']:,} tokens\n"
         )
+        result = save_result("recover", config, numbers, seed=config.seed, data=hashes)
     barrier()
     return result

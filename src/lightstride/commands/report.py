@@ -5,6 +5,7 @@ import sys
 from collections.abc import Mapping
 from importlib.util import find_spec
 
+from lightstride.commands.outputs import only_writer
 from lightstride.config import ReportConfig
 from lightstride.errors import ConfigError
 from lightstride.files import whole_file
@@ -21,8 +22,10 @@ def report(config: ReportConfig) -> Mapping[str, object]:
     pictures = charts.pictures(facts)
     output = config.page
     files = {output.with_name(f"{output.stem}-{one.name}.png"): one.png for one in pictures}
-    for path, content in (*files.items(), (output, page.render(facts, pictures).encode())):
-        with whole_file(path) as partial:
-            partial.write_bytes(content)
+    written = {**files, output: page.render(facts, pictures).encode()}
+    with only_writer(output):
+        for path, content in written.items():
+            with whole_file(path) as partial:
+                partial.write_bytes(content)
     sys.stdout.write(f"{page.answer(facts)}\n{output}\n")
     return {"page": str(output), "pictures": [str(path) for path in files]}

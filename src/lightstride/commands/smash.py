@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lightstride import distributed
 from lightstride.checkpoint import is_headed, is_smashed, save_checkpoint
-from lightstride.commands.outputs import check_output, identity, save_result
+from lightstride.commands.outputs import check_apart, identity, resumable_writer, save_result
 from lightstride.commands.smashing.examples import examples_hash, given_prompts, prepare_examples
 from lightstride.commands.smashing.head import take_head
 from lightstride.commands.smashing.memory import (
@@ -31,7 +31,7 @@ from lightstride.commands.smashing.training import (
 )
 from lightstride.config import SmashRunConfig
 from lightstride.distributed import barrier, rank
-from lightstride.errors import DataError, ModelError
+from lightstride.errors import ConfigError, DataError, ModelError
 from lightstride.generate import PlainDecoder
 from lightstride.memory.plan_files import MemoryFile, write_plans
 from lightstride.models.device import pick_device, pick_dtype, suitable_dtype
@@ -63,7 +63,22 @@ def smash(config: SmashRunConfig) -> Mapping[str, object]:
     """Make a model emit several tokens a step; the result, as in `result.json`."""
     config = config.resolved()
     distributed.init()
-    check_output(config)
+    check_answers(config)
+    with resumable_writer(config):
+        return smash_alone(config)
+
+
+def check_answers(config: SmashRunConfig) -> None:
+    """ConfigError where --answers is the output or a model's folder."""
+    if config.answers is None:
+        return
+    check_apart(config.output, "--answers", config.answers)
+    if (Path(config.answers) / "config.json").exists():
+        raise ConfigError(f"--answers {config.answers} is not allowed: it holds a model")
+
+
+def smash_alone(config: SmashRunConfig) -> Mapping[str, object]:
+    """The same, while no other run writes there."""
     started = time.perf_counter()
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, suitable_dtype(device))
@@ -210,10 +225,10 @@ def save(
             write_plans(output, plans, {"memory": numbers["memory"]})
         if config.train_base and not (output / BASE_FOLDER / "lightstride.json").exists():
             save_checkpoint(model.base, tokenizer, output / BASE_FOLDER, record=record)
+        sys.stdout.write(modes_table(numbers) + "\n")
         result = save_result(
             "smash", config, numbers, seed=config.seed, data={config.prompts: data}
         )
-        sys.stdout.write(modes_table(numbers) + "\n")
     barrier()
     return result
 

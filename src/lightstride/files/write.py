@@ -23,8 +23,6 @@ from safetensors import SafetensorError
 
 from lightstride.errors import OutputError
 
-"""Where there are none, renaming still keeps what is written whole."""
-
 
 def cache_folder() -> Path:
     """The folder of things made once and used again: LIGHTSTRIDE_CACHE, or ~/.cache/lightstride."""

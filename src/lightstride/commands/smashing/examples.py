@@ -8,6 +8,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from lightstride.commands.outputs import only_writer
 from lightstride.config import SmashRunConfig
 from lightstride.data.prompts import Prompt, read_prompts
 from lightstride.distributed import barrier, rank
@@ -51,6 +52,21 @@ def prepare_examples(
 ) -> list[Example]:
     """The examples of all prompts, made by the first process and read by all."""
     folder = Path(config.answers_folder)
+    with only_writer(folder):
+        write_examples(config, decoder, given, folder)
+    chosen = set(read_json(Path(config.work_folder) / "chosen.json", list[str], WorkError))
+    examples = [e for e in load_examples(folder) if e.id in chosen and len(e.answer_A)]
+    if len(examples) < LEAST_ANSWERS:
+        raise DataError(
+            f"{len(examples)} answers are too few; give {LEAST_ANSWERS} prompts or more"
+        )
+    return examples
+
+
+def write_examples(
+    config: SmashRunConfig, decoder: PlainDecoder, given: Sequence[Prompt], folder: Path
+) -> None:
+    """Ask, answer and score in the first process; the others wait for it."""
     if rank() == 0:
         prompts = all_prompts(config, decoder, folder, given)
         assert config.answer_tokens is not None
@@ -69,13 +85,6 @@ def prepare_examples(
         names = sorted(prompt.id for prompt in prompts)
         write_json(Path(config.work_folder) / "chosen.json", names, indent=None)
     barrier()
-    chosen = set(read_json(Path(config.work_folder) / "chosen.json", list[str], WorkError))
-    examples = [e for e in load_examples(folder) if e.id in chosen and len(e.answer_A)]
-    if len(examples) < LEAST_ANSWERS:
-        raise DataError(
-            f"{len(examples)} answers are too few; give {LEAST_ANSWERS} prompts or more"
-        )
-    return examples
 
 
 def all_prompts(

@@ -92,8 +92,8 @@ def plan_memory(config: SmashRunConfig, device: str, dtype: torch.dtype) -> Mapp
             record = {"kind": "memory", "config": config.as_dict()}
             save_checkpoint(model, tokenizer, output, record=record)
         write_plans(output, plans, {"memory": numbers})
-        result = save_result("memory", config, numbers, seed=config.seed)
         sys.stdout.write(plans_table(numbers) + "\n")
+        result = save_result("memory", config, numbers, seed=config.seed)
     barrier()
     return result
 
