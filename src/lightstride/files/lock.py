@@ -12,6 +12,7 @@ import os
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -22,6 +23,7 @@ from filelock import FileLock, Timeout
 from lightstride.errors import OutputError
 from lightstride.files.write import reason
 
+SIGNING_SECONDS, SIGNING_TRIES = 1.0, 50
 UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -115,9 +117,11 @@ def sign(path: Path) -> None:
 
 
 def holder(path: Path) -> str:
-    """Who holds a lock, as far as its file tells."""
-    try:
-        owner = json.loads(path.read_text("utf-8"))
-        return f"process {owner['process']} on {owner['host']} since {owner['since']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "another process"
+    """Who holds a lock, as far as its file tells; who has just taken it is given time to sign."""
+    for _ in range(SIGNING_TRIES):
+        try:
+            owner = json.loads(path.read_text("utf-8"))
+            return f"process {owner['process']} on {owner['host']} since {owner['since']}"
+        except (OSError, ValueError, KeyError, TypeError):
+            time.sleep(SIGNING_SECONDS / SIGNING_TRIES)
+    return "another process"
