@@ -27,6 +27,7 @@ from lightstride.data.windows import Windows, packed_windows, strided_windows
 from lightstride.evaluate.perplexity import perplexity
 from lightstride.models.families.registry import adapter_for
 from lightstride.models.opening.load import load_model, load_tokenizer
+from lightstride.models.opening.source import Resident
 from lightstride.models.shapes import AttentionShape, FFNShape, Geometry, Shape, Site
 from lightstride.prune.cut.materialize import materialize
 from lightstride.prune.cut.supernet import Accumulation, build_supernet
@@ -97,8 +98,7 @@ def prune_evenly(
         for site, shape in centre.items()
     }
     net = build_supernet(
-        model,
-        adapter,
+        Resident(model),
         windows_NL,
         shapes,
         centre,

@@ -26,6 +26,7 @@ from lightstride.bench.machine import PeakMemory
 from lightstride.generate import Decoder, PlainDecoder, Settings
 from lightstride.models.device import synchronize
 from lightstride.models.families.registry import adapter_for
+from lightstride.models.opening.source import Resident
 from lightstride.prune.cut.materialize import materialize
 from lightstride.prune.fitness import Fitness
 from lightstride.prune.rounds import RoundRunner, RoundSettings
@@ -87,8 +88,7 @@ def pruned(model: PreTrainedModel, name: str, work: Path) -> tuple[PreTrainedMod
     cost, (num_tokens, window) = parameter_cost(geometry), TOKENS[name]
     windows_NL = torch.randint(geometry.vocab_size, (num_tokens // window, window))
     runner = RoundRunner(
-        model=model,
-        adapter=adapter,
+        source=Resident(model),
         space=build_space(geometry, TARGETS["any"], cost),
         dense_cost=dense_cost(geometry, cost),
         calibration_NL=windows_NL,

@@ -22,6 +22,7 @@ from lightstride.evaluate.perplexity import perplexity
 from lightstride.models.families.adapter import Adapter
 from lightstride.models.families.registry import adapter_for
 from lightstride.models.opening.load import load_model, load_tokenizer
+from lightstride.models.opening.source import Resident
 from lightstride.models.shapes import Site
 from lightstride.prune.cut.materialize import materialize
 from lightstride.prune.cut.refit import CutSite
@@ -69,8 +70,7 @@ class Bench:
         cost = parameter_cost(geometry)
         flags = self.flags
         return RoundRunner(
-            model=self.model,
-            adapter=self.adapter,
+            source=Resident(self.model),
             space=build_space(geometry, named_target(flags.target), cost),
             dense_cost=dense_cost(geometry, cost),
             calibration_NL=random_windows(self.text_T, flags.tokens, 512, seed),

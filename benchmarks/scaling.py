@@ -23,6 +23,7 @@ from lightstride.commands.pruning.dry_run import count_run, on_machine, text_of
 from lightstride.config import PruneConfig
 from lightstride.config.prune import MachineName
 from lightstride.models.families.registry import adapter_for
+from lightstride.models.opening.source import Resident
 from lightstride.models.shapes import Geometry
 from lightstride.prune.forecast import forecast, measure_rates
 from lightstride.prune.rounds import RoundRunner, RoundSettings
@@ -66,8 +67,7 @@ def runner_of(
     cost = parameter_cost(geometry)
     calibration, search = tokens
     return RoundRunner(
-        model=model,
-        adapter=adapter_for(model.config),
+        source=Resident(model),
         space=build_space(geometry, TARGETS["any"], cost),
         dense_cost=dense_cost(geometry, cost),
         calibration_NL=torch.randint(VOCABULARY, (calibration // WINDOW, WINDOW)),

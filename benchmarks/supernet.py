@@ -25,6 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lightstride.models.families.adapter import OUTPUT_NAME, Adapter
 from lightstride.models.families.registry import adapter_for
 from lightstride.models.opening.load import load_model, load_tokenizer
+from lightstride.models.opening.source import Resident
 from lightstride.models.shapes import AttentionShape, FFNShape, Geometry, Shape, Site, shape_text
 from lightstride.prune.cut import statistics, stream, supernet
 from lightstride.prune.cut.refit import prune_site
@@ -99,8 +100,7 @@ def build(
     parts = watch()
     start, cpu = time.perf_counter(), time.process_time()
     net = supernet.build_supernet(
-        model,
-        adapter,
+        Resident(model),
         windows,
         shapes,
         centre,
@@ -109,7 +109,7 @@ def build(
         weigh_tokens=arguments.weigh_tokens,
         correction=arguments.correction,
         batch_size=arguments.batch_size,
-        store=arguments.store,
+        spill=folder.with_name("activations") if arguments.store == "disk" else None,
         progress=True,
     )
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
@@ -145,7 +145,7 @@ def compare(
             table[str(site)] = compare_site(weight_OI, seen.gram_II, geometry, site)
             print(site, table[str(site)], file=sys.stderr)
 
-    statistics.stream_blocks(model, adapter, windows, visit)
+    statistics.stream_blocks(Resident(model), windows, visit)
     return table
 
 

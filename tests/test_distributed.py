@@ -21,6 +21,7 @@ from lightstride.distributed import (
 )
 from lightstride.errors import ConfigError
 from lightstride.models.families.registry import adapter_for
+from lightstride.models.opening.source import Resident
 from lightstride.models.shapes import AttentionShape, FFNShape, Shape, Site
 from lightstride.prune.cut.statistics import SiteStatistics, stream_blocks
 from lightstride.prune.cut.supernet import build_supernet
@@ -38,8 +39,8 @@ def worker(folder: Path) -> None:
     centre: dict[Site, Shape] = {site: cut[site.kind] for site in geometry.sites}
     shapes = {site: [centre[site], geometry.shape(site)] for site in geometry.sites}
     seen: dict[Site, SiteStatistics] = {}
-    stream_blocks(model, adapter, tokens, seen.__setitem__, batch_size=2)
-    net = build_supernet(model, adapter, tokens, shapes, centre, folder / "net", batch_size=2)
+    stream_blocks(Resident(model), tokens, seen.__setitem__, batch_size=2)
+    net = build_supernet(Resident(model), tokens, shapes, centre, folder / "net", batch_size=2)
     everyone = gather_objects([distributed.rank(), len(net.entries), len(seen)])
     assert everyone == [[i, 4, 0 if i else 4] for i in range(num_ranks)], everyone
     if rank == 0:

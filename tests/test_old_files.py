@@ -17,6 +17,7 @@ from lightstride.checkpoint import open_decoder, read_record
 from lightstride.generate import Settings, generate
 from lightstride.models.families.registry import adapter_for
 from lightstride.models.opening.load import load_model
+from lightstride.models.opening.source import Resident
 from lightstride.models.shapes import AttentionShape, FFNShape, Site
 from lightstride.prune.cut.supernet import Supernet, build_supernet
 from lightstride.prune.space.plan import Plan
@@ -72,14 +73,14 @@ def test_plans_are_read(name: str) -> None:
 def test_a_supernet_is_read_and_would_be_built_again(tmp_path: Path) -> None:
     model = load_model(str(OLD / "dense"))
     adapter = adapter_for(model.config)
-    old = Supernet.open(OLD / "supernet", model, adapter)
+    old = Supernet.open(OLD / "supernet", Resident(model))
     tokens = torch.randint(256, (8, 16), generator=torch.Generator().manual_seed(0))
     shapes = {site: old.shapes(site) for site in adapter.geometry(model.config).sites}
     assert shapes[Site(1, "attention")] == (AttentionShape(1, 1), AttentionShape(2, 2))
     assert shapes[Site(0, "ffn")] == (FFNShape(8), FFNShape(16), FFNShape(24))
     centre = {site: some[0] for site, some in shapes.items()}
     new = build_supernet(
-        model, adapter, tokens, shapes, centre, tmp_path / "net", weigh_tokens=False
+        Resident(model), tokens, shapes, centre, tmp_path / "net", weigh_tokens=False
     )
     for site, some in shapes.items():
         for shape in some:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import msgspec
 import torch
-from huggingface_hub import snapshot_download
 from transformers import (
     GenerationConfig,
     PreTrainedConfig,
@@ -30,8 +29,14 @@ from lightstride.memory.cache import Memory, full_plan
 from lightstride.memory.entries import KvType
 from lightstride.memory.plan_files import check_belongs, read_plans
 from lightstride.models.fingerprint import fingerprint
-from lightstride.models.opening.explain import errors_explained, quiet
-from lightstride.models.opening.load import load_config, load_model, load_tokenizer, locate
+from lightstride.models.opening.explain import quiet
+from lightstride.models.opening.load import (
+    load_config,
+    load_model,
+    load_tokenizer,
+    local_folder,
+    locate,
+)
 from lightstride.models.rebuild import rebuilt
 from lightstride.models.uneven import modeling as layered
 from lightstride.models.uneven.register import LAYERED
@@ -52,7 +57,6 @@ from lightstride.smash.model.headed import (
 RECORD_NAME = "lightstride.json"
 RECORD_FORMAT = 1
 MODELING_NAME = "modeling_lightstride.py"
-PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.py"]
 AUTO_CLASSES = ("AutoConfig", "AutoModel", "AutoModelForCausalLM")
 
 Record = dict[str, object]
@@ -157,7 +161,7 @@ def open_decoder(
         memory = memory_of(source, smashed.base, kv, kv_type)
         return SmashDecoder(smashed, tokenizer, memory=memory)
     if is_headed(source, trust_remote_code=trust_remote_code):
-        folder = model_folder(source)
+        folder = local_folder(source)
         fields = read_headed(folder)
         base = load_model(
             fields.base, dtype=dtype, device=device, trust_remote_code=trust_remote_code
@@ -197,15 +201,6 @@ def is_headed(source: str, *, trust_remote_code: bool = False) -> bool:
     """Whether a source that could be read is a draft head with the name of its base."""
     config = load_config(source, locate(source), trust_remote_code=trust_remote_code)
     return isinstance(config, HeadedConfig)
-
-
-def model_folder(source: str) -> Path:
-    """The folder of a model, downloaded where the source is a hub id."""
-    place = locate(source)
-    if Path(place).is_dir():
-        return Path(place)
-    with errors_explained(source, "checkpoint"):
-        return Path(snapshot_download(place, allow_patterns=PATTERNS))
 
 
 def save_headed(

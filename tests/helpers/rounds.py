@@ -7,6 +7,7 @@ import torch
 
 from helpers.toys import tiny_llama
 from lightstride.models.families.registry import adapter_for
+from lightstride.models.opening.source import Resident, WeightSource
 from lightstride.prune.rounds import RoundRunner, RoundSettings
 from lightstride.prune.space.budget import build_space, dense_cost, parameter_cost
 from lightstride.prune.space.targets import Target
@@ -20,14 +21,18 @@ QUICK = GuidedSettings(
 )
 
 
-def runner(work: Path, target: Target | None = None, **changes: object) -> RoundRunner:
+def runner(
+    work: Path,
+    target: Target | None = None,
+    source: WeightSource | None = None,
+    **changes: object,
+) -> RoundRunner:
     geometry = ADAPTER.geometry(MODEL.config)
     cost = parameter_cost(geometry)
     settings = replace(RoundSettings(search=QUICK, num_rounds=2), **changes)  # type: ignore[arg-type]
     work.mkdir(parents=True, exist_ok=True)
     return RoundRunner(
-        model=MODEL,
-        adapter=ADAPTER,
+        source=Resident(MODEL) if source is None else source,
         space=build_space(geometry, target or Target(name="toy", channel_multiple=4), cost),
         dense_cost=dense_cost(geometry, cost),
         calibration_NL=TOKENS_NL[:16],

@@ -30,6 +30,7 @@ from lightstride.generate import PlainDecoder, Settings, generate
 from lightstride.models.families.adapter import OUTPUT_NAME
 from lightstride.models.families.registry import adapter_for
 from lightstride.models.opening.load import load_model
+from lightstride.models.opening.source import Resident
 from lightstride.models.shapes import (
     NO_ATTENTION,
     AttentionKept,
@@ -343,7 +344,7 @@ def test_a_supernet_holds_it(accumulation: Accumulation, tmp_path: Path) -> None
     centre: Mapping[Site, Shape] = {site: some[0] for site, some in shapes.items()}
     folder = tmp_path / "net"
     supernet = build_supernet(
-        model, adapter, TOKENS_NL, shapes, centre, folder, accumulation=accumulation
+        Resident(model), TOKENS_NL, shapes, centre, folder, accumulation=accumulation
     )
     site = Site(1, "attention")
     level = supernet.load(site, NO_ATTENTION)

@@ -10,6 +10,7 @@ import torch
 from helpers.rounds import ADAPTER, MODEL, QUICK, TOKENS_NL, runner
 from helpers.spaces import ffn_step
 from lightstride.errors import BudgetError
+from lightstride.models.opening.source import Resident
 from lightstride.models.shapes import Site
 from lightstride.prune import rounds as rounds_module
 from lightstride.prune.cut.materialize import materialize
@@ -97,7 +98,7 @@ def test_closing_refits_on_the_pruned_stream(tmp_path: Path) -> None:
         expected[site] = level
         return level
 
-    stream_blocks(MODEL, ADAPTER, job.calibration_NL, visit)  # type: ignore[arg-type]
+    stream_blocks(Resident(MODEL), job.calibration_NL, visit)  # type: ignore[arg-type]
     for site, level in levels.items():
         assert level.kept == expected[site].kept
         torch.testing.assert_close(level.output_OK, expected[site].output_OK, rtol=0.02, atol=0.02)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from lightstride.bench.machine import measure_machine
-from lightstride.checkpoint import is_headed, is_smashed, model_folder
+from lightstride.checkpoint import is_headed, is_smashed
 from lightstride.config import DoctorConfig
 from lightstride.errors import ModelError
 from lightstride.files import cache_folder
@@ -22,7 +22,7 @@ from lightstride.models.device import pick_device
 from lightstride.models.fingerprint import fingerprint, model_hash
 from lightstride.models.opening.builtin import BUILT_IN, gguf_source
 from lightstride.models.opening.conversions import copies, file_hash, limit_bytes, older
-from lightstride.models.opening.load import load_model, locate
+from lightstride.models.opening.load import load_model, local_folder, locate
 from lightstride.results import hardware, versions
 from lightstride.smash.model.graft_files import read_config
 from lightstride.smash.model.headed import HEAD, read_headed
@@ -110,7 +110,7 @@ def hashes(source: str, trust_remote_code: bool) -> dict[str, object]:
         folder = Path(locate(source))
         grafts = {path.name: file_hash(path) for path in sorted(folder.glob("*.safetensors"))}
     if is_headed(source):
-        folder = model_folder(source)
+        folder = local_folder(source)
         base = read_headed(folder).base
         grafts = {path.name: file_hash(path) for path in sorted((folder / HEAD).glob("*.safe*"))}
     model = load_model(base, dtype=torch.bfloat16, trust_remote_code=trust_remote_code)

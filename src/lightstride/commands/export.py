@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers import GenerationConfig, PreTrainedConfig
 
-from lightstride.checkpoint import is_headed, is_smashed, model_folder
+from lightstride.checkpoint import is_headed, is_smashed
 from lightstride.commands.export_head import export_head
 from lightstride.commands.outputs import only_writer
 from lightstride.config import ExportConfig
@@ -16,7 +16,7 @@ from lightstride.export.decilm import write_decilm
 from lightstride.export.gguf.weights import FolderWeights
 from lightstride.models.end_tokens import end_tokens
 from lightstride.models.families.registry import adapter_for
-from lightstride.models.opening.load import load_config, load_tokenizer
+from lightstride.models.opening.load import load_config, load_tokenizer, local_folder
 
 HAS_GGUF = find_spec("gguf") is not None
 if HAS_GGUF:
@@ -47,7 +47,7 @@ def export_alone(config: ExportConfig, output: Path) -> Mapping[str, object]:
             f"{config.model} has no draft head to write as {config.to}; lightstride smash "
             "--from-head makes a model with one"
         )
-    folder = model_folder(config.model)
+    folder = local_folder(config.model)
     settings = load_config(config.model, str(folder), trust_remote_code=config.trust_remote_code)
     if config.to == "decilm":
         write_decilm(folder, settings, adapter_for(settings).geometry(settings), output)

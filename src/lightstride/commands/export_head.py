@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from lightstride.checkpoint import model_folder
 from lightstride.config import ExportConfig
 from lightstride.errors import ExportError
 from lightstride.models.families.registry import adapter_for
-from lightstride.models.opening.load import load_config, locate
+from lightstride.models.opening.load import load_config, local_folder, locate
 from lightstride.smash.model.eagle3 import Eagle3Config, default_taps
 from lightstride.smash.model.eagle3_files import read_head, write_head
 from lightstride.smash.model.headed import HEAD, read_headed
@@ -31,7 +30,7 @@ def export_head(config: ExportConfig, output: Path) -> Mapping[str, object]:
             f"{config.model} is a draft head, which is not written as {config.to}; --to eagle3 "
             "and --to speculators write it, and llama.cpp's own converter reads what they write"
         )
-    folder = model_folder(config.model)
+    folder = local_folder(config.model)
     base = read_headed(folder).base
     settings = load_config(base, locate(base), trust_remote_code=config.trust_remote_code)
     num_blocks = adapter_for(settings).geometry(settings).num_blocks

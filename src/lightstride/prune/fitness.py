@@ -24,11 +24,11 @@ from transformers import PreTrainedModel
 
 from lightstride.distributed import gather_objects, pieces, rank, world_size
 from lightstride.errors import ConfigError
+from lightstride.models.block_calls import Call, logits_at, recorders
 from lightstride.models.families.adapter import Adapter, SiteWeights
 from lightstride.models.shapes import KINDS, NO_ATTENTION, Shape, Site
 from lightstride.prune.cut.materialize import DenseSites
 from lightstride.prune.cut.refit import CutSite
-from lightstride.prune.cut.stream import Call, Recorder, recorders
 from lightstride.prune.space.plan import Plan
 from lightstride.search.evaluation_log import Sample
 from lightstride.training.top_k_kl import (
@@ -229,20 +229,11 @@ class Fitness:
         return fitness
 
     def logits(self, tokens_BL: Tensor, hidden_BLD: Tensor) -> Iterator[Tensor]:
-        """Logits of the scored positions of all windows, a slice of positions at a time.
-
-        The model's own forward makes them, final norm and all, from the given hidden states:
-        its blocks are stand-ins, and the last of them answers `hidden_BLD`.
-        """
+        """Logits of the scored positions of all windows, a slice of positions at a time."""
         stride, most = self.settings.stride, self.settings.slice_positions
         scored_P = torch.arange(stride - 1, tokens_BL.shape[1], stride, device=self.device)
-        rows = max(1, most // len(scored_P))
-        with recorders(self.model, self.adapter) as stand_ins:
-            for tokens, hidden in zip(tokens_BL.split(rows), hidden_BLD.split(rows), strict=True):
-                with with_output(stand_ins[-1], hidden):
-                    for positions_P in scored_P.split(most):
-                        output = self.model(tokens, use_cache=False, logits_to_keep=positions_P)
-                        yield output.logits.flatten(0, 1)
+        slices = logits_at(self.model, self.adapter, tokens_BL, hidden_BLD, scored_P, most)
+        yield from (logits_BPV.flatten(0, 1) for logits_BPV in slices)
 
     def sample_batches(self, sample: Sample) -> list[WindowBatch]:
         """The batches of a sample; the model must be dense."""
@@ -293,13 +284,6 @@ class Fitness:
             DenseAnswer(teacher, {index: hidden[index + 1][row] for index in compared})
             for row, teacher in enumerate(teachers)
         ]
-
-
-@contextmanager
-def with_output(stand_in: Recorder, hidden_BLD: Tensor) -> Iterator[None]:
-    """Inside, a stand-in answers these hidden states whatever it is given."""
-    with stand_in.register_forward_hook(lambda *_: hidden_BLD):
-        yield
 
 
 def block_keys(plan: Plan) -> tuple[tuple[Shape, ...], ...]:

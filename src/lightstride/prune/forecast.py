@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lightstride.models.block_calls import recorders
 from lightstride.models.device import best_time
 from lightstride.models.families.adapter import Adapter
 from lightstride.models.shapes import FFNShape, Geometry, Shape, Site
 from lightstride.prune.cut.gram import add_gram
 from lightstride.prune.cut.refit import prune_ffn
-from lightstride.prune.cut.stream import recorders
 from lightstride.prune.rounds import RoundRunner
 from lightstride.prune.space.plan import Plan, Space, num_parameters
 from lightstride.search.evolution import EvolutionSettings

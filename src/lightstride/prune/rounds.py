@@ -30,6 +30,7 @@ from lightstride.errors import WorkError
 from lightstride.files.read import Count, Finite
 from lightstride.files.sealed import read_sealed, write_sealed
 from lightstride.models.families.adapter import Adapter
+from lightstride.models.opening.source import WeightSource
 from lightstride.models.shapes import Shape, Site
 from lightstride.prune.cut.refit import CutSite
 from lightstride.prune.cut.supernet import Supernet, build_supernet, supernet_bytes
@@ -158,8 +159,7 @@ class SearchTask:
 class RoundRunner:
     """A dense model with its texts, a space of plans, and a work folder."""
 
-    model: PreTrainedModel
-    adapter: Adapter
+    source: WeightSource
     space: Space
     dense_cost: int
     """Cost of the dense model in the space's unit."""
@@ -167,14 +167,22 @@ class RoundRunner:
     search_NL: Tensor
     work: Path
     settings: RoundSettings
-    device: str | None = None
-    """Device for the statistics, if not the model's own."""
     progress: bool = False
     progress_for: ProgressFor[Plan] = no_progress
     """Gives the function to call after each generation of a search."""
 
     def __post_init__(self) -> None:
         self.answers: dict[int, DenseAnswer] = {}
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The dense model."""
+        return self.source.model
+
+    @property
+    def adapter(self) -> Adapter:
+        """The adapter of its family."""
+        return self.source.adapter
 
     def centre(self, share: float) -> Plan:
         """The uniform plan of a sparsity."""
@@ -253,8 +261,7 @@ class RoundRunner:
     ) -> Supernet:
         """The supernet of these shapes, built or opened."""
         return build_supernet(
-            self.model,
-            self.adapter,
+            self.source,
             tokens_NL,
             shapes,
             centre.shapes,
@@ -264,14 +271,13 @@ class RoundRunner:
             correction=correction,
             damping=self.settings.damping,
             batch_size=self.settings.batch_size,
-            device=self.device,
             progress=self.progress,
         )
 
     def search(self, task: SearchTask, supernet: Supernet) -> RoundResult:
         """Search a supernet; the result is also written to the work folder."""
         with ExitStack() as stack:
-            memory = accelerator_memory(self.model, self.device or "cpu")
+            memory = accelerator_memory(self.model, self.source.device.type)
             stack.enter_context(dispatched(self.model, self.adapter, memory))
             title = f"{task.share:.4g}, round {task.round}"
             on_generation = stack.enter_context(self.progress_for(title))

@@ -1,5 +1,7 @@
 """The stream sees what the model computes, whatever the batches, the store and the cuts."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -8,6 +10,7 @@ from transformers import PreTrainedModel
 from helpers.toys import CHANGED_ANSWERS, TINY, tiny_llama
 from lightstride.models.families.adapter import OUTPUT_NAME
 from lightstride.models.families.registry import ADAPTERS, adapter_for
+from lightstride.models.opening.source import Resident
 from lightstride.models.shapes import AttentionShape, FFNShape, Geometry, Shape, Site
 from lightstride.prune.cut.gram import add_cross, add_gram, mirror
 from lightstride.prune.cut.materialize import mask
@@ -73,7 +76,7 @@ class Visitor:
 def run(model: PreTrainedModel, *, cut: bool = False, **options: object) -> Visitor:
     adapter = adapter_for(model.config)
     visitor = Visitor(adapter.geometry(model.config), cut)
-    stream_blocks(model, adapter, tokens(), visitor, **options)
+    stream_blocks(Resident(model), tokens(), visitor, **options)
     return visitor
 
 
@@ -134,9 +137,11 @@ def test_batch_size_does_not_matter(batch_size: int) -> None:
         torch.testing.assert_close(gram, expected[site], rtol=1e-4, atol=1e-4)
 
 
-def test_store_on_disk_changes_nothing() -> None:
+def test_activations_on_disk_change_nothing(tmp_path: Path) -> None:
     model = tiny_llama()
-    assert same(run(model, cut=True).grams, run(model, cut=True, store="disk").grams)
+    spilled = run(model, cut=True, spill=tmp_path / "activations")
+    assert same(run(model, cut=True).grams, spilled.grams)
+    assert not list(tmp_path.iterdir())
 
 
 def test_finished_sites_are_passed_by() -> None:

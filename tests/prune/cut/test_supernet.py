@@ -13,6 +13,8 @@ from lightstride.errors import OutputError, WorkError
 from lightstride.models.families.adapter import OUTPUT_NAME
 from lightstride.models.families.registry import adapter_for
 from lightstride.models.fingerprint import model_hash
+from lightstride.models.opening.source import Resident
+from lightstride.models.opening.streamed import open_streamed
 from lightstride.models.shapes import AttentionShape, FFNShape, Geometry, Shape, Site, keep_all
 from lightstride.prune.cut import supernet as supernet_module
 from lightstride.prune.cut.materialize import mask, masked_weights
@@ -43,8 +45,7 @@ def build(
 ) -> Supernet:
     shapes = space(model)
     return build_supernet(
-        model,
-        adapter_for(model.config),
+        Resident(model),
         tokens() if windows is None else windows,
         shapes,
         {site: some[1] for site, some in shapes.items()},
@@ -67,7 +68,8 @@ def plain_levels(model: PreTrainedModel, accumulation: Accumulation) -> dict[Sit
     levels: dict[Site, list[CutSite]] = {}
     for site, shapes in space(model).items():
         seen: dict[Site, SiteStatistics] = {}
-        stream_blocks(mask(model, adapter, stand_ins), adapter, tokens(), seen.__setitem__)
+        masked = Resident(mask(model, adapter, stand_ins))
+        stream_blocks(masked, tokens(), seen.__setitem__)
         weight = seen[site].weights[OUTPUT_NAME[site.kind]]
         dense = geometry.shape(site)
         levels[site] = prune_site(weight, seen[site].gram_II, shapes, dense)
@@ -190,7 +192,6 @@ def test_finished_supernet_is_only_opened(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_flipped_bits_are_found_and_named(tmp_path: Path) -> None:
     model = tiny_llama()
-    adapter = adapter_for(model.config)
     folder = build(model, tmp_path / "net").folder
     for path in sorted(folder.iterdir()):
         good = path.read_bytes()
@@ -199,12 +200,12 @@ def test_flipped_bits_are_found_and_named(tmp_path: Path) -> None:
             bad[position] ^= 1 << position % 8
             path.write_bytes(bad)
             with pytest.raises(WorkError, match=path.name):
-                read_all(Supernet.open(folder, model, adapter))
+                read_all(Supernet.open(folder, Resident(model)))
         path.write_bytes(good[:-2])
         with pytest.raises(WorkError, match=path.name):
-            read_all(Supernet.open(folder, model, adapter))
+            read_all(Supernet.open(folder, Resident(model)))
         path.write_bytes(good)
-    read_all(Supernet.open(folder, model, adapter))
+    read_all(Supernet.open(folder, Resident(model)))
 
 
 def read_all(supernet: Supernet) -> None:
@@ -217,7 +218,7 @@ def test_other_models_runs_and_versions_are_refused(tmp_path: Path) -> None:
     model, other = tiny_llama(), tiny_llama(seed=1)
     folder = build(model, tmp_path / "net").folder
     with pytest.raises(WorkError, match="another model"):
-        Supernet.open(folder, other, adapter_for(other.config))
+        Supernet.open(folder, Resident(other))
     with pytest.raises(WorkError, match="its tokens differ"):
         build(model, folder, windows=tokens(seed=8))
     with pytest.raises(WorkError, match="its accumulation differ"):
@@ -225,9 +226,9 @@ def test_other_models_runs_and_versions_are_refused(tmp_path: Path) -> None:
     index = folder / "index.json"
     index.write_text(index.read_text().replace('"version": 2', '"version": 9'))
     with pytest.raises(WorkError, match="version 9"):
-        Supernet.open(folder, model, adapter_for(model.config))
+        Supernet.open(folder, Resident(model))
     with pytest.raises(WorkError, match="no supernet"):
-        Supernet.open(tmp_path, model, adapter_for(model.config))
+        Supernet.open(tmp_path, Resident(model))
 
 
 def test_unfinished_work_of_another_run_is_refused(
@@ -271,9 +272,30 @@ def test_stream_goes_on_with_weights_as_stored(tmp_path: Path) -> None:
     geometry = adapter.geometry(model.config)
     before = {site: level for site, level in centre.items() if site < Site(1, "ffn")}
     seen: dict[Site, SiteStatistics] = {}
-    stream_blocks(model, adapter, tokens(), seen.__setitem__, finished=before)
+    stream_blocks(Resident(model), tokens(), seen.__setitem__, finished=before)
     site = Site(1, "ffn")
     assert list(seen) == [site]
     weight = seen[site].weights["down"]
     [level] = prune_site(weight, seen[site].gram_II, [FFN[1]], geometry.shape(site))
     assert torch.equal(level.output_OK.bfloat16().float(), centre[site].output_OK)
+
+
+@pytest.mark.parametrize("spilled", [False, True])
+def test_weights_from_shards_give_the_same_files(tmp_path: Path, spilled: bool) -> None:
+    model = tiny_llama(num_layers=3)
+    model.save_pretrained(tmp_path / "model", max_shard_size="20KB")
+    source = open_streamed(str(tmp_path / "model"), dtype=torch.float32)
+    shapes = space(model)
+    supernet = build_supernet(
+        source,
+        tokens(),
+        shapes,
+        {site: some[1] for site, some in shapes.items()},
+        tmp_path / "net",
+        correction=0.5,
+        spill=tmp_path / "activations" if spilled else None,
+    )
+    expected = build(model, tmp_path / "resident", correction=0.5)
+    assert contents(supernet.folder) == contents(expected.folder)
+    for site, some in shapes.items():
+        assert torch.equal(supernet.load(site, some[-1]).output_OK, expected.dense[site])

@@ -28,6 +28,7 @@ from lightstride.models.device import pick_device, pick_dtype, suitable_dtype
 from lightstride.models.families.registry import adapter_for
 from lightstride.models.opening.load import load_tokenizer
 from lightstride.models.opening.skeleton import load_skeleton, one_block
+from lightstride.models.opening.source import Resident
 from lightstride.prune.devices import device_bytes
 from lightstride.prune.footprint import Footprint, footprint
 from lightstride.prune.forecast import Operations, Rates, forecast, measure_rates
@@ -127,8 +128,7 @@ def runner_of(
     if settings.search is not None:
         settings.fitness.check_room(settings.largest_sample(search_NL.numel(), space))
     return RoundRunner(
-        model=model,
-        adapter=adapter,
+        source=Resident(model),
         space=space,
         dense_cost=dense_cost(geometry, cost),
         calibration_NL=calibration_NL,

@@ -21,6 +21,7 @@ from lightstride.models.families.adapter import Adapter
 from lightstride.models.families.registry import adapter_for
 from lightstride.models.fingerprint import model_hash
 from lightstride.models.opening.load import load_model, load_tokenizer
+from lightstride.models.opening.source import Resident
 from lightstride.models.shapes import Geometry, parse_shape, shape_text
 from lightstride.prune.devices import move_if_it_fits
 from lightstride.prune.footprint import disk_bytes
@@ -88,15 +89,13 @@ def open_run(config: PruneConfig, progress_for: ProgressFor[Plan] = no_progress)
         cost = timed_sites(config, geometry, target, model)
         space = check_shares(config, geometry, target, cost)
     runner = RoundRunner(
-        model=model,
-        adapter=adapter,
+        source=Resident(model, device),
         space=space,
         dense_cost=dense_cost(geometry, cost),
         calibration_NL=texts.calibration.tokens_NL,
         search_NL=texts.search.tokens_NL,
         work=work,
         settings=settings,
-        device=device,
         progress=True,
         progress_for=progress_for,
     )

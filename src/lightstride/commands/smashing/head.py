@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 
-from lightstride.checkpoint import model_folder, save_headed
+from lightstride.checkpoint import save_headed
 from lightstride.commands.outputs import save_result
 from lightstride.commands.smashing.published import take_published
 from lightstride.config import SmashRunConfig
 from lightstride.distributed import rank
 from lightstride.models.fingerprint import fingerprint
-from lightstride.models.opening.load import load_model, load_tokenizer
+from lightstride.models.opening.load import load_model, load_tokenizer, local_folder
 from lightstride.smash.model.headed import open_head
 
 
@@ -30,7 +30,7 @@ def take_head(
     base = load_model(
         config.model, dtype=dtype, device=device, trust_remote_code=config.trust_remote_code
     )
-    head = open_head(model_folder(source), base)
+    head = open_head(local_folder(source), base)
     output = Path(config.output)
     numbers: dict[str, object] = {
         "drafter": "eagle3",

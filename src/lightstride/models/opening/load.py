@@ -8,7 +8,7 @@ from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import torch
-from huggingface_hub import constants
+from huggingface_hub import constants, snapshot_download
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -28,6 +28,8 @@ from lightstride.models.opening.gate import check_folder, check_weight_files
 from lightstride.models.opening.gguf import gguf_as_folder
 
 MODEL_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
+FILES = ["*.json", "*.safetensors", "*.jinja", "*.py"]
+"""Of a hub repository, those that a checkpoint is made of."""
 HUB_TIMEOUT = 5.0
 """Seconds to wait for the hub before taking it for unreachable."""
 
@@ -136,6 +138,15 @@ def locate(source: str) -> str:
     if not MODEL_ID.fullmatch(source) or path.suffix == ".gguf":
         raise ModelError(f"there is no file or folder {source}")
     return source
+
+
+def local_folder(source: str) -> Path:
+    """The folder of a model, downloaded where the source is a hub id."""
+    place = locate(source)
+    if Path(place).is_dir():
+        return Path(place)
+    with errors_explained(source, "checkpoint"):
+        return Path(snapshot_download(place, allow_patterns=FILES))
 
 
 def is_local(place: str) -> bool:

@@ -33,11 +33,11 @@ Shapes: N windows, L tokens each, I inputs of output weights, O outputs.
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from lightstride.distributed import (
     NUM_SHARDS,
@@ -49,22 +49,17 @@ from lightstride.distributed import (
     rank,
     world_size,
 )
+from lightstride.models.activations import ActivationStore, activation_store
+from lightstride.models.block_calls import Call
 from lightstride.models.families.adapter import HEAD_NORMS, Adapter, SiteWeights
+from lightstride.models.opening.source import WeightSource
 from lightstride.models.shapes import KINDS, Geometry, Kind, Site
 from lightstride.progress import Bar
 from lightstride.prune.cut.gram import add_cross, add_gram, mirror
 from lightstride.prune.cut.head_norms import masked_norms
 from lightstride.prune.cut.materialize import kept_rows, masked_weights
 from lightstride.prune.cut.refit import CutSite
-from lightstride.prune.cut.stream import (
-    ActivationStore,
-    Call,
-    OutputWeights,
-    Store,
-    Stream,
-    embed,
-    resident,
-)
+from lightstride.prune.cut.stream import OutputWeights, Stream, embed
 
 TINY = 1e-12
 CHUNK_TOKENS = 4096
@@ -229,12 +224,10 @@ def joined(parts: Sequence[Tensor]) -> Tensor:
 
 
 def open_streams(
-    model: PreTrainedModel,
-    adapter: Adapter,
+    source: WeightSource,
     tokens_NL: Tensor,
     layout: ShardLayout,
     shelf: ActivationStore,
-    device: torch.device,
     *,
     weigh_tokens: bool,
     drift: bool,
@@ -242,10 +235,13 @@ def open_streams(
 ) -> tuple[StreamPair, Mapping[int, Sequence[Call]]]:
     """The streams before the first block, and for each batch size how the blocks are called."""
     mine_NL = tokens_NL[layout.windows]
-    hidden_NLD, calls = embed(model, adapter, mine_NL, layout.batches, shelf)
+    hidden_NLD, calls = embed(source, mine_NL, layout.batches, shelf)
+    adapter, device = source.adapter, source.device
     dense = None
     if drift:
-        copy_NLD = shelf.room(*hidden_NLD.shape, dtype=hidden_NLD.dtype).copy_(hidden_NLD)
+        copy_NLD = shelf.room(*hidden_NLD.shape, dtype=hidden_NLD.dtype)
+        for windows in layout.batches:
+            copy_NLD[windows] = hidden_NLD[windows]
         dense = Stream(copy_NLD, adapter, shelf, device, use_additivity=use_additivity)
     pruned = Stream(hidden_NLD, adapter, shelf, device, use_additivity=use_additivity)
     return StreamPair(pruned, dense, layout, weigh_tokens), calls
@@ -328,8 +324,7 @@ class SiteLoop:
 
 @torch.no_grad()
 def stream_blocks(
-    model: PreTrainedModel,
-    adapter: Adapter,
+    source: WeightSource,
     tokens_NL: Tensor,
     visit: OnSite,
     *,
@@ -338,8 +333,7 @@ def stream_blocks(
     drift: bool = False,
     batch_size: int = 8,
     num_shards: int = NUM_SHARDS,
-    store: Store = "memory",
-    device: torch.device | str | None = None,
+    spill: Path | None = None,
     use_additivity: bool = True,
     progress: bool = False,
 ) -> None:
@@ -348,25 +342,22 @@ def stream_blocks(
     None stands for the site as it is.  `weigh_tokens` counts tokens by their weights w, else all
     alike; `drift` adds the drift to the statistics, and runs the dense model along.  Rank 0 alone
     calls `visit` and sends its answer to the others.  Sites that are `finished` (on rank 0) are
-    neither measured nor visited.  `device` is where to compute, if not where the model is.
+    neither measured nor visited.  `spill` is a folder for activations that memory is too small for.
     Without `use_additivity` additive blocks are run like others, for tests.  The model stays as
     it is.
     """
-    device = model.device if device is None else torch.device(device)
-    geometry = adapter.geometry(model.config)
+    geometry, adapter = source.geometry, source.adapter
     num_windows, length = tokens_NL.shape
     layout = ShardLayout.of(num_windows, length, batch_size, num_shards)
     known = frozenset(map(Site.parse, broadcast_object([str(site) for site in finished])))
     loop = SiteLoop(adapter, geometry, visit, finished, known, tokens_NL.numel())
     with ExitStack() as stack:
-        shelf = ActivationStore(store, stack)
+        shelf = stack.enter_context(activation_store(spill))
         streams, calls = open_streams(
-            model,
-            adapter,
+            source,
             tokens_NL,
             layout,
             shelf,
-            device,
             weigh_tokens=weigh_tokens,
             drift=drift,
             use_additivity=use_additivity,
@@ -374,13 +365,12 @@ def stream_blocks(
         bar = stack.enter_context(
             Bar(total=len(geometry.sites), unit="site", disable=not progress or rank() > 0)
         )
-        for index, block in enumerate(adapter.blocks(model)):
-            here = {size: block_calls[index].to(device) for size, block_calls in calls.items()}
-            with resident(block, device):
-                streams.enter(block, here)
-                if index == 0 and not streams.pruned.additive:
-                    streams = replace(streams, dense=None)
-                for kind in KINDS:
-                    loop.pass_site(streams, Site(index, kind), block, here)
-                    bar.update()
-                streams.leave(block, here)
+        for index, block in enumerate(stack.enter_context(source.blocks())):
+            here = {size: each[index].to(source.device) for size, each in calls.items()}
+            streams.enter(block, here)
+            if index == 0 and not streams.pruned.additive:
+                streams = replace(streams, dense=None)
+            for kind in KINDS:
+                loop.pass_site(streams, Site(index, kind), block, here)
+                bar.update()
+            streams.leave(block, here)

@@ -6,85 +6,29 @@ input.  So each product of a block is computed about once, whatever is decided a
 blocks are additive: their output is their input plus their sites' outputs.  There the output of a
 passed site is added to the hidden states at once, and the norms before it are not run again;
 the bits are the same.  Only the block's weights and a batch of activations are on the device;
-the rest lies in memory, or in a memory-mapped temporary file.
+the rest lies in memory, or in files (`models/activations.py`).
 
 Shapes: N windows of this rank, L tokens each, D hidden size, I inputs of output weights,
 O = D outputs, B windows in a batch.
 """
 
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal
 
 import torch
-from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel
 
+from lightstride.models.activations import ActivationStore, Rows
+from lightstride.models.block_calls import Call, recorders
 from lightstride.models.families.adapter import OUTPUT_NAME, Adapter, SiteWeights
+from lightstride.models.opening.source import WeightSource
 from lightstride.models.shapes import KINDS, Kind
-
-Store = Literal["memory", "disk"]
 
 
 class _Stop(Exception):  # noqa: N818 - no error: it ends a forward pass early
     """A block has come to the layer whose input was wanted."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """Arguments of a block besides the hidden states."""
-
-    args: tuple[object, ...]
-    kwargs: dict[str, object]
-
-    def to(self, device: torch.device) -> "Call":
-        """The same, on a device."""
-        return Call(send_to_device(self.args, device), send_to_device(self.kwargs, device))
-
-
-class Recorder(nn.Module):
-    """Stands in for a block: notes how it is called and hands the hidden states on."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.hidden_BLD = torch.empty(0)
-        self.call = Call((), {})
-
-    def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor:
-        self.hidden_BLD = hidden_states
-        self.call = Call(args, kwargs)
-        return hidden_states
-
-
-@contextmanager
-def recorders(model: PreTrainedModel, adapter: Adapter) -> Iterator[list[Recorder]]:
-    """Inside, every block of the model is a recorder."""
-    blocks = adapter.blocks(model)
-    originals = list(blocks)
-    stand_ins = [Recorder() for _ in originals]
-    for index, stand_in in enumerate(stand_ins):
-        blocks[index] = stand_in
-    try:
-        yield stand_ins
-    finally:
-        for index, block in enumerate(originals):
-            blocks[index] = block
-
-
-@contextmanager
-def resident(block: nn.Module, device: torch.device) -> Iterator[None]:
-    """Inside, the block's weights are on the device."""
-    home = next(block.parameters()).device
-    block.to(device)
-    try:
-        yield
-    finally:
-        block.to(home)
 
 
 @dataclass(frozen=True)
@@ -103,36 +47,16 @@ class OutputWeights:
         return functional.linear(input_BLI, self.weight_OI, self.bias_O)
 
 
-class ActivationStore:
-    """Storage of activations between two uses: in memory, or in a temporary file."""
-
-    def __init__(self, store: Store, stack: ExitStack) -> None:
-        self.folder: Path | None = None
-        self.count = 0
-        if store == "disk":
-            folder = tempfile.TemporaryDirectory(prefix="lightstride-")
-            self.folder = Path(stack.enter_context(folder))
-
-    def room(self, *shape: int, dtype: torch.dtype) -> Tensor:
-        """A tensor of this shape; its values are not set."""
-        if self.folder is None:
-            return torch.empty(shape, dtype=dtype)
-        self.count += 1
-        path = str(self.folder / str(self.count))
-        size = torch.Size(shape).numel()
-        return torch.from_file(path, shared=True, size=size, dtype=dtype).view(shape)
-
-
 @dataclass
 class Stream:
     """Activations of this rank's windows, as far as the model has been run."""
 
-    hidden_NLD: Tensor
+    hidden_NLD: Rows
     """Inputs of the block at hand; in an additive block, plus the passed sites' outputs."""
     adapter: Adapter
     shelf: ActivationStore
     device: torch.device
-    inputs: dict[Kind, Tensor] = field(default_factory=dict)
+    inputs: dict[Kind, Rows] = field(default_factory=dict)
     """Inputs (N, L, I) of the output weights of the sites that were reached."""
     outputs: dict[Kind, OutputWeights | None] = field(default_factory=dict)
     """Output weights of the block's passed sites; None where their outputs are added already."""
@@ -242,19 +166,18 @@ class Stream:
 
 
 def embed(
-    model: PreTrainedModel,
-    adapter: Adapter,
+    source: WeightSource,
     tokens_NL: Tensor,
     batches: Sequence[slice],
     shelf: ActivationStore,
-) -> tuple[Tensor, Mapping[int, Sequence[Call]]]:
+) -> tuple[Rows, Mapping[int, Sequence[Call]]]:
     """Inputs of the first block (N, L, D), and the blocks' arguments for each batch size."""
-    hidden_NLD: Tensor | None = None
+    hidden_NLD: Rows | None = None
     calls: dict[int, Sequence[Call]] = {}
-    decoder = adapter.decoder(model)
-    with recorders(model, adapter) as stand_ins:
+    decoder = source.adapter.decoder(source.model)
+    with source.embedding(), recorders(source.model, source.adapter) as stand_ins:
         for windows in batches:
-            tokens_BL = tokens_NL[windows].to(model.device)
+            tokens_BL = tokens_NL[windows].to(source.device)
             decoder(input_ids=tokens_BL, use_cache=False)
             hidden_BLD = stand_ins[0].hidden_BLD
             calls.setdefault(len(tokens_BL), [stand_in.call for stand_in in stand_ins])

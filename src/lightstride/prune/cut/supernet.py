@@ -27,19 +27,17 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from lightstride.config.prune import Accumulation
 from lightstride.distributed import NUM_SHARDS, barrier, rank
 from lightstride.errors import OutputError, WorkError
 from lightstride.files import rename_folder, write_json
 from lightstride.files.read import read_json
-from lightstride.models.families.adapter import OUTPUT_NAME, Adapter
-from lightstride.models.fingerprint import model_hash
+from lightstride.models.families.adapter import OUTPUT_NAME
+from lightstride.models.opening.source import WeightSource
 from lightstride.models.shapes import Geometry, Kept, Shape, Site, keep_all, shape_text
 from lightstride.prune.cut.refit import CutSite, kept_inputs, prune_site, weights_for_targets
 from lightstride.prune.cut.statistics import SiteStatistics, stream_blocks
-from lightstride.prune.cut.stream import Store
 from lightstride.prune.cut.supernet_files import (
     Json,
     SiteEntry,
@@ -52,15 +50,6 @@ from lightstride.prune.cut.supernet_files import (
 VERSION = 2
 INDEX = "index.json"
 STARTED = "started.json"
-
-
-def dense_outputs(model: PreTrainedModel, adapter: Adapter) -> dict[Site, Tensor]:
-    """The output weights (O, I) of every site, by reference."""
-    blocks = adapter.blocks(model)
-    return {
-        site: adapter.read(blocks[site.block], site.kind)[OUTPUT_NAME[site.kind]]
-        for site in adapter.geometry(model.config).sites
-    }
 
 
 def supernet_bytes(geometry: Geometry, shapes: Mapping[Site, Sequence[Shape]]) -> int:
@@ -80,23 +69,24 @@ class Supernet:
 
     folder: Path
     entries: Mapping[Site, SiteEntry]
+    hidden_size: int
     dense: Mapping[Site, Tensor]
-    """Output weights of the dense model."""
+    """Output weights of the dense model, which its dense levels have."""
     settings: Mapping[str, object]
     """Settings of the build."""
 
     @classmethod
-    def open(cls, folder: Path, model: PreTrainedModel, adapter: Adapter) -> "Supernet":
+    def open(cls, folder: Path, source: WeightSource) -> "Supernet":
         """The supernet in a folder, made from this (dense) model; raises WorkError if it is not."""
         document = read_index(folder)
-        if document["model"] != model_hash(model):
+        if document["model"] != source.identity():
             raise WorkError(f"supernet {folder} was made from another model; give another folder")
         sites, settings = document["sites"], document["settings"]
         assert isinstance(sites, dict)
         assert isinstance(settings, dict)
         parsed = {Site.parse(name): entry for name, entry in sites.items()}
         entries = {site: SiteEntry.from_json(site, entry) for site, entry in parsed.items()}
-        return cls(folder, entries, dense_outputs(model, adapter), settings)
+        return cls(folder, entries, source.geometry.hidden_size, source.dense_outputs(), settings)
 
     def shapes(self, site: Site) -> tuple[Shape, ...]:
         """Shapes a site is there in."""
@@ -112,7 +102,7 @@ class Supernet:
 
     def load(self, site: Site, shape: Shape) -> CutSite:
         """A level with its weights, checked; raises WorkError naming the file if damaged."""
-        return read_level(self.folder, self.entries[site], shape, self.dense[site])
+        return read_level(self.folder, self.entries[site], shape, self.hidden_size, self.dense)
 
 
 def index_hash(document: Json) -> str:
@@ -154,8 +144,8 @@ class SupernetBuilder:
 
     def cut_and_store(self, site: Site, statistics: SiteStatistics) -> CutSite | None:
         """Cut a site to all its shapes and store them; the stand-in for the sites that follow."""
-        gram_II = statistics.gram_II
-        dense_OI, dense = self.dense[site].to(gram_II.device), self.geometry.shape(site)
+        gram_II, dense = statistics.gram_II, self.geometry.shape(site)
+        dense_OI = statistics.weights[OUTPUT_NAME[site.kind]].to(gram_II.device)
         target_OI = dense_OI.float()
         if statistics.drift_IO is not None:
             cross_IO = gram_II @ target_OI.T + self.correction * statistics.drift_IO
@@ -176,7 +166,7 @@ class SupernetBuilder:
             return levels[self.centre[site]]
         dense = self.geometry.shape(site)
         sizes = [self.geometry.parameters(shape) for shape in levels]
-        total_OI = torch.zeros_like(self.dense[site], dtype=torch.float32)
+        total_OI = torch.zeros(self.geometry.hidden_size, self.geometry.num_inputs(dense))
         for size, level in zip(sizes, levels.values(), strict=True):
             assert level.bias_O is None
             columns_K = kept_inputs(level.kept, dense, self.geometry.head_dim)
@@ -203,7 +193,8 @@ class FinishedSites(Mapping[Site, CutSite | None]):
             return None
         if builder.accumulation == "median":
             shapes = {builder.centre[site]: entry.levels[builder.centre[site]]}
-        levels = {s: read_level(builder.folder, entry, s, builder.dense[site]) for s in shapes}
+        size = builder.geometry.hidden_size
+        levels = {s: read_level(builder.folder, entry, s, size, builder.dense) for s in shapes}
         return builder.stand_in(site, levels)
 
     def __iter__(self) -> Iterator[Site]:
@@ -214,7 +205,7 @@ class FinishedSites(Mapping[Site, CutSite | None]):
 
 
 def description_of(
-    model: PreTrainedModel,
+    source: WeightSource,
     tokens_NL: Tensor,
     builder: SupernetBuilder,
     *,
@@ -226,13 +217,13 @@ def description_of(
     shapes = {str(s): [shape_text(shape) for shape in some] for s, some in builder.shapes.items()}
     return {
         "version": VERSION,
-        "model": model_hash(model),
+        "model": source.identity(),
         "settings": {
             "num_windows": tokens_NL.shape[0],
             "window": tokens_NL.shape[1],
             "tokens": hashlib.sha256(tokens).hexdigest(),
             "num_shards": num_shards,
-            "dtype": str(model.dtype).removeprefix("torch."),
+            "dtype": str(source.model.dtype).removeprefix("torch."),
             "accumulation": builder.accumulation,
             "relative": weigh_tokens,
             "correction": builder.correction,
@@ -291,8 +282,7 @@ def publish(folder: Path, partial: Path, description: Json, sites: Iterable[Site
 
 
 def build_supernet(
-    model: PreTrainedModel,
-    adapter: Adapter,
+    source: WeightSource,
     tokens_NL: Tensor,
     shapes: Mapping[Site, Sequence[Shape]],
     centre: Mapping[Site, Shape],
@@ -304,8 +294,7 @@ def build_supernet(
     damping: float = 0.01,
     batch_size: int = 8,
     num_shards: int = NUM_SHARDS,
-    store: Store = "memory",
-    device: torch.device | str | None = None,
+    spill: Path | None = None,
     progress: bool = False,
 ) -> Supernet:
     """Build the supernet in `folder`, or the sites that are missing, or open it if it is whole.
@@ -316,23 +305,21 @@ def build_supernet(
     folder holds another supernet.
     """
     partial = folder.with_name(f"{folder.name}.partial")
-    geometry = adapter.geometry(model.config)
-    dense = dense_outputs(model, adapter)
+    geometry, dense = source.geometry, source.dense_outputs()
     builder = SupernetBuilder(
         partial, geometry, dense, shapes, centre, accumulation, correction, damping
     )
     description = description_of(
-        model, tokens_NL, builder, num_shards=num_shards, weigh_tokens=weigh_tokens
+        source, tokens_NL, builder, num_shards=num_shards, weigh_tokens=weigh_tokens
     )
     if (folder / INDEX).exists():
         check_same(folder, read_index(folder), description)
-        return Supernet.open(folder, model, adapter)
+        return Supernet.open(folder, source)
     if rank() == 0:
         open_partial(folder, partial, description)
     barrier()
     stream_blocks(
-        model,
-        adapter,
+        source,
         tokens_NL,
         builder.cut_and_store,
         finished=FinishedSites(builder) if rank() == 0 else {},
@@ -340,11 +327,10 @@ def build_supernet(
         drift=correction != 0 and accumulation != "none",
         batch_size=batch_size,
         num_shards=num_shards,
-        store=store,
-        device=device,
+        spill=spill,
         progress=progress,
     )
     if rank() == 0:
         publish(folder, partial, description, shapes)
     barrier()
-    return Supernet.open(folder, model, adapter)
+    return Supernet.open(folder, source)

@@ -141,8 +141,13 @@ def read_entry(folder: Path, site: Site) -> SiteEntry | None:
         return None
 
 
-def read_level(folder: Path, entry: SiteEntry, shape: Shape, dense_OI: Tensor) -> CutSite:
-    """One level, its weights checked against their hashes; raises WorkError if they differ."""
+def read_level(
+    folder: Path, entry: SiteEntry, shape: Shape, num_outputs: int, dense: Mapping[Site, Tensor]
+) -> CutSite:
+    """One level, its weights checked against their hashes; raises WorkError if they differ.
+
+    A level that holds no output weights has the dense ones.
+    """
     level = entry.levels[shape]
     path = folder / entry.file
     tensors: dict[str, Tensor] = {}
@@ -157,12 +162,12 @@ def read_level(folder: Path, entry: SiteEntry, shape: Shape, dense_OI: Tensor) -
     except (OSError, SafetensorError) as error:
         raise damaged(path, entry.site, shape) from error
     for part, tensor in tensors.items():
-        fits = tensor.dim() == {"output": 2, "bias": 1}[part] and len(tensor) == len(dense_OI)
+        fits = tensor.dim() == {"output": 2, "bias": 1}[part] and len(tensor) == num_outputs
         if tensor.dtype != torch.bfloat16 or not fits:
             raise damaged(path, entry.site, shape)
     bias_O = tensors["bias"].float() if "bias" in tensors else None
-    output_OK = tensors.get("output", dense_OI).float()
-    return CutSite(level.kept, output_OK, level.loss, bias_O)
+    output_OK = tensors["output"] if "output" in tensors else dense[entry.site]
+    return CutSite(level.kept, output_OK.float(), level.loss, bias_O)
 
 
 def damaged(path: Path, site: Site, shape: Shape) -> WorkError:
