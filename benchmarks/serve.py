@@ -14,7 +14,6 @@ ways take turns, and every figure is the median of the rounds.
 """
 
 import argparse
-import asyncio
 import contextlib
 import os
 import re
@@ -37,6 +36,7 @@ from lightstride.generate.chat_template import chat_tokens
 from lightstride.models.device import pick_device, pick_dtype, suitable_dtype
 from lightstride.models.opening.load import load_model, load_tokenizer
 from output import add_output, finish
+from streams import Client
 
 QUESTIONS = (
     "What is a lighthouse for?",
@@ -48,23 +48,28 @@ QUESTIONS = (
     "Name five animals that live in the sea.",
     "Give me advice for a job interview.",
 )
+LATER = 0.3
+"""Seconds after a long prompt at which a short request comes."""
 Numbers = dict[str, object]
 
 
 class Remote:
-    """A server in a process of its own."""
+    """A server in a process of its own, and the client that asks it, in another."""
 
-    def __init__(self, url: str, model: str, ready_seconds: float, extra: Numbers) -> None:
-        self.url = url
+    def __init__(
+        self, client: Client, url: str, model: str, ready_seconds: float, extra: Numbers
+    ) -> None:
+        host, _, port = url.removeprefix("http://").partition(":")
+        self.client = client
+        self.host = host
+        self.port = int(port)
         self.model = model
         self.ready_seconds = ready_seconds
         self.extra = extra
 
-    async def stream(
-        self, client: httpx.AsyncClient, question: str, new_tokens: int
-    ) -> tuple[float, float, int]:
-        """Seconds to the first text and to the end, and tokens, of one answer."""
-        body = {
+    def body(self, question: str, new_tokens: int) -> Numbers:
+        """A request."""
+        return {
             "model": self.model,
             "messages": [{"role": "user", "content": question}],
             "max_tokens": new_tokens,
@@ -72,50 +77,28 @@ class Remote:
             "stream": True,
             **self.extra,
         }
-        begin = time.perf_counter()
-        first, chunks, told = 0.0, 0, None
-        async with client.stream("POST", f"{self.url}/v1/chat/completions", json=body) as response:
-            assert response.status_code == 200, await response.aread()
-            async for line in response.aiter_lines():
-                if '"content":"' in line.replace('": "', '":"') and '"content":""' not in line:
-                    first = first or time.perf_counter() - begin
-                    chunks += 1
-                if found := re.search(r'"completion_tokens": ?(\d+)', line):
-                    told = int(found[1])
-        return first, time.perf_counter() - begin, chunks if told is None else told
 
     def at_once(self, questions: Sequence[str], new_tokens: int) -> tuple[float, int]:
-        """Seconds and tokens of several answers at once."""
-
-        async def run() -> list[tuple[float, float, int]]:
-            async with httpx.AsyncClient(timeout=600) as client:
-                return await asyncio.gather(
-                    *(self.stream(client, question, new_tokens) for question in questions)
-                )
-
-        begin = time.perf_counter()
-        told = asyncio.run(run())
-        return time.perf_counter() - begin, sum(tokens for _, _, tokens in told)
+        """Seconds to the end of the last of several answers, and tokens of all."""
+        bodies = [self.body(question, new_tokens) for question in questions]
+        told = self.client.ask(self.host, self.port, bodies)
+        return max(each.end for each in told), sum(each.tokens for each in told)
 
     def first_token(self, long_prompt: str | None) -> float:
         """Seconds to the first token of a short request, a long prompt being read or not."""
-
-        async def run() -> float:
-            async with httpx.AsyncClient(timeout=600) as client:
-                if long_prompt is None:
-                    return (await self.stream(client, "Say hello.", 4))[0]
-                other = asyncio.create_task(self.stream(client, long_prompt, 4))
-                await asyncio.sleep(0.2)
-                first, _, _ = await self.stream(client, "Say hello.", 4)
-                assert not other.done(), "the long prompt was read before the short one came"
-                await other
-                return first
-
-        return asyncio.run(run())
+        short = self.body("Say hello.", 4)
+        if long_prompt is None:
+            return self.client.ask(self.host, self.port, [short])[0].first
+        bodies = [self.body(long_prompt, 4), short]
+        long, told = self.client.ask(self.host, self.port, bodies, LATER)
+        assert long.first > LATER + told.first, "the long prompt was read before the short one"
+        return told.first
 
 
 @contextlib.contextmanager
-def lightstride_server(model: str, mode: str, threads: int) -> Iterator[Remote]:
+def lightstride_server(
+    client: Client, model: str, mode: str | None, threads: int
+) -> Iterator[Remote]:
     """Our server, ready."""
     command = [sys.executable, "-m", "lightstride", "serve", model, "--port", "0"]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
@@ -130,15 +113,17 @@ def lightstride_server(model: str, mode: str, threads: int) -> Iterator[Remote]:
                     break
             assert url, "the server did not start"
             seconds = time.perf_counter() - begin
-            extra: Numbers = {"ignore_eos": True, "mode": mode}
-            yield Remote(url, model, seconds, {**extra, "stream_options": {"include_usage": True}})
+            extra: Numbers = {"ignore_eos": True, "stream_options": {"include_usage": True}}
+            if mode is not None:
+                extra["mode"] = mode
+            yield Remote(client, url, model, seconds, extra)
         finally:
             process.terminate()
             process.wait(30)
 
 
 @contextlib.contextmanager
-def transformers_server(dense: str, threads: int, folder: Path) -> Iterator[Remote]:
+def transformers_server(client: Client, dense: str, threads: int, folder: Path) -> Iterator[Remote]:
     """transformers' own server over the dense model, with its continuous batching."""
     model = load_model(dense, dtype=pick_dtype("auto", suitable_dtype("cpu")))
     model.generation_config.eos_token_id = None
@@ -161,7 +146,7 @@ def transformers_server(dense: str, threads: int, folder: Path) -> Iterator[Remo
                 assert process.poll() is None, (folder / "log").read_text()[-2000:]
                 assert time.perf_counter() - begin < 120
                 time.sleep(0.2)
-            yield Remote(url, str(folder / "dense"), time.perf_counter() - begin, {})
+            yield Remote(client, url, str(folder / "dense"), time.perf_counter() - begin, {})
         finally:
             process.terminate()
             process.wait(30)
@@ -251,7 +236,7 @@ def main() -> None:
     """Measure, print one JSON document, write it where asked."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2-135m-smash")
-    parser.add_argument("--mode", default="lossless")
+    parser.add_argument("--mode", help="of both; by default the model's own")
     parser.add_argument(
         "--dense", default="smollm2-135m", help="for transformers; '' leaves it out"
     )
@@ -265,10 +250,13 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        client = stack.enter_context(Client())
         theirs = None
         if args.dense:
-            theirs = stack.enter_context(transformers_server(args.dense, args.threads, folder))
-        ours = stack.enter_context(lightstride_server(args.model, args.mode, args.threads))
+            theirs = stack.enter_context(
+                transformers_server(client, args.dense, args.threads, folder)
+            )
+        ours = stack.enter_context(lightstride_server(client, args.model, args.mode, args.threads))
         numbers = measure(args, ours, theirs)
     finish("serve", numbers, args, 0)
 

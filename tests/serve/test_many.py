@@ -22,7 +22,7 @@ LIMITS = Limits(rows=16, queue=64)
 
 def smashed_session(tokenizer: PreTrainedTokenizerBase) -> Session:
     decoder = SmashDecoder(toy(sharp(BASES["llama"]())), tokenizer)
-    return decoder.session(SessionLimits(entries=4096, chunk=8, idle_chunk=8))
+    return decoder.session(SessionLimits(entries=4096, chunk=8))
 
 
 @pytest.fixture(scope="module")

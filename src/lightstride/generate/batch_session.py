@@ -24,6 +24,7 @@ from lightstride.generate.modes import ColumnReader, Columns, DecodingMode, Outc
 from lightstride.generate.rows import NO_HOOKS, Row, check_prompt, context_length
 from lightstride.generate.sampling import row_key
 from lightstride.generate.session import Hooks, Limits, RowStep, TokenLogprob
+from lightstride.generate.turns import Turns
 from lightstride.memory.cache import Memory
 
 
@@ -55,7 +56,7 @@ class BatchSession:
         self.rows: list[Row] = []
         self.num_answering = 0
         self.num_joined = 0
-        self.is_first_turn = False
+        self.turns = Turns(limits)
         self.waiting: deque[Row] = deque()
         self.cancelled: set[str] = set()
 
@@ -198,8 +199,8 @@ class BatchSession:
         """Read on in the prompts; rows that are through have their first tokens."""
         if not self.rows[answering:]:
             return []
-        budget = self.limits.chunk if answering else self.limits.idle_chunk
-        where, width = self.next_to_read(answering, budget)
+        members, width = self.turns.next(self.rows[answering:])
+        where = self.gather([answering + index for index in members], answering)
         rows = self.rows[where]
         parts = [row.prompt[row.num_read : row.num_read + width] for row in rows]
         forward = self.batch.read(where, parts, self.taps(rows))
@@ -210,31 +211,26 @@ class BatchSession:
             mode.note_prompt(theirs, [parts[i] for i in members], forward.of_rows(members))
         through = [index for index, row in enumerate(rows) if row.left_to_read == 0]
         for index in through:
-            here, there = where.start + index, self.num_answering
-            self.rows[here], self.rows[there] = self.rows[there], self.rows[here]
-            self.batch.swap_rows(here, there)
+            self.swap(where.start + index, self.num_answering)
             self.num_answering += 1
         return self.begin([rows[index] for index in through], forward.of_rows(through))
 
-    def next_to_read(self, answering: int, budget: int) -> tuple[slice, int]:
-        """Rows to read on in, one and its neighbors, and how many tokens.
+    def gather(self, members: Sequence[int], front: int) -> slice:
+        """Bring rows together; one that is alone stays where it is."""
+        if len(members) == 1:
+            return slice(members[0], members[0] + 1)
+        wanted = {self.rows[index].key for index in members}
+        places = range(front, front + len(members))
+        outside = [index for index in members if index not in places]
+        for place in places:
+            if self.rows[place].key not in wanted:
+                self.swap(place, outside.pop())
+        return slice(front, front + len(members))
 
-        In turn the row that joined first, so that nobody waits for ever, and the one that is read
-        soonest, so that a short prompt does not wait for a long one.
-        """
-        reading = range(answering, len(self.rows))
-        self.is_first_turn = not self.is_first_turn
-        if self.is_first_turn:
-            start = min(reading, key=lambda i: self.rows[i].number)
-        else:
-            start = min(reading, key=lambda i: self.rows[i].left_to_read)
-        stop, width = start, 0
-        for row in self.rows[start:]:
-            wider = max(width, min(row.left_to_read, budget))
-            if stop > start and wider * (stop - start + 1) > budget:
-                break
-            stop, width = stop + 1, wider
-        return slice(start, stop), width
+    def swap(self, one: int, other: int) -> None:
+        """Exchange two rows."""
+        self.rows[one], self.rows[other] = self.rows[other], self.rows[one]
+        self.batch.swap_rows(one, other)
 
     def begin(self, rows: Sequence[Row], forward: Forward) -> list[RowStep]:
         """The first tokens of rows whose prompts were just read."""

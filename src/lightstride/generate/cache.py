@@ -71,7 +71,8 @@ class KvBuffer(Cache):
         return keys_BGWd[:, :, : self.width], values_BGWd[:, :, : self.width]
 
     def fitted(self, buffer: Tensor | None, states: Tensor) -> Tensor:
-        """A layer's buffer, with room for all rows and for the forward at hand."""
+        """A layer's buffer, with room for all rows and for the forward at hand; new ones are as
+        the states are."""
         rows, columns = (0, 0) if buffer is None else (buffer.shape[0], buffer.shape[2])
         if rows >= self.num_rows and columns >= self.width:
             assert buffer is not None
@@ -85,6 +86,12 @@ class KvBuffer(Cache):
         if buffer is not None:
             grown[: buffer.shape[0], :, : buffer.shape[2]] = buffer
         return grown
+
+    def fit_rows(self) -> None:
+        """Make room for rows that were added since the last forward."""
+        for held in (self.keys, self.values):
+            for layer, buffer_RGWd in held.items():
+                held[layer] = self.fitted(buffer_RGWd, buffer_RGWd)
 
     def columns(self, used: int) -> int:
         """Columns of a buffer in which so many are used."""
@@ -103,12 +110,14 @@ class KvBuffer(Cache):
         for buffer_RGWd in self.buffers:
             buffer_RGWd[target, :, :used] = buffer_RGWd[source, :, :used]
 
-    def swap_rows(self, one: int, other: int, used: int) -> None:
-        """Exchange the first entries of two rows."""
+    def swap_rows(self, one: int, other: int, used: Sequence[int]) -> None:
+        """Exchange the first entries of two rows, `used` of each; the fewer ones are set aside."""
+        self.fit_rows()
+        (few, small), (many, large) = sorted(zip(used, (one, other), strict=True))
         for buffer_RGWd in self.buffers:
-            kept = buffer_RGWd[one, :, :used].clone()
-            buffer_RGWd[one, :, :used] = buffer_RGWd[other, :, :used]
-            buffer_RGWd[other, :, :used] = kept
+            kept = buffer_RGWd[small, :, :few].clone()
+            buffer_RGWd[small, :, :many] = buffer_RGWd[large, :, :many]
+            buffer_RGWd[large, :, :few] = kept
 
     def shrink(self, used: int) -> None:
         """Give back memory once half of the rows have left; `used` columns are still needed."""
@@ -116,6 +125,7 @@ class KvBuffer(Cache):
         if not buffers or 2 * self.num_rows > buffers[0].shape[0]:
             return
         columns = self.columns(used)
+        self.width = min(self.width, columns)
         for held in (self.keys, self.values):
             for layer, buffer_RGWd in held.items():
                 held[layer] = buffer_RGWd[: self.num_rows, :, :columns].clone()

@@ -19,7 +19,7 @@ from lightstride.generate.session import FinishReason, Hooks, Limits, RowStep, S
 from lightstride.memory.cache import Memory
 
 NO_LIMITS = Limits()
-ALL_AT_ONCE = Limits(chunk=sys.maxsize, idle_chunk=sys.maxsize)
+ALL_AT_ONCE = Limits(chunk=sys.maxsize, together=sys.maxsize)
 """For prompts that are all there at the start: they are read in one forward."""
 
 

@@ -76,7 +76,7 @@ class CachedBatch:
     def swap_rows(self, one: int, other: int) -> None:
         """Exchange two rows."""
         if one != other:
-            self.cache.swap_rows(one, other, max(self.used[one], self.used[other]))
+            self.cache.swap_rows(one, other, (self.used[one], self.used[other]))
             for values in (self.used, self.positions):
                 values[one], values[other] = values[other], values[one]
 

@@ -41,9 +41,9 @@ class Limits:
     entries: int | None = None
     """Most KV entries of all rows together, as `free_entries` counts them; None: no bound."""
     chunk: int = 512
-    """Most prompt tokens read in a step while other rows answer."""
-    idle_chunk: int = 8192
-    """Most prompt tokens, of all new rows together, read in a step while no row answers."""
+    """Most tokens of one prompt read in a step."""
+    together: int = 8192
+    """Most tokens, padding included, of all prompts read in a step."""
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def test_greedy_answers_are_the_bases(changes: dict[str, object]) -> None:
     assert any(each.tokens_per_step > 1.1 for each in found)
 
 
-@pytest.mark.parametrize("limits", [Limits(), Limits(chunk=3, idle_chunk=7)])
+@pytest.mark.parametrize("limits", [Limits(), Limits(chunk=3, together=7)])
 def test_answers_are_the_same_alone_and_among_others(limits: Limits) -> None:
     base = deep_toy()
     decoder, plain = (

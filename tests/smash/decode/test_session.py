@@ -41,7 +41,7 @@ def some_requests(seed: int, count: int = 14) -> list[Request]:
     ]
 
 
-@pytest.mark.parametrize("limits", [Limits(), Limits(chunk=3, idle_chunk=7), Limits(entries=250)])
+@pytest.mark.parametrize("limits", [Limits(), Limits(chunk=3, together=7), Limits(entries=250)])
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("gist", [True, False])
 def test_answers_are_the_same_alone_and_among_others(gist: bool, base: str, limits: Limits) -> None:
