@@ -181,7 +181,7 @@ def test_saving_leaves_the_model_as_it_was(tmp_path):
 def test_large_models_are_written_in_shards(tmp_path):
     model = tiny_llama(num_layers=4)
     cut_block(model, 2)
-    save_checkpoint(model, byte_tokenizer(), tmp_path / "new", max_shard_size="50KB")
+    save_checkpoint(model, byte_tokenizer(), tmp_path / "new", shard_bytes=50_000)
     assert len(list((tmp_path / "new").glob("model-*.safetensors"))) > 1
     assert_same_weights(load_model(str(tmp_path / "new")), model)
 

@@ -37,7 +37,9 @@ from lightstride.models.opening.load import (
     local_folder,
     locate,
 )
-from lightstride.models.rebuild import rebuilt
+from lightstride.models.opening.source import Resident, WeightSource
+from lightstride.models.rebuild import empty_with_widths
+from lightstride.models.saving import SHARD_BYTES, save_weights
 from lightstride.models.uneven import modeling as layered
 from lightstride.models.uneven.register import LAYERED
 from lightstride.smash.decode.decoder import SmashDecoder
@@ -75,36 +77,47 @@ class RecordFields(msgspec.Struct):
 
 
 def save_checkpoint(
-    model: PreTrainedModel,
+    model: PreTrainedModel | WeightSource,
     tokenizer: PreTrainedTokenizerBase,
     folder: str | Path,
     *,
     record: Mapping[str, object] | None = None,
-    max_shard_size: str = "5GB",
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write a model at the widths that its blocks have, with its tokenizer and a record.
 
-    Raises OutputError when the folder is not new or empty, or cannot be written; nothing that
-    looks like a checkpoint is left then.
+    Weights are written as they come from the source, block by block.  Raises OutputError when the
+    folder is not new or empty, or cannot be written; nothing that looks like a checkpoint is left
+    then.
     """
-    saved = model if isinstance(model, SmashModel) else rebuilt(model)
     with whole_folder(Path(folder)) as partial, quiet():
-        if isinstance(saved.config, tuple(classes[0] for classes in LAYERED.values())):
-            saved.config.auto_map = auto_map(saved.config)
-            shutil.copyfile(layered.__file__, partial / MODELING_NAME)
-        generation, saved.generation_config = saved.generation_config, GenerationConfig()
-        try:
-            if isinstance(saved, SmashModel):
-                saved.save_pretrained(partial)
-            else:
-                saved.save_pretrained(partial, max_shard_size=max_shard_size)
-        finally:
-            saved.generation_config = generation
+        if isinstance(model, SmashModel):
+            generation, model.generation_config = model.generation_config, GenerationConfig()
+            try:
+                model.save_pretrained(partial)
+            finally:
+                model.generation_config = generation
+        else:
+            source = model if isinstance(model, WeightSource) else Resident(model)
+            generation = source.model.generation_config
+            save_source(source, partial, shard_bytes)
         # Without the check in GenerationConfig.save_pretrained, which refuses published ones.
         generation.to_json_file(partial / "generation_config.json", use_diff=True)
         tokenizer.save_pretrained(partial)
         if record is not None:
             write_record(partial, record)
+
+
+def save_source(source: WeightSource, folder: Path, shard_bytes: int) -> None:
+    """Write config and weights of a source, with the modeling file that uneven widths need."""
+    like = empty_with_widths(source.model, source.shapes)
+    if isinstance(like.config, tuple(classes[0] for classes in LAYERED.values())):
+        like.config.auto_map = auto_map(like.config)
+        shutil.copyfile(layered.__file__, folder / MODELING_NAME)
+    like.config.dtype = str(source.model.dtype).removeprefix("torch.")
+    like.config.architectures = [type(like).__name__]
+    like.config.save_pretrained(folder)
+    save_weights(source, like, folder, shard_bytes)
 
 
 def auto_map(config: PreTrainedConfig) -> dict[str, str]:

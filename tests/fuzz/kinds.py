@@ -63,7 +63,7 @@ def plain(folder: Path) -> Path:
 
 def sharded(folder: Path) -> Path:
     """The same in several files with an index."""
-    save_checkpoint(tiny_llama(), byte_tokenizer(), folder / "sharded", max_shard_size="40KB")
+    save_checkpoint(tiny_llama(), byte_tokenizer(), folder / "sharded", shard_bytes=40_000)
     assert (folder / "sharded" / "model.safetensors.index.json").exists()
     return folder / "sharded"
 

@@ -88,15 +88,22 @@ def plain_config(
     return MistralConfig(**shared, sliding_window=None)
 
 
-def rebuilt(model: PreTrainedModel) -> PreTrainedModel:
-    """A model with the same tensors, whose class and config have the widths of its blocks."""
+def empty_with_widths(model: PreTrainedModel, shapes: Mapping[Site, Shape]) -> PreTrainedModel:
+    """A model like this one of meta tensors, whose class and config have these widths."""
     register()
-    config = config_with_widths(model.config, block_shapes(model))
+    config = config_with_widths(model.config, shapes)
     attention = model.config._attn_implementation
     with torch.device("meta"):
         new: PreTrainedModel = AutoModelForCausalLM.from_config(
             config, attn_implementation=attention
         )
+    new.tie_weights()
+    return new
+
+
+def rebuilt(model: PreTrainedModel) -> PreTrainedModel:
+    """A model with the same tensors, whose class and config have the widths of its blocks."""
+    new = empty_with_widths(model, block_shapes(model))
     new.load_state_dict(model.state_dict(), assign=True)
     new.tie_weights()
     parameters = dict(model.named_parameters())

@@ -5,6 +5,14 @@ from io import FileIO
 import torch
 from torch import Tensor
 
+FLOAT_TYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+"""Of weights that are computed with as they are, as safetensors calls them."""
+
 
 def bytes_of(tensor: Tensor) -> memoryview:
     """The bytes of a contiguous tensor on the CPU, which can be written to."""

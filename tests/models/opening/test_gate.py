@@ -19,7 +19,7 @@ from lightstride.models.opening.load import load_model, load_tokenizer
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    save_checkpoint(tiny_llama(), byte_tokenizer(), tmp_path / "model", max_shard_size="40KB")
+    save_checkpoint(tiny_llama(), byte_tokenizer(), tmp_path / "model", shard_bytes=40_000)
     return tmp_path / "model"
 
 

@@ -14,15 +14,7 @@ from torch import Tensor
 
 from lightstride.errors import ModelError
 from lightstride.models.opening.gate import check_weight_files, read_header, weight_files
-from lightstride.models.tensor_bytes import fill
-
-TYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}
-"""Of weights that are computed with as they are."""
+from lightstride.models.tensor_bytes import FLOAT_TYPES, fill
 
 
 @dataclass(frozen=True)
@@ -54,9 +46,9 @@ class Shards:
                 data = 8 + int.from_bytes(file.read(8), "little")
             size = path.stat().st_size
             for name, entry in read_header(path).items():
-                if entry.dtype in TYPES:
+                if entry.dtype in FLOAT_TYPES:
                     start = data + entry.data_offsets[0]
-                    shape, dtype = torch.Size(entry.shape), TYPES[entry.dtype]
+                    shape, dtype = torch.Size(entry.shape), FLOAT_TYPES[entry.dtype]
                     places[name] = Place(path, size, start, shape, dtype)
         return cls(places)
 
