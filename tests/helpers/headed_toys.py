@@ -5,6 +5,9 @@ from transformers import PreTrainedModel
 
 from helpers.smash_toys import sharp
 from helpers.toys import tiny_llama
+from lightstride.models.families.registry import adapter_for
+from lightstride.models.rebuild import rebuilt
+from lightstride.models.shapes import AttentionShape, FFNShape
 from lightstride.smash.model.eagle3 import Eagle3Config, Eagle3Head, default_taps
 
 BLOCKS = 8
@@ -23,6 +26,24 @@ KINDS = {
 def deep_toy() -> PreTrainedModel:
     """A sharp Llama of 8 blocks."""
     return sharp(tiny_llama(num_layers=BLOCKS, tied=False))
+
+
+def deep_uneven() -> PreTrainedModel:
+    """The same, whose last block has lost heads and channels, as after pruning."""
+    model = deep_toy()
+    adapter = adapter_for(model.config)
+    blocks = adapter.blocks(model)
+    attention, ffn = adapter.read(blocks[7], "attention"), adapter.read(blocks[7], "ffn")
+    half = {
+        "query": attention["query"][:16],
+        "key": attention["key"][:8],
+        "value": attention["value"][:8],
+        "output": attention["output"][:, :16],
+    }
+    adapter.write(blocks[7], "attention", half, AttentionShape(1, 2))
+    fewer = {"gate": ffn["gate"][:20], "up": ffn["up"][:20], "down": ffn["down"][:, :20]}
+    adapter.write(blocks[7], "ffn", fewer, FFNShape(20))
+    return rebuilt(model)
 
 
 def random_head(seed: int = 0, **changes: object) -> Eagle3Head:

@@ -9,12 +9,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightstride import distributed
 from lightstride.checkpoint import is_headed, is_smashed, save_checkpoint
 from lightstride.commands.outputs import check_apart, identity, resumable_writer, save_result
-from lightstride.commands.smashing.examples import examples_hash, given_prompts, prepare_examples
+from lightstride.commands.smashing.eagle3 import Answers, check_head, smash_with_head
+from lightstride.commands.smashing.examples import (
+    JUDGE_TOKENS,
+    MONITOR_TOKENS,
+    examples_hash,
+    first_greedy,
+    given_prompts,
+    prepare_examples,
+)
+from lightstride.commands.smashing.facts import start_provenance, training_facts
 from lightstride.commands.smashing.head import take_head
 from lightstride.commands.smashing.memory import (
     check_budgets,
@@ -30,6 +39,7 @@ from lightstride.commands.smashing.training import (
     train_grafts,
 )
 from lightstride.config import SmashRunConfig
+from lightstride.config.smash import EAGLE3_ONLY
 from lightstride.distributed import barrier, rank
 from lightstride.errors import ConfigError, DataError, ModelError
 from lightstride.generate import PlainDecoder
@@ -37,7 +47,7 @@ from lightstride.memory.plan_files import MemoryFile, write_plans
 from lightstride.models.device import pick_device, pick_dtype, suitable_dtype
 from lightstride.models.fingerprint import fingerprint
 from lightstride.models.opening.load import load_model, load_tokenizer
-from lightstride.results import Numbers, markdown_table, read_result
+from lightstride.results import Numbers, markdown_table
 from lightstride.smash.data.ceiling import ceilings
 from lightstride.smash.data.examples import Example, split_held_out
 from lightstride.smash.hub import SmashModel
@@ -46,17 +56,10 @@ from lightstride.smash.judge.held_out import (
     HeldOutDrafts,
     collect,
     in_dtype,
-    is_greedy,
     summarize,
 )
 from lightstride.smash.train.start import build_model
-from lightstride.training.checkpoint import Progress
 from lightstride.work import open_work
-
-MONITOR_TOKENS = 6000
-"""Tokens of held-out answers that are looked at while training."""
-JUDGE_TOKENS = 40000
-"""Tokens of held-out answers that judge and calibrate at the end."""
 
 
 def smash(config: SmashRunConfig) -> Mapping[str, object]:
@@ -92,19 +95,19 @@ def smash_alone(config: SmashRunConfig) -> Mapping[str, object]:
         raise ModelError(f"{config.model} is a draft head on another model; give that")
     if config.from_head:
         return take_head(config, config.from_head, device, dtype)
-    if config.start_from and not is_smashed(config.start_from):
+    if config.drafter == "micro" and config.start_from and not is_smashed(config.start_from):
         raise ModelError(f"{config.start_from} is not a smashed model to start from")
-    started_from = start_provenance(config.start_from)
+    start_provenance(config.start_from)  # a damaged one is known before any work
     tokenizer = load_tokenizer(config.model)
     prompts = given_prompts(config, tokenizer)
     base = load_model(
         config.model, dtype=dtype, device=device, trust_remote_code=config.trust_remote_code
     )
-    memory = memory_search(config)
+    if config.drafter == "eagle3":
+        check_head(config, base)
     if config.kv:
-        check_budgets(base, memory)
-    unasked = () if config.kv else ("kv", "kv_context")  # runs from before there were plans go on
-    run = {**identity(config, "answers", "minutes", *unasked), "base": fingerprint(base)}
+        check_budgets(base, memory_search(config))
+    run = {**identity(config, "answers", "minutes", *unasked(config)), "base": fingerprint(base)}
     open_work(Path(config.work_folder), run, resume=config.resume)
     examples = prepare_examples(config, PlainDecoder(base, tokenizer), prompts)
     answered = time.perf_counter()
@@ -114,6 +117,22 @@ def smash_alone(config: SmashRunConfig) -> Mapping[str, object]:
             f"of {len(examples)} answers {len(held_out)} are held out, which leaves no others or "
             "none to judge by; give more prompts, or another --held-out"
         )
+    answers = Answers(learn, held_out, examples_hash(examples), answered - started)
+    if config.drafter == "eagle3":
+        return smash_with_head(config, base, tokenizer, answers, dtype)
+    return smash_with_grafts(config, base, tokenizer, answers, dtype)
+
+
+def smash_with_grafts(
+    config: SmashRunConfig,
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    answers: Answers,
+    dtype: torch.dtype,
+) -> Mapping[str, object]:
+    """Train grafts on these answers, calibrate and judge them, search memory plans, save all."""
+    started = time.perf_counter()
+    learn, held_out = answers.learn, answers.held_out
     model = build_model(config, base, tokenizer, learn)
     before = TrainingSetup.of(config, model, dtype, learn)
     progress = train_grafts(config, before.learner, learn, first_greedy(held_out, MONITOR_TOKENS))
@@ -122,29 +141,23 @@ def smash_alone(config: SmashRunConfig) -> Mapping[str, object]:
         "tokens_per_step": calibrate_and_judge(config, model, dtype, judged_on),
         "oracle": ceilings_of(held_out, model),
         "training": training_facts(progress, learn, held_out),
-        "started_from": started_from,
+        "started_from": start_provenance(config.start_from),
         "graft_parameters": sum(p.numel() for g in model.grafts() for p in g.parameters()),
         "control": train_control(config, before, learn, judged_on),
-        "seconds": {"answers": answered - started, "all": time.perf_counter() - started},
+        "seconds": answers.seconds_with(time.perf_counter() - started),
     }
     finalize(config, model, dtype)
     plans = None
     if config.kv:
-        plans, numbers["memory"] = search_memory(
-            model.base, tokenizer, memory, Path(config.work_folder)
-        )
-    return save(config, model, tokenizer, numbers, examples_hash(examples), plans)
+        memory, work = memory_search(config), Path(config.work_folder)
+        plans, numbers["memory"] = search_memory(model.base, tokenizer, memory, work)
+    return save(config, model, tokenizer, numbers, answers.hashed, plans)
 
 
-def first_greedy(examples: Sequence[Example], tokens: int) -> list[Example]:
-    """Greedy answers, in the order of their ids, up to so many tokens; at least one answer."""
-    chosen: list[Example] = []
-    for each in sorted(filter(is_greedy, examples), key=lambda e: e.id) or list(examples):
-        tokens -= len(each.answer_A)
-        if tokens < 0 and chosen:
-            break
-        chosen.append(each)
-    return chosen
+def unasked(config: SmashRunConfig) -> tuple[str, ...]:
+    """Flags that are no part of a run that does not use them: older runs, without them, go on."""
+    plans = () if config.kv else ("kv", "kv_context")
+    return plans if config.drafter == "eagle3" else (*plans, "drafter", *EAGLE3_ONLY)
 
 
 def calibrate_and_judge(
@@ -176,34 +189,6 @@ def ceilings_of(examples: Sequence[Example], model: SmashModel) -> dict[str, flo
         max_segment=model.config.max_segment,
         draftable=None if chosen is None else set(chosen.tolist()),
     )
-
-
-def training_facts(
-    progress: Progress, learn: Sequence[Example], held_out: Sequence[Example]
-) -> Numbers:
-    """Data and course of the training."""
-    return {
-        "answers": len(learn),
-        "answer_tokens": sum(len(each.answer_A) for each in learn),
-        "held_out_answers": len(held_out),
-        "steps": progress.step,
-        "seconds": progress.seconds,
-        "losses": progress.losses,
-        "evaluations": progress.evaluations,
-    }
-
-
-def start_provenance(source: str | None) -> Numbers | None:
-    """Provenance of the grafts that this training began with."""
-    path = Path(source or "") / "result.json"
-    if not path.exists():
-        return None
-    before = read_result(path)
-    training = before["numbers"].get("training")
-    if not isinstance(training, dict):
-        raise DataError(f"{path} is not the result of a training; remove it")
-    told = {key: value for key, value in training.items() if key != "losses"}
-    return {**{key: before[key] for key in ("command", "created", "data")}, "training": told}
 
 
 def save(

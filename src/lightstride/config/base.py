@@ -82,10 +82,16 @@ class PresetCommand(ModelCommand):
     preset: Literal["demo", "fast", "paper"] = "fast"
     """How much to spend: demo takes minutes, paper follows the publication."""
 
+    @property
+    def left_open(self) -> tuple[str, ...]:
+        """Fields that the preset does not fill in, since nothing asks for them."""
+        return ()
+
     def resolved(self) -> Self:
         """The same configuration with what was left open taken from the preset."""
         presets = preset_table()[self.command][self.preset]
-        fields = {k: v for k, v in presets.items() if k not in self.preset_only}
+        unasked = (*self.preset_only, *self.left_open)
+        fields = {k: v for k, v in presets.items() if k not in unasked}
         missing = {k: v for k, v in fields.items() if getattr(self, k) is None}
         return type(self).from_dict({**self.as_dict(), **missing})
 

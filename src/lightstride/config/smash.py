@@ -16,6 +16,7 @@ from lightstride.config.base import (
 
 LossName = Literal["kl", "ce"]
 Grafts = Literal["thin", "paper"]
+DrafterName = Literal["micro", "eagle3"]
 OptionalShare = Annotated[
     float | None, arg(metavar="S", help_behavior_hint="(default: the preset's)", constructor=float)
 ]
@@ -48,6 +49,15 @@ class SmashRunConfig(PresetCommand):
     """Share of the answers that only judge and calibrate."""
     answer_batch: int = 32
     """Answers written at once."""
+    drafter: DrafterName = "micro"
+    """What drafts: micro, a micro decoder inside the step, with which tokens can also be merged; or
+    eagle3, an EAGLE-3 head, which vLLM, SGLang and llama.cpp load too (lightstride export)."""
+    draft_steps: FromPreset = None
+    """Tokens of the chains that an eagle3 head is trained on, from 3 to 7."""
+    draft_window: Annotated[
+        int | None, arg(metavar="N", help_behavior_hint="(default: all)", constructor=int)
+    ] = None
+    """How many of the latest tokens an eagle3 head attends to."""
     grafts: Grafts = "thin"
     """Sizes of what is added: thin, or as published."""
     max_segment: FromPreset = None
@@ -55,9 +65,10 @@ class SmashRunConfig(PresetCommand):
     micro_layers: FromPreset = None
     """Layers of the micro decoder."""
     micro_vocab: FromPreset = None
-    """Tokens that micro steps can draft: so many of the most frequent ones."""
+    """Tokens that micro steps, or a head, can draft: so many of the most frequent ones."""
     start_from: OptionalPath = None
-    """Grafts of the same base and sizes to go on from, instead of new ones: a smashed model."""
+    """Grafts of the same base and sizes to go on from, instead of new ones: a smashed model; with
+    eagle3 a head of the same hidden size and vocabulary, whose own draft vocabulary stays."""
     from_head: OptionalHead = None
     """A published EAGLE-3 head of this model, a folder or hub id: it becomes the drafter, and
     nothing is trained. Or HAMburger's own checkpoint, a .safetensors file."""
@@ -116,6 +127,8 @@ class SmashRunConfig(PresetCommand):
         require(bool(self.prompts.strip(", ")), "--prompts", "''", "a source of prompts")
         require_choice("--loss", self.loss, LossName)
         require_choice("--grafts", self.grafts, Grafts)
+        require_choice("--drafter", self.drafter, DrafterName)
+        self.check_drafter()
         for flag in COUNTS:
             value = getattr(self, flag)
             require(value is None or value >= 1, f"--{flag.replace('_', '-')}", value, "at least 1")
@@ -145,6 +158,30 @@ class SmashRunConfig(PresetCommand):
         require(self.cache_gib >= 0, "--cache-gib", f"{self.cache_gib:g}", "0 or more")
         require(self.adapter_rank >= 0, "--adapter-rank", self.adapter_rank, "0 or more")
 
+    def check_drafter(self) -> None:
+        """Refuse flags of the other drafter: they would be ignored."""
+        for flag in MICRO_ONLY if self.drafter == "eagle3" else EAGLE3_ONLY:
+            default = self.__dataclass_fields__[flag].default
+            name, value = f"--{flag.replace('_', '-')}", getattr(self, flag)
+            require(value == default, name, value, f"left out with --drafter {self.drafter}")
+        steps, window = self.draft_steps, self.draft_window
+        require(steps is None or 3 <= steps <= 7, "--draft-steps", steps, "from 3 to 7")
+        require(window is None or window >= 1, "--draft-window", window, "at least 1")
+        starts = self.drafter == "eagle3" and self.start_from is not None
+        require(
+            not (starts and self.micro_vocab is not None),
+            "--micro-vocab",
+            self.micro_vocab,
+            "left out with --start-from: the head keeps its own vocabulary",
+        )
+
+    @property
+    def left_open(self) -> tuple[str, ...]:
+        """Fields of the other drafter, and the vocabulary of a head that has one."""
+        if self.drafter == "micro":
+            return EAGLE3_ONLY
+        return MICRO_ONLY if self.start_from is None else (*MICRO_ONLY, "micro_vocab")
+
     @property
     def answers_folder(self) -> str:
         """Where answers and scores are kept."""
@@ -156,6 +193,22 @@ class SmashRunConfig(PresetCommand):
         return self.work or f"{self.output.rstrip('/')}.work"
 
 
+EAGLE3_ONLY = ("draft_steps", "draft_window")
+"""Flags of a head alone."""
+MICRO_ONLY = (
+    "grafts",
+    "max_segment",
+    "micro_layers",
+    "adapter_rank",
+    "train_base",
+    "base_rate",
+    "merged_share",
+    "short_share",
+    "own_cuts_share",
+    "feed_own_share",
+    "kv",
+)
+"""Flags of a micro decoder alone."""
 COUNTS = (
     "num_prompts",
     "answer_tokens",

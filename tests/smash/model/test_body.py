@@ -7,7 +7,7 @@ from helpers.agree import assert_close_logits
 from helpers.predictions import predict
 from helpers.smash_toys import BASES, features, slot_batch, toy
 from helpers.toys import TINY
-from lightstride.smash.model import body
+from lightstride.smash.model import reading
 from lightstride.smash.model.body import IGNORED, choose_vocabulary
 from lightstride.smash.model.slots import SlotBatch
 
@@ -111,7 +111,7 @@ def test_position_jumps_do_not_cut_attention(
         return bool((last[0] - last[1]).abs().max() > 1e-5)
 
     assert reaches_the_prompt()
-    monkeypatch.setattr(body, "attention_argument", lambda *_: None)
+    monkeypatch.setattr(reading, "attention_argument", lambda *_: None)
     assert not reaches_the_prompt()
 
 

@@ -1,1 +1,1 @@
-"""The steps of `lightstride smash`: examples, training, taken heads, memory plans."""
+"""The steps of `lightstride smash`: examples, training, heads (trained, taken), memory plans."""

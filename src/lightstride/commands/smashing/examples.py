@@ -20,10 +20,15 @@ from lightstride.smash.data.answers import read_answers, write_answers
 from lightstride.smash.data.examples import SCORES, Example, load_examples
 from lightstride.smash.data.scores import score_answers
 from lightstride.smash.data.self_prompts import self_prompts
+from lightstride.smash.judge.held_out import is_greedy
 
 SELF = "self"
 TEMPERATURE = 0.8
 LEAST_ANSWERS = 8
+MONITOR_TOKENS = 6000
+"""Tokens of held-out answers that are looked at while training."""
+JUDGE_TOKENS = 40000
+"""Tokens of held-out answers that judge and calibrate at the end."""
 
 
 def given_prompts(config: SmashRunConfig, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
@@ -112,3 +117,14 @@ def examples_hash(examples: Sequence[Example]) -> str:
     for each in examples:
         found.update(json.dumps([each.id, each.prompt_P.tolist(), each.answer_A.tolist()]).encode())
     return found.hexdigest()[:16]
+
+
+def first_greedy(examples: Sequence[Example], tokens: int) -> list[Example]:
+    """Greedy answers, in the order of their ids, up to so many tokens; at least one answer."""
+    chosen: list[Example] = []
+    for each in sorted(filter(is_greedy, examples), key=lambda e: e.id) or list(examples):
+        tokens -= len(each.answer_A)
+        if tokens < 0 and chosen:
+            break
+        chosen.append(each)
+    return chosen

@@ -1,1 +1,1 @@
-"""Worth of the grafts: held_out (tokens a step, agreement) and calibrate (the confidence)."""
+"""Worth of drafts: held_out (tokens a step, agreement), chains (of a head), calibrate."""

@@ -2,5 +2,6 @@
 
 config    body (base and grafts)    modules (embedder, micro decoder, stop head)    adapters
 slots    tokens, segments, columns    confidence   P(draft right so far)
-lookup    what followed before    graft_files  grafts on disk
+lookup    what followed before    graft_files  grafts on disk    reading   a base's states at taps
+eagle3, eagle3_files   a draft head    headed   a base with one
 """

@@ -20,13 +20,14 @@ from transformers import Cache, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from lightstride.errors import ModelError
-from lightstride.generate.masks import attention_argument, slot_positions
+from lightstride.generate.masks import slot_positions
 from lightstride.models.families.registry import adapter_for
 from lightstride.models.fingerprint import fingerprint
 from lightstride.models.head_logits import head_logits
 from lightstride.smash.model.adapters import GatedAdapters, merged_at
 from lightstride.smash.model.config import SmashConfig
 from lightstride.smash.model.modules import Embedder, MicroCache, MicroDecoder, stop_head
+from lightstride.smash.model.reading import read_states
 from lightstride.smash.model.slots import SlotBatch, causal_mask, slot_tokens, with_gist_columns
 
 IGNORED = -100
@@ -253,20 +254,9 @@ class SmashBody(PreTrainedModel):
     def run_base(
         self, embeddings_BQD: Tensor, positions_BQ: Tensor, sees_BQQ: Tensor, merged_BQ: Tensor
     ) -> tuple[Tensor, ...]:
-        """The base's hidden states at the taps.
-
-        Positions are gapped and rows may be packed, so the mask is explicit: left to itself,
-        transformers would take every gap for the border of a packed sequence.
-        """
+        """The base's hidden states at the taps."""
         with merged_at(merged_BQ):
-            output = adapter_for(self.base.config).decoder(self.base)(
-                inputs_embeds=embeddings_BQD,
-                position_ids=positions_BQ,
-                attention_mask=attention_argument(sees_BQQ, self.base.config, self.base.dtype),
-                use_cache=False,
-                output_hidden_states=self.taps,
-            )
-        return tuple(output.hidden_states[tap] for tap in self.taps)
+            return read_states(self.base, embeddings_BQD, positions_BQ, sees_BQQ, self.taps)
 
     def get_decoder(self) -> nn.Module:
         decoder = self.base.get_decoder()

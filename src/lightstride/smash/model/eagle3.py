@@ -20,7 +20,7 @@ vocabulary, S places that are attended to.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -149,6 +149,10 @@ class Eagle3Head(nn.Module):
         assert tokens_M.shape == self.d2t_M.shape
         self.d2t_M = tokens_M - torch.arange(len(tokens_M), device=tokens_M.device)
 
+    def set_window(self, window: int) -> None:
+        """Let attention see so many of the latest places alone."""
+        self.config = replace(self.config, window=window)
+
     def fuse(self, taps_BLTD: Tensor) -> Tensor:
         """g: one state a place from the base's hidden states, shape (B, L, D)."""
         if self.tap_norms is not None:
@@ -192,9 +196,14 @@ class Eagle3Head(nn.Module):
         assert isinstance(next_BLD, Tensor)
         return next_BLD
 
+    def normed(self, states_BLD: Tensor) -> Tensor:
+        """States as the head's rows take them."""
+        normed = states_BLD if self.config.norm_output else self.norm(states_BLD)
+        assert isinstance(normed, Tensor)
+        return normed
+
     def logits(self, states_BLD: Tensor) -> Tensor:
         """Logits over the draft vocabulary of the tokens after those just read, (B, L, M)."""
-        normed = states_BLD if self.config.norm_output else self.norm(states_BLD)
-        logits_BLM = self.lm_head(normed)
+        logits_BLM = self.lm_head(self.normed(states_BLD))
         assert isinstance(logits_BLM, Tensor)
         return logits_BLM

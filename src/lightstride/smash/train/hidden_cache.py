@@ -8,14 +8,15 @@ batch that happens to ask for them, so that a resumed run has the same bits.
 Shapes: B rows, L tokens, T taps, D hidden size, A tokens of an answer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from lightstride.models.families.registry import adapter_for
 from lightstride.smash.data.examples import Example
 from lightstride.smash.data.packing import Batch, make_batch, pack_documents
-from lightstride.smash.model.body import SmashBody
+from lightstride.smash.model.reading import PackedReader
 
 GIB = 2**30
 
@@ -23,9 +24,18 @@ GIB = 2**30
 class HiddenStateCache:
     """Hidden states of answers, read when first asked for."""
 
-    def __init__(self, model: SmashBody, examples: Sequence[Example], row_tokens: int) -> None:
+    def __init__(
+        self,
+        model: PackedReader,
+        examples: Sequence[Example],
+        row_tokens: int,
+        *,
+        prompts: bool = False,
+    ) -> None:
         self.model = model
         self.examples = examples
+        self.prompts = prompts
+        """Whether whole prompts are kept too."""
         sizes = [len(each.prompt_P) + len(each.answer_A) for each in examples]
         order = sorted(range(len(examples)), key=lambda index: (sizes[index], examples[index].id))
         self.groups = list(pack_documents(order, sizes, row_tokens=row_tokens, num_rows=2))
@@ -38,30 +48,25 @@ class HiddenStateCache:
         self.known: dict[str, Tensor] = {}
 
     @staticmethod
-    def num_bytes(model: SmashBody, examples: Sequence[Example]) -> int:
+    def num_bytes(
+        model: PackedReader, examples: Sequence[Example], *, prompts: bool = False
+    ) -> int:
         """Bytes that all of them take."""
-        assert model.config.taps is not None
-        tokens = sum(len(each.answer_A) + 1 for each in examples)
-        size = next(model.base.parameters()).element_size()
-        return int(tokens * len(model.config.taps) * model.config.hidden_size * size)
+        tokens = sum(len(each.answer_A) + before(each, prompts) for each in examples)
+        size: int = next(model.base.parameters()).element_size()
+        return tokens * len(model.taps) * hidden_size(model) * size
 
     @torch.no_grad()
     def states(self, batch: Batch) -> tuple[Tensor, ...]:
-        """Hidden states, each (B, L, D), of rows in which nothing is merged; zero in prompts."""
+        """Hidden states, each (B, L, D), of unmerged rows; zero where none are kept."""
         wanted = {self.group_of[d.id] for row in batch.rows for d in row if d.id not in self.known}
         for number in sorted(wanted):
             self.read(number)
-        assert self.model.config.taps is not None
-        shape = (len(self.model.config.taps), *batch.tokens_BL.shape, self.model.config.hidden_size)
+        shape = (len(self.model.taps), *batch.tokens_BL.shape, hidden_size(self.model))
         device = batch.tokens_BL.device
         taps_TBLD = torch.zeros(shape, dtype=self.known[batch.rows[0][0].id].dtype, device=device)
-        for number, row in enumerate(batch.rows):
-            start = 0
-            for document in row:
-                first = start + len(document.prompt_P) - 1
-                end = start + len(document.prompt_P) + len(document.answer_A)
-                taps_TBLD[:, number, first:end] = self.known[document.id].to(device)
-                start = end
+        for number, place, document in self.places(batch):
+            taps_TBLD[:, number, place] = self.known[document.id].to(device)
         return tuple(taps_TBLD)
 
     def read(self, number: int) -> None:
@@ -70,10 +75,25 @@ class HiddenStateCache:
             [[self.examples[d] for d in row] for row in self.groups[number]], self.model.device
         )
         taps_TBLD = torch.stack(self.model.read_packed(batch.unmerged()))
-        for index, row in enumerate(batch.rows):
+        for index, place, document in self.places(batch):
+            self.known[document.id] = taps_TBLD[:, index, place].clone()
+
+    def places(self, batch: Batch) -> Iterator[tuple[int, slice, Example]]:
+        """Row and kept tokens of every document."""
+        for number, row in enumerate(batch.rows):
             start = 0
             for document in row:
-                first = start + len(document.prompt_P) - 1
                 end = start + len(document.prompt_P) + len(document.answer_A)
-                self.known[document.id] = taps_TBLD[:, index, first:end].clone()
+                first = end - len(document.answer_A) - before(document, self.prompts)
+                yield number, slice(first, end), document
                 start = end
+
+
+def before(example: Example, prompts: bool) -> int:
+    """Tokens of a prompt whose states are kept."""
+    return len(example.prompt_P) if prompts else 1
+
+
+def hidden_size(model: PackedReader) -> int:
+    """Values of a hidden state."""
+    return adapter_for(model.base.config).geometry(model.base.config).hidden_size
