@@ -16,7 +16,7 @@ from helpers.toys import byte_tokenizer, tiny_llama
 from lightstride import cli
 from lightstride.checkpoint import open_decoder, save_checkpoint
 from lightstride.commands.smash import smash
-from lightstride.commands.smashing.eagle3 import forecast
+from lightstride.commands.smashing.eagle3 import foretold
 from lightstride.config import SmashRunConfig
 from lightstride.errors import ConfigError, ModelError
 from lightstride.generate import Settings, generate
@@ -146,10 +146,10 @@ def test_mistakes_are_known_before_anything_is_answered(
 
 def test_a_forecast_goes_on_with_the_curve() -> None:
     curve = [[float(n), 3 - 2 * n**-0.5] for n in (100, 200, 400, 800)]
-    told = forecast(curve)
+    told = foretold(curve)
     assert told is not None
     assert [each["answers"] for each in told] == [800, 1600, 3200, 8000]
     last = told[-1]
     assert last["low"] <= last["tokens_per_step"] <= last["high"]  # type: ignore[operator]
     assert last["tokens_per_step"] == pytest.approx(3 - 2 * 8000**-0.5, rel=0.02)
-    assert forecast(curve[:2]) is None
+    assert foretold(curve[:2]) is None

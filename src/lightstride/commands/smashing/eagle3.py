@@ -88,7 +88,7 @@ def smash_with_head(
             **training_facts(progress, answers.learn, answers.held_out),
             "answers_seen": seen,
         },
-        "forecast": forecast(seen),
+        "forecast": foretold(seen),
         "started_from": start_provenance(config.start_from),
         "base": fingerprint(base),
         "head_parameters": sum(each.numel() for each in head.parameters()),
@@ -208,7 +208,7 @@ def answers_seen(
     return curve
 
 
-def forecast(seen: Sequence[Sequence[float]]) -> list[Numbers] | None:
+def foretold(seen: Sequence[Sequence[float]]) -> list[Numbers] | None:
     """Tokens a step after more answers, by the curve; None where it has too few points.
 
     Fitted to log(tokens a step), as a loss is.
