@@ -4,6 +4,7 @@
 #   make test    run the tests, two at a time (WORKERS=n: n at a time)
 #   make check   formatting, lint and types
 #   make fuzz    damaged files of every kind (INPUTS=20000), with a new SEED each time
+#   make kills   commands that are killed anywhere and resumed (KILLS=500), with a new SEED each time
 #   make wheel   an sdist and a wheel in dist/
 #   make bench   the benchmarks (long); TEXT=file TEST=file measure on these instead of pydoc
 #   make gpu-check   the tests marked gpu and benchmarks/gpu.py; needs an accelerator
@@ -24,9 +25,10 @@ VARIANTS ?= ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_
 	TEST_THREADS=2
 ROOMS ?= tests
 INPUTS ?= 20000
+KILLS ?= 500
 SEED ?= $(shell date +%s)
 
-.PHONY: demo test test-portable gpu-check check bench fuzz wheel setup setup-demo clean
+.PHONY: demo test test-portable gpu-check check bench fuzz kills wheel setup setup-demo clean
 
 demo: setup-demo
 	$(BIN)/python examples/demo.py
@@ -54,6 +56,9 @@ check: setup
 fuzz: setup
 	@echo "SEED=$(SEED)"
 	LIGHTSTRIDE_FUZZ=$(INPUTS) $(PYTEST) tests/fuzz --hypothesis-seed=$(SEED)
+
+kills: setup
+	LIGHTSTRIDE_KILLS=$(KILLS) SEED=$(SEED) $(BIN)/python -m pytest -s tests/crash/test_kills.py
 
 wheel: setup
 	$(BIN)/python -m build
