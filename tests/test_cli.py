@@ -101,13 +101,32 @@ def test_an_error_is_one_line(
     assert capsys.readouterr() == ("", line)
 
 
-def test_our_own_mistake_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_our_own_mistake_is_not_hidden(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def fail(_: PruneConfig) -> Mapping[str, object]:
         raise AssertionError("a bug")
 
     with_prune(monkeypatch, fail)
-    with pytest.raises(AssertionError, match="a bug"):
-        cli.main(PRUNE)
+    assert cli.main(PRUNE) == 1
+    *lines, last = capsys.readouterr().err.splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    assert lines[-1] == "AssertionError: a bug"
+    assert "lightstride doctor" in last
+
+
+def test_debugging_shows_where_a_line_comes_from(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: PruneConfig) -> Mapping[str, object]:
+        raise DataError("no text")
+
+    with_prune(monkeypatch, fail)
+    monkeypatch.setenv("LIGHTSTRIDE_DEBUG", "1")
+    assert cli.main(PRUNE) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    assert lines[-1] == "lightstride: error: no text"
 
 
 @pytest.mark.parametrize(

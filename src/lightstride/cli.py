@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any
@@ -121,6 +122,10 @@ def serve(config: ServeConfig) -> Document:
 
 STOPS: Mapping[int, str] = {signal.SIGTERM: "ended by SIGTERM", signal.SIGHUP: "ended by SIGHUP"}
 MIN_COLUMNS = 40
+OURS = (
+    "that is a mistake of lightstride's own; please report it with the lines above, the command, "
+    "and all that `lightstride doctor` prints"
+)
 COMMANDS: Mapping[str, tuple[type[Command], Callable[[Any], Document]]] = {
     "prune": (PruneConfig, prune),
     "recover": (RecoverConfig, recover),
@@ -150,19 +155,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run(config)
         return 0
     except LightstrideError as error:
-        return print_error(str(error), 2)
+        return print_error(str(error), 2, error)
     except BrokenPipeError:  # whoever read stdout has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:  # the system's own: a full disk, no permission
-        if error.strerror is None:
-            raise
         where = "" if error.filename is None else f": {error.filename}"
-        return print_error(f"{error.strerror}{where}", 2)
+        return print_error(f"{error.strerror or error}{where}", 2, error)
+    except MemoryError as error:
+        return print_error("the memory of this machine is not enough", 2, error)
     except Stopped as stopped:
         return print_interrupted(given, STOPS[stopped.number], 128 + stopped.number)
     except KeyboardInterrupt:
         return print_interrupted(given, "interrupted", 130)
+    except Exception:  # a mistake of ours
+        traceback.print_exc()
+        return print_error(OURS, 1)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -244,8 +252,10 @@ def run(config: Command) -> None:
         sys.stdout.write(json.dumps(document, allow_nan=False) + "\n")
 
 
-def print_error(message: str, code: int) -> int:
-    """Print one line on stderr; the exit code."""
+def print_error(message: str, code: int, error: Exception | None = None) -> int:
+    """Print one line on stderr, under LIGHTSTRIDE_DEBUG=1 with its traceback; the exit code."""
+    if error is not None and os.environ.get("LIGHTSTRIDE_DEBUG", "0") not in ("", "0"):
+        traceback.print_exception(error)
     line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(message.split()))
     with contextlib.suppress(BrokenPipeError):
         sys.stderr.write(f"lightstride: error: {line}\n")

@@ -1,4 +1,4 @@
-"""A command that is killed anywhere is resumed to the same bits, and leaves nothing behind.
+"""A command that is killed anywhere, or whose disk fails, is resumed to the same bits.
 
 pytest tests/crash/test_kills.py                         a few kills, as `make test` has them
 LIGHTSTRIDE_KILLS=500 pytest tests/crash/test_kills.py -s    so many (`make kills`), SEED=n others
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.kills import kill_all
+from helpers.kills import fail_all, kill_all
 from helpers.processes import run_ranks
 from helpers.tiny_commands import make_sources
 
@@ -17,6 +17,8 @@ KILLS = int(os.environ.get("LIGHTSTRIDE_KILLS", "20"))
 SEED = int(os.environ.get("SEED", "0"))
 SHARES = {"prune": 0.4, "smash": 0.25, "recover": 0.15, "export": 0.1, "convert": 0.1}
 """Of all kills, by command."""
+FAULTS = int(os.environ.get("LIGHTSTRIDE_FAULTS", "2"))
+"""Boundaries of each command from which the disk is full, and as many where it is read-only."""
 MOMENTS = 0.2
 """Share of kills at random moments; the others are at boundaries."""
 
@@ -32,7 +34,23 @@ def test_killed_and_resumed_to_the_same_bits(tmp_path: Path) -> None:
         moments = round(KILLS * share * MOMENTS)
         counts[name] = (round(KILLS * share) - moments, moments)
     run_ranks(kill_all, 1, sources, folder, counts, SEED)
-    problems = (folder / "problems.txt").read_text().splitlines()
-    done = int((folder / "kills.txt").read_text())
-    print(f"\n{done - len(problems)} of {done} kills were resumed to the same bits (SEED={SEED})")
-    assert not problems
+    assert tell(folder, "kills were resumed to the same bits") == ""
+
+
+@pytest.mark.timeout(3600)
+def test_a_disk_that_fails_ends_in_one_line(tmp_path: Path) -> None:
+    sources, folder = tmp_path / "sources", tmp_path / "runs"
+    sources.mkdir()
+    folder.mkdir()
+    make_sources(sources)
+    run_ranks(fail_all, 1, sources, folder, FAULTS, SEED)
+    assert tell(folder, "failing disks ended in one line, and the same bits later") == ""
+
+
+def tell(folder: Path, what: str) -> str:
+    """Print how many of all trials ended well; the problems of the others."""
+    problems = (folder / "problems.txt").read_text()
+    done = int((folder / "done.txt").read_text())
+    bad = len(problems.split("\n\n")) if problems else 0
+    print(f"\n{done - bad} of {done} {what} (SEED={SEED})")
+    return problems

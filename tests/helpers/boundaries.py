@@ -15,6 +15,7 @@ from typing import Any, Literal
 from unittest import mock
 
 import safetensors.torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
@@ -46,8 +47,11 @@ class ToldFile(io.FileIO):
         return done
 
     def fileno(self) -> int:
-        """The number, by which numpy writes."""
-        self.tell_of("before", "number")
+        """The number, by which numpy writes; its error has no number, as numpy's has none."""
+        try:
+            self.tell_of("before", "number")
+        except OSError:
+            raise OSError("100 requested and 0 written") from None
         return super().fileno()
 
 
@@ -84,20 +88,31 @@ def told(name: str, call: Callable[..., Any], tell: Tell, root: str) -> Callable
     return made
 
 
-def saver(call: Callable[..., Any], place: int, tell: Tell) -> Callable[..., Any]:
-    """A library's call that writes a whole file, whose path is at this place."""
+def saver(
+    call: Callable[..., Any], place: int, tell: Tell, kind: type[Exception]
+) -> Callable[..., Any]:
+    """A library's call that writes a whole file, whose path is at this place.
+
+    Errors are raised as the library does: of its own kind, with the system's number in the text.
+    """
+
+    def tell_of(moment: Moment, path: Path) -> None:
+        try:
+            tell(moment, "save", str(path))
+        except OSError as error:
+            raise kind(f"{error.strerror} (os error {error.errno})") from None
 
     def made(*given: Any, **more: Any) -> Any:
         path = Path(given[place])
-        tell("before", "save", str(path))
+        tell_of("before", path)
         result = call(*given, **more)
         whole = path.read_bytes()
         with io.FileIO(path, "r+") as file:
             file.truncate(len(whole) // 2)
-        tell("half", "save", str(path))
+        tell_of("half", path)
         with io.FileIO(path, "w") as file:
             file.write(whole)
-        tell("after", "save", str(path))
+        tell_of("after", path)
         return result
 
     return made
@@ -111,7 +126,7 @@ class ToldTokenizer:
 
     def save(self, path: str) -> None:
         """Write the file."""
-        saver(self.tokenizer.save, 0, self.tell_of)(path)
+        saver(self.tokenizer.save, 0, self.tell_of, Exception)(path)
 
     def __getattr__(self, name: str) -> object:
         return getattr(self.tokenizer, name)
@@ -135,7 +150,7 @@ def boundaries(root: Path, tell: Tell) -> Iterator[None]:
         patch(
             safetensors.torch,
             "serialize_file",
-            saver(safetensors.torch.serialize_file, 1, tell),
+            saver(safetensors.torch.serialize_file, 1, tell, SafetensorError),
         )
         of_backend = property(lambda self: ToldTokenizer(backend.fget(self), tell))
         patch(PreTrainedTokenizerFast, "backend_tokenizer", of_backend)

@@ -5,19 +5,21 @@ torch cannot train in a fork of a process that has.
 """
 
 import contextlib
+import errno
 import os
 import random
 import shutil
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from helpers.boundaries import boundaries
+from helpers.boundaries import WRITES, boundaries
 from helpers.tiny_commands import TINY, found_in, saved_often
 from lightstride import cli
 
@@ -30,10 +32,37 @@ class Kill:
     """A kill right at a boundary, or after so many seconds."""
 
     boundary: int | None = None
-    seconds: float = 0.0
+    seconds: float | None = None
 
     def __str__(self) -> str:
-        return f"after {self.seconds:.3f} s" if self.boundary is None else f"at {self.boundary}"
+        return (
+            f"killed after {self.seconds} s"
+            if self.boundary is None
+            else f"killed at {self.boundary}"
+        )
+
+    def at(self, seen: int, *_: object) -> None:
+        """End the process where it is time."""
+        if seen == self.boundary:
+            os._exit(KILLED)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A disk that is full, or can only be read, from a boundary on."""
+
+    boundary: int
+    number: int
+    """The system's number of the error: ENOSPC or EROFS."""
+
+    def __str__(self) -> str:
+        return f"{errno.errorcode[self.number]} from {self.boundary}"
+
+    def at(self, seen: int, moment: str, operation: str, path: str) -> None:
+        """Raise the error where the operation needs room, or changes anything."""
+        needs = self.number == errno.EROFS or operation in WRITES
+        if seen >= self.boundary and moment != "after" and needs:
+            raise OSError(self.number, os.strerror(self.number), path)
 
 
 def forked(work: Callable[[], int], seconds: float | None = None) -> int:
@@ -43,8 +72,9 @@ def forked(work: Callable[[], int], seconds: float | None = None) -> int:
         code = 1
         try:
             code = work()
-        finally:
-            os._exit(code)
+        except BaseException:
+            traceback.print_exc()
+        os._exit(code)
     if seconds is not None:
         time.sleep(seconds)
         with contextlib.suppress(ProcessLookupError):
@@ -54,23 +84,28 @@ def forked(work: Callable[[], int], seconds: float | None = None) -> int:
 
 
 def run_tiny(
-    name: str, sources: Path, folder: Path, *, kill_at: int | None = None, resume: bool = False
+    name: str,
+    sources: Path,
+    folder: Path,
+    *,
+    trouble: Kill | Fault | None = None,
+    resume: bool = False,
 ) -> int:
-    """Run a tiny command in this process, killed at a boundary; its exit code.
+    """Run a tiny command in this process, in trouble at a boundary; its exit code.
 
-    Without a kill the number of boundaries is in `boundaries.txt` afterwards.
+    The number of boundaries is in `boundaries.txt` afterwards, the output in `said.txt`.
     """
     os.environ["LIGHTSTRIDE_CACHE"] = str(folder / "cache")
     seen = 0
 
-    def tell(*_: object) -> None:
+    def tell(*what: str) -> None:
         nonlocal seen
-        if seen == kill_at:
-            os._exit(KILLED)
+        if trouble is not None:
+            trouble.at(seen, *what)
         seen += 1
 
     with (
-        open(folder / SAID, "a", buffering=1) as said,
+        open(folder / SAID, "w", buffering=1) as said,
         contextlib.redirect_stdout(said),
         contextlib.redirect_stderr(said),
         saved_often(),
@@ -81,70 +116,141 @@ def run_tiny(
     return code
 
 
-def survived(
-    name: str, sources: Path, folder: Path, kills: Sequence[Kill], whole: dict[str, str]
-) -> str:
-    """Kill a command so often, each time resumed, and let it end; the problem, empty if none."""
-    folder.mkdir()
-    for number, kill in enumerate(kills):
-        at, resume = kill.boundary, number > 0
-        seconds = kill.seconds if at is None else None
-        code = forked(
-            lambda at=at, resume=resume: run_tiny(  # type: ignore[misc]
-                name, sources, folder, kill_at=at, resume=resume
-            ),
+@dataclass(frozen=True)
+class Trial:
+    """A command in a folder of its own, and what a run without trouble leaves."""
+
+    name: str
+    sources: Path
+    folder: Path
+    whole: dict[str, str]
+
+    def killed(self, kills: Sequence[Kill]) -> str:
+        """Kill it so often, each time resumed, and let it end; the problem, empty if none."""
+        for number, kill in enumerate(kills):
+            code = self.run(kill, resume=number > 0, seconds=kill.seconds)
+            if code == 0:
+                return self.difference()
+            if code not in (KILLED, -signal.SIGKILL):
+                return f"ended with {code}: {self.said()}"
+        return self.resumed()
+
+    def failed(self, fault: Fault) -> str:
+        """Let the disk fail, then resume it on a good one; the problem, empty if none."""
+        code, said = self.run(fault), self.said()
+        lines = [line for line in said.splitlines() if line.startswith("lightstride: error: ")]
+        if code == 0:  # what failed may fail, as the removal of a lock
+            return self.difference(left=[])
+        if code != 2 or len(lines) != 1 or not said.endswith(f"{lines[0]}\n"):
+            return f"ended with {code}: {said}"
+        if fault.number == errno.ENOSPC and (left := self.left()):
+            return f"{left} is left"
+        return self.resumed()
+
+    def run(
+        self, trouble: Kill | Fault | None, *, resume: bool = False, seconds: float | None = None
+    ) -> int:
+        """Run it in a process of its own; its exit code."""
+        return forked(
+            lambda: run_tiny(self.name, self.sources, self.folder, trouble=trouble, resume=resume),
             seconds,
         )
-        if code == 0:
-            break
-        if code not in (KILLED, -signal.SIGKILL):
-            return f"{name} {kill}: ended with {code}: {tail(folder)}"
-    else:
-        code = forked(lambda: run_tiny(name, sources, folder, resume=True))
-        is_there = "exists already" in tail(folder) and not TINY[name].is_resumable
+
+    def resumed(self) -> str:
+        """Run it to its end; the problem, empty if none."""
+        code = self.run(None, resume=True)
+        is_there = "exists already" in self.said() and not TINY[self.name].is_resumable
         if code != 0 and not is_there:
-            return f"{name} {kills[0]}: resuming ended with {code}: {tail(folder)}"
-    found = found_in(folder)
-    if found != whole:
-        other = [key for key in {*found, *whole} if found.get(key) != whole.get(key)]
-        return f"{name} {kills[0]}: {sorted(other)} differ"
-    left = [str(path) for path in folder.rglob(".*") if path != folder / "cache" / ".lock"]
-    return f"{name} {kills[0]}: {left} is left" if left else ""
+            return f"resuming ended with {code}: {self.said()}"
+        return self.difference()
+
+    def difference(self, left: Sequence[str] | None = None) -> str:
+        """What differs from a run without trouble, or is left half-written; empty if nothing."""
+        found = found_in(self.folder)
+        if found != self.whole:
+            keys = sorted({*found, *self.whole})
+            return f"{[key for key in keys if found.get(key) != self.whole.get(key)]} differ"
+        left = self.left() if left is None else left
+        return f"{left} is left" if left else ""
+
+    def left(self) -> list[str]:
+        """Files that are half-written, or locks."""
+        lock = self.folder / "cache" / ".lock"
+        return [str(path) for path in self.folder.rglob(".*") if path != lock]
+
+    def said(self) -> str:
+        """The end of what the last run said."""
+        return (self.folder / SAID).read_text()[-600:]
 
 
-def tail(folder: Path) -> str:
-    """The end of what was said."""
-    return (folder / SAID).read_text()[-600:]
+def whole_run(name: str, sources: Path, home: Path) -> tuple[dict[str, str], int, float]:
+    """What a run without trouble leaves, its boundaries, and its seconds."""
+    trial = Trial(name, sources, home / "whole", {})
+    trial.folder.mkdir(parents=True)
+    start = time.perf_counter()
+    assert trial.run(None) == 0, trial.said()
+    taken = time.perf_counter() - start
+    there = int((trial.folder / "boundaries.txt").read_text())
+    return found_in(trial.folder), there, taken
 
 
 def kill_all(sources: Path, folder: Path, counts: dict[str, tuple[int, int]], seed: int) -> None:
     """For each command, so many kills at boundaries and so many at random moments.
 
-    Writes a line for every problem to `problems.txt`, and the number of kills to `kills.txt`.
+    Writes a line for every problem to `problems.txt`, and the number of kills to `done.txt`.
     """
     torch.set_num_threads(1)
-    problems, done = [], 0
-    draw = random.Random(seed)
+    draw, told = random.Random(seed), Told(folder)
     for name, (at_boundaries, at_moments) in counts.items():
-        home = folder / name
-        home.mkdir()
-        (home / "whole").mkdir()
-        start = time.perf_counter()
-        assert forked(lambda name=name, home=home: run_tiny(name, sources, home / "whole")) == 0  # type: ignore[misc]
-        taken = time.perf_counter() - start
-        whole = found_in(home / "whole")
-        there = int((home / "whole" / "boundaries.txt").read_text())
+        whole, there, taken = whole_run(name, sources, folder / name)
         chosen = draw.sample(range(there), min(there, at_boundaries))
         plans = [[Kill(boundary)] for boundary in chosen]
         for _ in range(at_moments):
-            plans.append([Kill(seconds=draw.uniform(0, taken)) for _ in range(draw.choice((1, 2)))])
+            times = draw.choice((1, 2))
+            plans.append([Kill(seconds=round(draw.uniform(0, taken), 4)) for _ in range(times)])
         for number, kills in enumerate(plans):
-            problem = survived(name, sources, home / str(number), kills, whole)
-            done += 1
-            if problem:
-                problems.append(problem)
-                sys.stderr.write(f"{problem}\n")
-            else:
-                shutil.rmtree(home / str(number))
-    (folder / "problems.txt").write_text("\n".join(problems))
-    (folder / "kills.txt").write_text(str(done))
+            trial = Trial(name, sources, folder / name / str(number), whole)
+            trial.folder.mkdir()
+            told.note(trial, f"{name} {kills[0]}", trial.killed(kills))
+    told.write()
+
+
+def fail_all(sources: Path, folder: Path, count: int, seed: int) -> None:
+    """For each command, so many boundaries from which the disk is full, and can only be read.
+
+    Writes what `kill_all` does.
+    """
+    torch.set_num_threads(1)
+    draw, told = random.Random(seed), Told(folder)
+    for name in TINY:
+        whole, there, _ = whole_run(name, sources, folder / name)
+        for kind in (errno.ENOSPC, errno.EROFS):
+            for boundary in draw.sample(range(there), min(there, count)):
+                fault = Fault(boundary, kind)
+                trial = Trial(name, sources, folder / name / f"{kind}-{boundary}", whole)
+                trial.folder.mkdir()
+                told.note(trial, f"{name} {fault}", trial.failed(fault))
+    told.write()
+
+
+class Told:
+    """Problems so far."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.problems: list[str] = []
+        self.done = 0
+
+    def note(self, trial: Trial, what: str, problem: str) -> None:
+        """Note one trial, whose folder goes where there was no problem."""
+        self.done += 1
+        if problem:
+            self.problems.append(f"{what}: {problem}")
+            sys.stderr.write(f"{self.problems[-1]}\n")
+        else:
+            shutil.rmtree(trial.folder)
+
+    def write(self) -> None:
+        """Write problems and their number into the folder."""
+        (self.folder / "problems.txt").write_text("\n\n".join(self.problems))
+        (self.folder / "done.txt").write_text(str(self.done))

@@ -26,9 +26,8 @@ from lightstride.smash.train.start import train_settings
 
 ON_CPU = ("--device", "cpu", "--dtype", "float32")
 TIMED = (
-    "seconds",
+    "second",
     "created",
-    "tokens_per_second",
     "forecast",
     "resume",
     "command",

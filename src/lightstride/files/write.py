@@ -48,25 +48,22 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     check_new_folder(folder)
     partial = temporary(folder)
     try:
-        remove_abandoned(folder)
-        partial.mkdir(parents=True)
-        yield partial
-        rename_folder(partial, folder)
-    except (OSError, SafetensorError) as error:
-        raise OutputError(f"cannot write {folder}: {reason(error)}") from error
+        with disk_errors(folder):
+            remove_abandoned(folder)
+            partial.mkdir(parents=True)
+            yield partial
+            rename_folder(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def rename_folder(partial: Path, folder: Path) -> None:
     """Give a folder that is finished its name; OutputError where that fails."""
-    try:
+    with disk_errors(folder):
         for path in partial.rglob("*"):
             if path.is_file():
                 path.chmod(usual_mode())
         partial.replace(folder)
-    except OSError as error:
-        raise OutputError(f"cannot write {folder}: {reason(error)}") from error
 
 
 @contextmanager
@@ -78,13 +75,12 @@ def whole_file(path: Path) -> Iterator[Path]:
     """
     partial = temporary(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        remove_abandoned(path)
-        yield partial
-        partial.chmod(usual_mode())
-        partial.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise OutputError(f"cannot write {path}: {reason(error)}") from error
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            remove_abandoned(path)
+            yield partial
+            partial.chmod(usual_mode())
+            partial.replace(path)
     finally:
         with suppress(OSError):  # renamed, or never there
             partial.unlink()
@@ -99,12 +95,10 @@ def write_json(path: str | Path, document: object, *, indent: int | None = 2) ->
 
 def append_lines(path: Path, lines: Iterable[str]) -> None:
     """Write lines at the end of a file, at once; OutputError where that fails."""
-    try:
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as file:
             file.write("".join(f"{line}\n" for line in lines).encode())
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {reason(error)}") from error
 
 
 def read_lines(path: Path, *, mend: bool = False) -> list[bytes]:
@@ -146,7 +140,22 @@ def usual_mode() -> int:
     return 0o666 & ~mask
 
 
-def reason(error: OSError | SafetensorError) -> str:
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Inside this context what the system says of the disk becomes an OutputError about a path.
+
+    safetensors has an error of its own for it; tokenizers raises a plain Exception.
+    """
+    try:
+        yield
+    except Exception as error:
+        is_plain = type(error) is Exception and "(os error " in str(error)
+        if isinstance(error, OSError | SafetensorError) or is_plain:
+            raise OutputError(f"cannot write {path}: {reason(error)}") from error
+        raise
+
+
+def reason(error: Exception) -> str:
     """Why writing failed, in a few words."""
     text = str(error)
     if getattr(error, "errno", None) == errno.ENOSPC or f"os error {errno.ENOSPC}" in text:

@@ -37,7 +37,7 @@ class Progress:
     seconds: float = 0.0
     smooth: dict[str, float] = field(default_factory=dict)
     """Running means of the losses."""
-    losses: list[list[float]] = field(default_factory=list)
+    losses: list[tuple[int, float]] = field(default_factory=list)
     """Pairs of step and loss, thinned out."""
     evaluations: list[dict[str, object]] = field(default_factory=list)
     skipped: int = 0
@@ -52,7 +52,7 @@ class Progress:
             self.smooth[name] = SMOOTHING * before + (1 - SMOOTHING) * value
         spacing = self.losses[1][0] - self.losses[0][0] if len(self.losses) > 1 else 1
         if not self.losses or self.step >= self.losses[-1][0] + spacing:
-            self.losses.append([self.step, stats["loss"]])
+            self.losses.append((self.step, stats["loss"]))
         if len(self.losses) > 2 * KEPT_LOSSES:
             self.losses = self.losses[::2]
 
