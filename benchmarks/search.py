@@ -19,8 +19,9 @@ from random import Random
 import torch
 from torch import Tensor
 
+from lightstride.prune.candidate_blocks import CutSiteOf
 from lightstride.prune.cut.materialize import mask
-from lightstride.prune.fitness import CutSiteOf, Fitness, FitnessSettings
+from lightstride.prune.fitness import Fitness, FitnessSettings
 from lightstride.prune.rounds import RoundSettings
 from lightstride.prune.space.plan import Plan
 from lightstride.search.evaluation_log import EvaluationLog, Sample

@@ -13,9 +13,8 @@ nothing is zeroed, so that a candidate takes as long as the model that is made o
 Shapes: N windows, L tokens each, B windows of a batch, D hidden size, P scored positions.
 """
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -25,10 +24,10 @@ from transformers import PreTrainedModel
 from lightstride.distributed import gather_objects, pieces, rank, world_size
 from lightstride.errors import ConfigError
 from lightstride.models.block_calls import Call, logits_at, recorders
-from lightstride.models.families.adapter import Adapter, SiteWeights
-from lightstride.models.shapes import KINDS, NO_ATTENTION, Shape, Site
+from lightstride.models.families.adapter import Adapter
+from lightstride.models.shapes import KINDS, Kind, Shape, Site
+from lightstride.prune.candidate_blocks import CandidateBlock, CutSiteOf, WeightCache
 from lightstride.prune.cut.materialize import DenseSites
-from lightstride.prune.cut.refit import CutSite
 from lightstride.prune.space.plan import Plan
 from lightstride.search.evaluation_log import Sample
 from lightstride.training.top_k_kl import (
@@ -39,9 +38,6 @@ from lightstride.training.top_k_kl import (
     remember,
     split,
 )
-
-CutSiteOf = Callable[[Site, Shape], CutSite]
-"""A site at one of its shapes, as a supernet has it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +75,30 @@ class FitnessSettings:
                 f"{needed >> 20} MiB, {allowed >> 20} MiB are allowed (half of --cache-gib)"
             )
 
+    def most_answers(self, length: int) -> int:
+        """How many windows of this length the dense model's answers are kept of."""
+        return max(1, self.cache_bytes // 2 // self.answer_bytes(length))
+
+    def windows_of(self, sample: Sample, windows_NL: Tensor) -> list[int]:
+        """The windows of a sample; ConfigError where there are too few, or too much to keep."""
+        num_windows, length = windows_NL.shape
+        count = -(-sample.tokens // length)
+        if count > num_windows:
+            raise ConfigError(
+                f"a sample of {sample.tokens} tokens, but the search text has {windows_NL.numel()}"
+            )
+        self.check_room(sample.tokens)
+        return [(sample.first_window + i) % num_windows for i in range(count)]
+
+    def scored_logits(
+        self, model: PreTrainedModel, adapter: Adapter, tokens_BL: Tensor, hidden_BLD: Tensor
+    ) -> Iterator[Tensor]:
+        """Logits (P, V) of the scored positions of all windows, a slice of them at a time."""
+        length, most = tokens_BL.shape[1], self.slice_positions
+        scored_P = torch.arange(self.stride - 1, length, self.stride, device=tokens_BL.device)
+        for logits_BPV in logits_at(model, adapter, tokens_BL, hidden_BLD, scored_P, most):
+            yield logits_BPV.flatten(0, 1)
+
 
 @dataclass(frozen=True)
 class DenseAnswer:
@@ -99,37 +119,6 @@ class WindowBatch:
     answers: list[DenseAnswer]
 
 
-class WeightCache:
-    """The cut weights used last, up to a number of bytes."""
-
-    def __init__(self, dense: DenseSites, level_of: CutSiteOf, capacity: int) -> None:
-        self.dense = dense
-        self.level_of = level_of
-        self.capacity = capacity
-        self.size = 0
-        self.entries: OrderedDict[tuple[Site, Shape], SiteWeights] = OrderedDict()
-
-    def __call__(self, site: Site, shape: Shape) -> SiteWeights:
-        """Weights of a site at a shape, made if need be."""
-        if shape == self.dense.geometry.shape(site):
-            return self.dense.weights[site]
-        key = (site, shape)
-        if key in self.entries:
-            self.entries.move_to_end(key)
-            return self.entries[key]
-        weights, _ = self.dense.cut(site, self.level_of(site, shape))
-        self.entries[key] = weights
-        self.size += num_bytes(weights)
-        while self.size > self.capacity and len(self.entries) > 1:
-            self.size -= num_bytes(self.entries.popitem(last=False)[1])
-        return weights
-
-
-def num_bytes(weights: SiteWeights) -> int:
-    """Bytes of a site's weights."""
-    return sum(tensor.nbytes for tensor in weights.values())
-
-
 @dataclass
 class Fitness:
     """Answers `Evaluate` for plans whose levels there are; leaves the model dense."""
@@ -146,11 +135,12 @@ class Fitness:
         self.device = next(self.model.parameters()).device
         self.blocks = list(self.adapter.blocks(self.model))
         self.dense = DenseSites.of(self.model, self.adapter)
-        self.installed = {site: self.dense.geometry.shape(site) for site in self.dense.weights}
-        capacity = self.settings.cache_bytes // 2
-        window_bytes = self.settings.answer_bytes(self.windows_NL.shape[1])
-        self.most_answers = max(1, capacity // window_bytes)
-        self.weights = WeightCache(self.dense, self.level_of, capacity)
+        self.most_answers = self.settings.most_answers(self.windows_NL.shape[1])
+        self.weights = WeightCache(self.dense, self.level_of, self.settings.cache_bytes // 2)
+        self.candidates = [
+            CandidateBlock(self.adapter, block, index, self.weights)
+            for index, block in enumerate(self.blocks)
+        ]
 
     def __call__(self, plans: Sequence[Plan], sample: Sample) -> list[float]:
         """Fitness of each plan in nats a token, lower is better; ranks share the plans out."""
@@ -176,20 +166,10 @@ class Fitness:
             start = 0 if before is None else common_blocks(before, plan)
             del hidden[start + 1 :]
             for index in range(start, len(self.blocks)):
-                for site in (Site(index, kind) for kind in KINDS):
-                    self.install(site, plan.shapes[site])
-                hidden.append(self.run_block(index, batch, hidden[-1]))
+                self.candidates[index].install(shapes_at(plan, index))
+                hidden.append(self.candidates[index](hidden[-1], batch.calls[index]))
             before = plan
             yield self.score(batch, hidden)
-
-    def install(self, site: Site, shape: Shape) -> None:
-        """Give one site a width; `run_block` goes around an attention that is not there."""
-        if self.installed[site] != shape:
-            self.installed[site] = shape
-            if shape == NO_ATTENTION:
-                return
-            weights = self.weights(site, shape)
-            self.adapter.write(self.blocks[site.block], site.kind, weights, shape)
 
     @contextmanager
     def restoring(self) -> Iterator[None]:
@@ -197,31 +177,15 @@ class Fitness:
         try:
             yield
         finally:
-            for site in self.installed:
-                self.install(site, self.dense.geometry.shape(site))
-
-    def run_block(self, index: int, batch: WindowBatch, hidden_BLD: Tensor) -> Tensor:
-        """Outputs of one block as it stands."""
-        call, block = batch.calls[index], self.blocks[index]
-        around: AbstractContextManager[None] = nullcontext()
-        if self.installed[Site(index, "attention")] == NO_ATTENTION:
-            around = self.adapter.bypass(block, "attention", torch.zeros_like(hidden_BLD))
-        with around:
-            output: Tensor = block(hidden_BLD, *call.args, **call.kwargs)
-        return output
+            for block in self.candidates:
+                block.restore()
 
     def score(self, batch: WindowBatch, hidden: Sequence[Tensor]) -> float:
         """Fitness on one batch, summed over its windows, given all hidden states."""
         teacher = concatenate([answer.teacher for answer in batch.answers])
-        total, where = 0.0, 0
-        for logits_PV in self.logits(batch.tokens_BL, hidden[-1]):
-            rows = slice(where, where + len(logits_PV))
-            where = rows.stop
-            values_P = divergence(
-                teacher.rows(rows), logits_PV, renormalize=self.settings.renormalize
-            )
-            total += float(values_P.double().sum())
-        fitness = total / where * len(batch.answers)
+        slices = self.logits(batch.tokens_BL, hidden[-1])
+        mean = mean_divergence(teacher, slices, renormalize=self.settings.renormalize)
+        fitness = mean * len(batch.answers)
         for row, answer in enumerate(batch.answers):
             for index, dense_LD in answer.hidden.items():
                 error = relative_error(dense_LD, hidden[index + 1][row])
@@ -230,24 +194,13 @@ class Fitness:
 
     def logits(self, tokens_BL: Tensor, hidden_BLD: Tensor) -> Iterator[Tensor]:
         """Logits of the scored positions of all windows, a slice of positions at a time."""
-        stride, most = self.settings.stride, self.settings.slice_positions
-        scored_P = torch.arange(stride - 1, tokens_BL.shape[1], stride, device=self.device)
-        slices = logits_at(self.model, self.adapter, tokens_BL, hidden_BLD, scored_P, most)
-        yield from (logits_BPV.flatten(0, 1) for logits_BPV in slices)
+        return self.settings.scored_logits(self.model, self.adapter, tokens_BL, hidden_BLD)
 
     def sample_batches(self, sample: Sample) -> list[WindowBatch]:
         """The batches of a sample; the model must be dense."""
-        num_windows, length = self.windows_NL.shape
-        count = -(-sample.tokens // length)
-        if count > num_windows:
-            raise ConfigError(
-                f"a sample of {sample.tokens} tokens, but the search text has "
-                f"{self.windows_NL.numel()}"
-            )
-        wanted = [(sample.first_window + i) % num_windows for i in range(count)]
-        self.settings.check_room(sample.tokens)
-        step = max(1, self.settings.batch_tokens // length)
-        return [self.batch(wanted[start : start + step]) for start in range(0, count, step)]
+        wanted = self.settings.windows_of(sample, self.windows_NL)
+        step = max(1, self.settings.batch_tokens // self.windows_NL.shape[1])
+        return [self.batch(wanted[start : start + step]) for start in range(0, len(wanted), step)]
 
     def batch(self, windows: list[int]) -> WindowBatch:
         """Some windows with the dense model's answers; it runs for those that it has none of."""
@@ -275,8 +228,8 @@ class Fitness:
     def record_dense(self, batch: WindowBatch) -> list[DenseAnswer]:
         """The dense model's predictions on each window."""
         hidden = [batch.hidden_BLD]
-        for index in range(len(self.blocks)):
-            hidden.append(self.run_block(index, batch, hidden[-1]))
+        for block, call in zip(self.candidates, batch.calls, strict=True):
+            hidden.append(block(hidden[-1], call))
         parts = [remember(p, self.settings.top_k) for p in self.logits(batch.tokens_BL, hidden[-1])]
         teachers = split(concatenate(parts), len(batch.tokens_BL))
         compared = self.settings.hidden_blocks if self.settings.hidden_weight else ()
@@ -286,12 +239,26 @@ class Fitness:
         ]
 
 
+def mean_divergence(teacher: Teacher, slices: Iterator[Tensor], *, renormalize: bool) -> float:
+    """Mean divergence over all scored positions, whose logits come a slice at a time."""
+    total, where = 0.0, 0
+    for logits_PV in slices:
+        rows = slice(where, where + len(logits_PV))
+        where = rows.stop
+        values_P = divergence(teacher.rows(rows), logits_PV, renormalize=renormalize)
+        total += float(values_P.double().sum())
+    return total / where
+
+
+def shapes_at(plan: Plan, index: int) -> dict[Kind, Shape]:
+    """What a plan has in one block."""
+    return {kind: plan.shapes[Site(index, kind)] for kind in KINDS}
+
+
 def block_keys(plan: Plan) -> tuple[tuple[Shape, ...], ...]:
     """The shapes of every block, in order: plans with the same first blocks sort together."""
     num_blocks = len(plan.shapes) // len(KINDS)
-    return tuple(
-        tuple(plan.shapes[Site(index, kind)] for kind in KINDS) for index in range(num_blocks)
-    )
+    return tuple(tuple(shapes_at(plan, index).values()) for index in range(num_blocks))
 
 
 def common_blocks(one: Plan, other: Plan) -> int:
