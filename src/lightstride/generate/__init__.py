@@ -5,6 +5,7 @@ decoder          Decoder, PlainDecoder, generate()     modes            what a r
 forward          one forward of some rows              cache            keys and values by row
 rows             a row, and the cut that ends it       sampling         logits to tokens
 masks            who sees whom, and where it stands    detokenize, chat_template    text
+folded           attention, each KV head read once     packed           weights for the kernel
 """
 
 from lightstride.config.decoding import Mode, Settings

@@ -8,8 +8,8 @@ new columns each,
 
     row 0   p p p | s s        row 1   p p | s s
 
-In the plain case - rows of one length, one new column, no sliding window - the model is given no
-mask: with a cache it then attends to all columns there are, which is what is meant.
+In the plain case - rows of one length, new columns one after the other, no sliding window - the
+model is given no mask: each column then attends to all before it, which is what is meant.
 
 Shapes: B rows of a forward, Q new columns, W columns, D hidden size, V vocabulary.
 """
@@ -22,7 +22,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lightstride.generate.cache import KvBuffer, Storage, padded
+from lightstride.generate.folded import can_fold, folded_heads
 from lightstride.generate.masks import attention_argument, check_attention, sliding_window
+from lightstride.generate.packed import packed_layers
 
 
 @dataclass(frozen=True)
@@ -164,22 +166,24 @@ class CachedBatch:
             columns_BQ = used_B1 + places
         self.cache.reserve(rows, width, first, columns_BQ)
         mask = None
-        is_plain = aligned and sees_BQQ is None and (num_new == 1 or first == 0)
+        needs_none = num_new == 1 or first == 0 or can_fold(self.model)
+        is_plain = aligned and sees_BQQ is None and needs_none
         if not is_plain or self.always_masked:
             sees_BQW = sees(used_B1, num_new, width, sees_BQQ, columns_BQ)
             mask = attention_argument(sees_BQW, self.model.config, self.model.dtype)
         positions = torch.tensor(self.positions[rows], device=device)[:, None]
-        # By index: of a slice torch multiplies row by row, each with a copy of the head of its own.
-        output = self.model(
-            input_ids=tokens_BQ,
-            inputs_embeds=embeddings_BQD,
-            position_ids=positions + 1 + depths_BQ,
-            attention_mask=mask,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=torch.tensor(logit_columns, device=device),
-            output_hidden_states=list(taps) if taps else None,
-        )
+        with packed_layers(self.model), folded_heads(self.model):
+            # By index: of a slice torch multiplies row by row, each with a copy of the head.
+            output = self.model(
+                input_ids=tokens_BQ,
+                inputs_embeds=embeddings_BQD,
+                position_ids=positions + 1 + depths_BQ,
+                attention_mask=mask,
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=torch.tensor(logit_columns, device=device),
+                output_hidden_states=list(taps) if taps else None,
+            )
         return Forward(output.logits, {tap: output.hidden_states[tap] for tap in taps})
 
     def keep(self, rows: slice, kept: Sequence[Sequence[int]], advance: Sequence[int]) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lightstride.generate.forward import CachedBatch, Forward
+from lightstride.generate.packed import packed_layers
 from lightstride.memory.attention import check_readable, read_by
 from lightstride.memory.cache import Memory, MemoryCache
 
@@ -84,7 +85,7 @@ class MemoryBatch(CachedBatch):
             sees_BQQ = torch.ones(1, num_new, num_new, dtype=torch.bool).tril()
         positions_BQ = torch.tensor(self.positions[rows])[:, None] + 1 + depths_BQ.cpu()
         self.held.open(rows, positions_BQ, sees_BQQ.expand(num_rows, num_new, num_new))
-        with read_by(self.model, self.held):
+        with packed_layers(self.model), read_by(self.model, self.held):
             output = self.model(
                 input_ids=tokens_BQ,
                 inputs_embeds=embeddings_BQD,
