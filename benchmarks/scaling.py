@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from lightstride.commands.pruning.dry_run import count_run, on_machine, text_of
+from lightstride.commands.pruning.count import count_run
+from lightstride.commands.pruning.dry_run import on_machine, text_of
 from lightstride.config import PruneConfig
 from lightstride.config.prune import MachineName
 from lightstride.models.families.registry import adapter_for

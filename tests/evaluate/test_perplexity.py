@@ -14,6 +14,7 @@ from lightstride.data.windows import strided_windows
 from lightstride.errors import ModelError
 from lightstride.evaluate.perplexity import perplexity, token_losses
 from lightstride.models import sliced_logits as logits
+from lightstride.models.opening.streamed import open_streamed
 from lightstride.smash.hub import SmashModel
 
 WINDOWS = torch.randint(0, 256, (3, 40), generator=torch.Generator().manual_seed(0))
@@ -91,3 +92,16 @@ def test_logits_that_are_not_numbers_have_no_perplexity() -> None:
         model.model.norm.weight.fill_(float("nan"))
     with pytest.raises(ModelError, match="NaN"):
         perplexity(model, torch.arange(8)[None])
+
+
+def test_block_by_block_as_whole(tmp_path: Path) -> None:
+    for name, build in TINY.items():
+        model = build()
+        model.save_pretrained(tmp_path / name, max_shard_size="30KB")
+        windows = torch.randint(0, 256, (5, 12), generator=torch.Generator().manual_seed(0))
+        expected = perplexity(model, windows, batch_size=2)
+        source = open_streamed(str(tmp_path / name), dtype=torch.float32)
+        found = perplexity(source, windows, batch_size=2)
+        assert found.value == pytest.approx(expected.value, rel=1e-6)
+        assert perplexity(source, windows, batch_size=2, spill=tmp_path / "spill") == found
+        assert not (tmp_path / "spill").exists()

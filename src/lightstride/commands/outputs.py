@@ -13,7 +13,7 @@ from lightstride.errors import ConfigError, OutputError
 from lightstride.files.lock import locked
 from lightstride.results import write_result
 
-NOT_IDENTITY = ("output", "work", "resume", "json", "dry_run", "machine")
+NOT_IDENTITY = ("output", "work", "resume", "json", "dry_run", "machine", "memory", "device_memory")
 """Flags that do not change what a run finds."""
 RESULT = "result.json"
 

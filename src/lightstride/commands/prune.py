@@ -27,7 +27,11 @@ from lightstride.evaluate.perplexity import perplexity
 from lightstride.files import whole_file
 from lightstride.files.read import Count, Finite
 from lightstride.files.sealed import read_sealed, write_sealed
+from lightstride.models.opening.skeleton import one_block
+from lightstride.models.opening.source import Resident, WeightSource
+from lightstride.models.rebuild import empty_with_widths
 from lightstride.progress import Bar
+from lightstride.prune.cut.cut_source import CutSource
 from lightstride.prune.cut.materialize import materialize
 from lightstride.prune.forecast import forecast, measure_rates, sentence
 from lightstride.prune.heal import Healing, heal
@@ -66,7 +70,7 @@ def prune_alone(config: PruneConfig) -> Mapping[str, object]:
     started = time.perf_counter()
     run = open_run(config, generations_bar)
     print_forecast(run)
-    dense = measure(run, run.model, dense_plan(run.geometry), "dense")
+    dense = measure(run, run.source, dense_plan(run.geometry), "dense")
     found = run.runner.plans(config.sparsity)
     sizes = [finish_size(run, share, results) for share, results in found.items()]
     result: Mapping[str, object] = {}
@@ -87,10 +91,19 @@ def print_forecast(run: PruneRun) -> None:
     if rank() == 0:
         runner = run.runner
         batch_BL = runner.calibration_NL[: runner.settings.batch_size]
-        rates = measure_rates(runner.model, runner.adapter, batch_BL)
+        rates = measure_rates(timed_model(run), runner.adapter, batch_BL)
         held_out = run.texts.held_out.num_tokens
         stages = forecast(runner, run.config.sparsity, run.config.heal, held_out)
         sys.stderr.write(f"lightstride: {sentence(stages, rates)}\n")
+
+
+def timed_model(run: PruneRun) -> PreTrainedModel:
+    """A model whose first block can be run: the dense one, or a block of random weights."""
+    model, device = run.model, run.source.device.type
+    if not run.source.streamed:
+        return model
+    trusted = run.config.trust_remote_code
+    return one_block(model.config, model.dtype, device, trust_remote_code=trusted)
 
 
 def size_folder(config: PruneConfig, share: float) -> Path:
@@ -108,11 +121,13 @@ def finish_size(run: PruneRun, share: float, results: Sequence[RoundResult]) -> 
         return read_note(note)
     plan = results[-1].plan if results else runner.centre(share)
     levels = runner.closing_round(share, plan)
-    plan = Plan(plan.shapes, {site: level.kept for site, level in levels.items()})
-    smaller = materialize(run.model, run.adapter, levels)
+    plan = Plan(plan.shapes, levels.kept)
+    smaller: WeightSource = CutSource(run.source, levels)
+    if not run.source.streamed:
+        smaller = Resident(materialize(run.model, run.adapter, levels), run.source.device)
     numbers = measure(run, smaller, plan, name)
     if run.config.heal:
-        numbers |= heal_and_measure(run, smaller, plan, name) | {
+        numbers |= heal_and_measure(run, smaller.model, plan, name) | {
             "unhealed": numbers.get("perplexity")
         }
     numbers |= {
@@ -162,21 +177,27 @@ def heal_and_measure(run: PruneRun, smaller: PreTrainedModel, plan: Plan, name: 
         title=f"healing {name}",
         progress=True,
     )
-    return measure(run, smaller, plan, name)
+    return measure(run, Resident(smaller), plan, name)
 
 
-def measure(run: PruneRun, model: PreTrainedModel, plan: Plan, name: str) -> Numbers:
+def measure(run: PruneRun, source: WeightSource, plan: Plan, name: str) -> Numbers:
     """Size of a model and its perplexity on the held-out text; on rank 0."""
     if rank() > 0:
         return {}
-    parameters = list(model.parameters())
-    held_out = perplexity(model, run.texts.held_out, batch_size=4, progress=True)
+    parameters = list(empty_with_widths(source.model, source.shapes).parameters())
+    held_out = perplexity(
+        source if source.streamed else source.model,
+        run.texts.held_out,
+        batch_size=4,
+        spill=run.runner.spill_folder,
+        progress=True,
+    )
     return {
         "name": name,
         "sparsity": sparsity(plan, run.geometry),
         "parameters": sum(each.numel() for each in parameters),
         "block_parameters": num_parameters(plan, run.geometry),
-        "bytes": sum(each.numel() * each.element_size() for each in parameters),
+        "bytes": sum(each.numel() for each in parameters) * source.model.dtype.itemsize,
         "perplexity": held_out.value,
         "plan": plan.key,
     }

@@ -26,6 +26,7 @@ Source = Annotated[str, arg(metavar="SOURCE")]
 OptionalSource = Annotated[str | None, arg(metavar="SOURCE", help_behavior_hint=OPTIONAL)]
 OptionalPath = Annotated[str | None, arg(metavar="PATH", help_behavior_hint=OPTIONAL)]
 Output = Annotated[str, arg(aliases=("-o",), metavar="DIR")]
+OptionalSize = Annotated[str | None, arg(metavar="SIZE", help_behavior_hint=OPTIONAL)]
 PRESET = "(default: the preset's)"
 FromPreset = Annotated[int | None, arg(metavar="N", help_behavior_hint=PRESET, constructor=int)]
 """A number that the preset gives unless a flag does."""

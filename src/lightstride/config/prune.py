@@ -10,12 +10,14 @@ from lightstride.config.base import (
     FromPreset,
     Model,
     OptionalPath,
+    OptionalSize,
     OptionalSource,
     PresetCommand,
     Source,
     require,
     require_choice,
 )
+from lightstride.config.sizes import parse_size
 
 TargetName = Literal["any", "hf", "vllm", "gguf", "decilm", "uniform"]
 Accumulation = Literal["none", "median", "expectation"]
@@ -117,6 +119,10 @@ class PruneConfig(PresetCommand):
     """Folder for what a killed run can go on from; without it, the output folder's name + .work."""
     resume: bool = False
     """Go on from what is in the work folder."""
+    memory: OptionalSize = None
+    """Most memory to use, such as 20GiB: too large a model is read from disk block by block."""
+    device_memory: OptionalSize = None
+    """Most memory of each accelerator to use, such as 40GiB."""
     dry_run: bool = False
     """Say what the run would cost, from config.json alone: no weights are opened."""
     machine: Annotated[
@@ -155,6 +161,10 @@ class PruneConfig(PresetCommand):
             value = getattr(self, flag)
             require(value is None or value >= 1, f"--{flag.replace('_', '-')}", value, "at least 1")
 
+        for flag in ("memory", "device_memory"):
+            size = getattr(self, flag)
+            if size is not None:
+                parse_size(f"--{flag.replace('_', '-')}", size)
         self.check_dry_run()
 
     def check_dry_run(self) -> None:

@@ -4,10 +4,10 @@ A model's own forward embeds tokens, makes masks and positions, calls its blocks
 the last one's outputs.  With stand-ins for the blocks it tells the arguments of each, and makes
 logits of hidden states that were computed elsewhere: whatever a family does there is done.
 
-Shapes: B windows of L tokens each, P positions, D hidden size, V vocabulary.
+Shapes: N windows of L tokens each, B of them in a batch, P positions, D hidden size, V vocabulary.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,7 +16,9 @@ from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lightstride.models.activations import ActivationStore, Rows
 from lightstride.models.families.adapter import Adapter
+from lightstride.models.opening.source import WeightSource
 
 
 @dataclass(frozen=True)
@@ -87,3 +89,27 @@ def logits_at(
                 for some_P in positions_P.split(most):
                     output = model(tokens, use_cache=False, logits_to_keep=some_P)
                     yield output.logits
+
+
+def embed(
+    source: WeightSource,
+    tokens_NL: Tensor,
+    batches: Sequence[slice],
+    shelf: ActivationStore,
+) -> tuple[Rows, Mapping[int, Sequence[Call]]]:
+    """Inputs of the first block (N, L, D), and the blocks' arguments for each batch size."""
+    hidden_NLD: Rows | None = None
+    calls: dict[int, Sequence[Call]] = {}
+    decoder = source.adapter.decoder(source.model)
+    with source.embedding(), recorders(source.model, source.adapter) as stand_ins:
+        for windows in batches:
+            tokens_BL = tokens_NL[windows].to(source.device)
+            decoder(input_ids=tokens_BL, use_cache=False)
+            hidden_BLD = stand_ins[0].hidden_BLD
+            calls.setdefault(len(tokens_BL), [stand_in.call for stand_in in stand_ins])
+            if hidden_NLD is None:
+                shape = (*tokens_NL.shape, hidden_BLD.shape[-1])
+                hidden_NLD = shelf.room(*shape, dtype=hidden_BLD.dtype)
+            hidden_NLD[windows] = hidden_BLD
+    assert hidden_NLD is not None
+    return hidden_NLD, calls

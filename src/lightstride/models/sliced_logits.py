@@ -22,9 +22,10 @@ CACHED_BYTES = 2**20
 """Logits in fp32 that a processor core keeps close."""
 
 
-def slice_rows(model: PreTrainedModel) -> int:
-    """How many positions a slice of logits may have."""
-    limit = SLICE_BYTES.get(model.device.type, ACCELERATOR_SLICE_BYTES)
+def slice_rows(model: PreTrainedModel, device: torch.device | None = None) -> int:
+    """How many positions a slice of logits may have where the head is, or on a device."""
+    where = model.device if device is None else device
+    limit = SLICE_BYTES.get(where.type, ACCELERATOR_SLICE_BYTES)
     vocab_size: int = model.get_output_embeddings().weight.shape[0]
     return max(1, limit // (4 * vocab_size))
 

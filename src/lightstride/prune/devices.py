@@ -5,7 +5,7 @@ Statistics stream the blocks of a model that lies on the CPU through one device
 over all accelerators by `accelerate`, whole blocks on each.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -20,9 +20,13 @@ SHARE_FOR_WEIGHTS = 0.6
 """Of a device's memory; the rest is for activations, statistics and cut weights."""
 
 
-def move_if_it_fits(model: PreTrainedModel, device: str) -> None:
-    """Move a model to a device if it is small enough for it; else it stays where it is."""
-    if device != "cpu" and weight_bytes(model) <= SHARE_FOR_WEIGHTS * device_bytes(device):
+def move_if_it_fits(model: PreTrainedModel, device: str, limit: int | None = None) -> None:
+    """Move a model to a device if it is small enough for it, or for a limit; else it stays."""
+    if device == "cpu":
+        return
+    there = device_bytes(device)
+    room = there if limit is None else min(there, limit)
+    if weight_bytes(model) <= SHARE_FOR_WEIGHTS * room:
         model.to(torch.device(device))  # type: ignore[arg-type]
 
 
@@ -60,6 +64,11 @@ def dispatched(
     finally:
         remove_hook_from_submodules(model)
         model.to(torch.device("cpu"))  # type: ignore[arg-type]
+
+
+def room_for(model: PreTrainedModel, memory: Mapping[int | str, int]) -> bool:
+    """Whether all weights fit on these devices together, whole blocks on each."""
+    return weight_bytes(model) <= 0.9 * sum(memory.values())
 
 
 def accelerator_memory(model: PreTrainedModel, device: str) -> dict[int | str, int] | None:

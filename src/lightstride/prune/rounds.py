@@ -32,14 +32,14 @@ from lightstride.files.sealed import read_sealed, write_sealed
 from lightstride.models.families.adapter import Adapter
 from lightstride.models.opening.source import WeightSource
 from lightstride.models.shapes import Shape, Site
-from lightstride.prune.cut.refit import CutSite
-from lightstride.prune.cut.supernet import Supernet, build_supernet, supernet_bytes
-from lightstride.prune.devices import accelerator_memory, dispatched
+from lightstride.prune.cut.supernet import ChosenLevels, Supernet, build_supernet, supernet_bytes
+from lightstride.prune.devices import accelerator_memory, dispatched, room_for
 from lightstride.prune.fitness import DenseAnswer, Fitness, FitnessSettings
 from lightstride.prune.space.even import even_plans
 from lightstride.prune.space.narrow import limit_for, narrow, uniform_plan
 from lightstride.prune.space.plan import Plan, Space, kind_cost
-from lightstride.search.evaluation_log import EvaluationLog
+from lightstride.prune.sweep import SweptFitness
+from lightstride.search.evaluation_log import Evaluate, EvaluationLog
 from lightstride.search.evolution import EvolutionSettings, evolve
 from lightstride.search.guided import GuidedSearch, GuidedSettings
 from lightstride.search.moves import Moves
@@ -167,12 +167,19 @@ class RoundRunner:
     search_NL: Tensor
     work: Path
     settings: RoundSettings
+    spill: bool = False
+    """Keep activations in files in the work folder."""
     progress: bool = False
     progress_for: ProgressFor[Plan] = no_progress
     """Gives the function to call after each generation of a search."""
 
     def __post_init__(self) -> None:
         self.answers: dict[int, DenseAnswer] = {}
+
+    @property
+    def spill_folder(self) -> Path | None:
+        """Where activations are that memory is too small for: a folder for every process."""
+        return self.work / f"activations-{rank()}" if self.spill else None
 
     @property
     def model(self) -> PreTrainedModel:
@@ -271,24 +278,16 @@ class RoundRunner:
             correction=correction,
             damping=self.settings.damping,
             batch_size=self.settings.batch_size,
+            spill=self.spill_folder,
             progress=self.progress,
         )
 
     def search(self, task: SearchTask, supernet: Supernet) -> RoundResult:
         """Search a supernet; the result is also written to the work folder."""
         with ExitStack() as stack:
-            memory = accelerator_memory(self.model, self.source.device.type)
-            stack.enter_context(dispatched(self.model, self.adapter, memory))
             title = f"{task.share:.4g}, round {task.round}"
             on_generation = stack.enter_context(self.progress_for(title))
-            fitness = Fitness(
-                self.model,
-                self.adapter,
-                self.search_NL,
-                supernet.load,
-                self.settings.fitness,
-                self.answers,
-            )
+            fitness = self.fitness(supernet, stack)
             record = self.work / "search.jsonl"
             log = EvaluationLog(fitness, record, task.name)
             found = self.run_search(task, supernet, log, on_generation)
@@ -303,6 +302,23 @@ class RoundRunner:
         )
         self.save_result(task, result)
         return result
+
+    def fitness(self, supernet: Supernet, stack: ExitStack) -> Evaluate[Plan]:
+        """How plans are compared: candidate by candidate where the model lies on devices, else
+        all of them block by block.
+
+        The model lies on devices until the stack is closed.
+        """
+        settings, answers = self.settings.fitness, self.answers
+        memory = None
+        if not self.source.streamed:
+            memory = accelerator_memory(self.model, self.source.device.type)
+        if self.source.streamed or (memory and not room_for(self.model, memory)):
+            return SweptFitness(
+                self.source, self.search_NL, supernet.load, settings, answers, self.spill_folder
+            )
+        stack.enter_context(dispatched(self.model, self.adapter, memory))
+        return Fitness(self.model, self.adapter, self.search_NL, supernet.load, settings, answers)
 
     def run_search(
         self,
@@ -333,13 +349,13 @@ class RoundRunner:
         guided = GuidedSearch(moves, losses, search, log, window, known, first)
         return guided.run(task.centre, seed, on_generation)
 
-    def closing_round(self, share: float, plan: Plan) -> dict[Site, CutSite]:
+    def closing_round(self, share: float, plan: Plan) -> ChosenLevels:
         """The closing round: the plan's widths, cut and refitted exactly."""
         shapes = {site: (shape,) for site, shape in plan.shapes.items()}
         folder = self.work / f"closing-{name_of(share)}"
         correction = self.settings.correction
         supernet = self.supernet_for(folder, self.calibration_NL, shapes, plan, correction)
-        return {site: supernet.load(site, shape) for site, shape in plan.shapes.items()}
+        return ChosenLevels(supernet, plan.shapes)
 
     def load_result(self, task: SearchTask) -> RoundResult | None:
         """The result of a finished search, on every rank; None if it is not finished."""

@@ -23,12 +23,11 @@ from torch import Tensor, nn
 
 from lightstride.distributed import gather_objects, pieces, rank, world_size
 from lightstride.models.activations import ActivationStore, Rows, activation_store
-from lightstride.models.block_calls import Call
+from lightstride.models.block_calls import Call, embed
 from lightstride.models.opening.source import WeightSource
 from lightstride.models.shapes import KINDS, Site
 from lightstride.prune.candidate_blocks import CandidateBlock, CutSiteOf, WeightCache
 from lightstride.prune.cut.materialize import DenseSites
-from lightstride.prune.cut.stream import embed
 from lightstride.prune.fitness import (
     DenseAnswer,
     FitnessSettings,

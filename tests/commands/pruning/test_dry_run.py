@@ -151,6 +151,7 @@ def test_a_machine_that_is_too_small_is_told() -> None:
         assumed="",
         rates=Rates(forward=1, gram=1, solve=1),
         seconds={"a": 1.0},
+        way="resident",
         footprint=small,
         free={"memory": 8, "device memory": None, "disk": 3},
     )

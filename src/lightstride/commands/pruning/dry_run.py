@@ -12,43 +12,35 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from lightstride.bench.machine import free_memory
 from lightstride.commands.outputs import check_output
-from lightstride.commands.pruning.options import cost_of, rounds_of, target_of
-from lightstride.commands.pruning.setup import check_shares, existing
+from lightstride.commands.pruning.count import (
+    DryRun,
+    count_run,
+    limited,
+    resident_reason,
+    room_here,
+)
+from lightstride.commands.pruning.setup import existing
 from lightstride.commands.pruning.texts import read_texts
 from lightstride.config import PruneConfig
 from lightstride.config.prune import MachineName
-from lightstride.data.windows import windows_in
 from lightstride.errors import ConfigError
-from lightstride.models.device import pick_device, pick_dtype, suitable_dtype
-from lightstride.models.families.registry import adapter_for
+from lightstride.models.device import pick_device
 from lightstride.models.opening.load import load_tokenizer
-from lightstride.models.opening.skeleton import load_skeleton, one_block
-from lightstride.models.opening.source import Resident
+from lightstride.models.opening.skeleton import one_block
 from lightstride.prune.devices import device_bytes
-from lightstride.prune.footprint import Footprint, footprint
-from lightstride.prune.forecast import Operations, Rates, forecast, measure_rates
+from lightstride.prune.footprint import Footprint
+from lightstride.prune.forecast import Rates, measure_rates
 from lightstride.prune.machines import known_machine
 from lightstride.prune.rounds import RoundRunner
-from lightstride.prune.space.budget import dense_cost
+from lightstride.prune.ways import WAYS, Room, Way, choose_way
 from lightstride.results import markdown_table
 from lightstride.work import check_work
 
 GB = 1e9
-
-
-@dataclass(frozen=True)
-class DryRun:
-    """A run that could start if there were weights."""
-
-    config: PruneConfig
-    runner: RoundRunner
-    """Its model and its texts are meta tensors."""
-    stages: Mapping[str, Operations]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +54,8 @@ class Forecast:
     rates: Rates
     seconds: dict[str, float]
     """By stage."""
+    way: Way
+    """Where the weights lie: the first way that there is room for."""
     footprint: Footprint
     free: dict[str, int | None]
     """Bytes of memory, of each accelerator's memory and of disk; None where that is not known."""
@@ -106,52 +100,6 @@ def plan_run(config: PruneConfig) -> DryRun:
     return run
 
 
-def count_run(config: PruneConfig) -> DryRun:
-    """A run's operations, from config.json and nothing else."""
-    dtype = pick_dtype(config.dtype, suitable_dtype(pick_device(config.device)))
-    model = load_skeleton(config.model, dtype=dtype, trust_remote_code=config.trust_remote_code)
-    calibration_NL, search_NL, held_out_NL = amounts(config)
-    runner = runner_of(config, model, calibration_NL, search_NL)
-    stages = forecast(runner, config.sparsity, config.heal, held_out_NL.numel())
-    return DryRun(config, runner, stages)
-
-
-def runner_of(
-    config: PruneConfig, model: PreTrainedModel, calibration_NL: Tensor, search_NL: Tensor
-) -> RoundRunner:
-    """The runner of a run, to be asked and not to be run; BudgetError, ConfigError as a run's."""
-    adapter = adapter_for(model.config)
-    geometry = adapter.geometry(model.config)
-    cost = cost_of(config, geometry)
-    space = check_shares(config, geometry, target_of(config, geometry), cost)
-    settings = rounds_of(config)
-    if settings.search is not None:
-        settings.fitness.check_room(settings.largest_sample(search_NL.numel(), space))
-    return RoundRunner(
-        source=Resident(model),
-        space=space,
-        dense_cost=dense_cost(geometry, cost),
-        calibration_NL=calibration_NL,
-        search_NL=search_NL,
-        work=Path(config.work_folder),
-        settings=settings,
-    )
-
-
-def amounts(config: PruneConfig) -> tuple[Tensor, Tensor, Tensor]:
-    """Windows for calibration, search and held-out text, without values."""
-    assert config.window is not None
-    assert config.calibration_tokens is not None
-    assert config.search_tokens is not None
-    assert config.held_out_tokens is not None
-    counts = (config.calibration_tokens, config.search_tokens, config.held_out_tokens)
-    calibration, search, held_out = (
-        torch.empty(windows_in(count, config.window), config.window, device="meta")
-        for count in counts
-    )
-    return calibration, search, held_out
-
-
 def check_texts(config: PruneConfig, model: PreTrainedModel) -> None:
     """DataError as a run's; texts that the model itself would say are not made."""
     sources = (config.calibration, config.search_text, config.held_out)
@@ -166,13 +114,8 @@ def on_machine(run: DryRun, name: MachineName) -> Forecast:
     if name == "here":
         return on_this_machine(run)
     known, config = known_machine(name), run.config
-    size = footprint(
-        run.runner,
-        config.sparsity,
-        config.heal,
-        device_memory=known.device_memory,
-        devices=known.devices,
-    )
+    room = limited(config, Room(known.memory, known.device_memory, known.devices))
+    way, size = way_and_size(run, room)
     seconds = {stage: each.seconds(known.rates) for stage, each in run.stages.items()}
     return Forecast(
         machine=name,
@@ -180,10 +123,11 @@ def on_machine(run: DryRun, name: MachineName) -> Forecast:
         assumed=known.assumed,
         rates=known.rates,
         seconds=seconds | {"reading": size.reads / known.disk},
+        way=way,
         footprint=size,
         free={
-            "memory": known.memory,
-            "device memory": known.device_memory if known.devices else None,
+            "memory": room.memory,
+            "device memory": room.device_memory if room.devices else None,
             "disk": None,
         },
     )
@@ -205,23 +149,30 @@ def on_this_machine(run: DryRun) -> Forecast:
         runner.calibration_NL[: runner.settings.batch_size], dtype=torch.int64, device="cpu"
     )
     rates = measure_rates(block, runner.adapter, tokens_BL)
-    memory = device_bytes(device) if on_device else 0
-    count = torch.accelerator.device_count() if on_device else 0
+    room = limited(config, room_here(config))
+    way, size = way_and_size(run, room)
+    free = free_memory() if config.memory is None else room.memory
     return Forecast(
         machine="here",
         title="this machine",
         assumed="rates are measured, on one block of random weights",
         rates=rates,
         seconds={stage: each.seconds(rates) for stage, each in run.stages.items()},
-        footprint=footprint(
-            runner, config.sparsity, config.heal, device_memory=memory, devices=count
-        ),
+        way=way,
+        footprint=size,
         free={
-            "memory": free_memory(),
-            "device memory": memory if on_device else None,
+            "memory": free,
+            "device memory": room.device_memory if on_device else None,
             "disk": shutil.disk_usage(existing(Path(config.work_folder))).free,
         },
     )
+
+
+def way_and_size(run: DryRun, room: Room) -> tuple[Way, Footprint]:
+    """The first way that there is room for, and what it takes."""
+    config = run.config
+    ways = WAYS if resident_reason(config) is None else WAYS[:1]
+    return choose_way(run.runner, config.sparsity, config.heal, room, run.held_out_tokens, ways)
 
 
 def check_block(runner: RoundRunner, device: str) -> None:
@@ -248,6 +199,7 @@ def text_of(found: Sequence[Forecast]) -> str:
         rows.append(
             [
                 each.machine,
+                each.way,
                 seconds_text(sum(each.seconds.values())),
                 ", ".join(f"{k} {seconds_text(v)}" for k, v in each.seconds.items() if v),
                 f"{max(size.memory.values()) / GB:,.2f}",
@@ -258,7 +210,7 @@ def text_of(found: Sequence[Forecast]) -> str:
         )
         short = f"; too little {' and '.join(each.too_little)}" if each.too_little else ""
         notes.append(f"{each.machine}: {each.title}; {each.assumed}{short}")
-    header = ["machine", "time", "by stage", "memory, GB", "device memory, GB", "disk, GB"]
+    header = ["machine", "model", "time", "by stage", "memory, GB", "device memory, GB", "disk, GB"]
     return "\n".join([markdown_table([*header, "reads, GB"], rows), *notes])
 
 

@@ -50,7 +50,7 @@ from lightstride.distributed import (
     world_size,
 )
 from lightstride.models.activations import ActivationStore, activation_store
-from lightstride.models.block_calls import Call
+from lightstride.models.block_calls import Call, embed
 from lightstride.models.families.adapter import HEAD_NORMS, Adapter, SiteWeights
 from lightstride.models.opening.source import WeightSource
 from lightstride.models.shapes import KINDS, Geometry, Kind, Site
@@ -59,7 +59,7 @@ from lightstride.prune.cut.gram import add_cross, add_gram, mirror
 from lightstride.prune.cut.head_norms import masked_norms
 from lightstride.prune.cut.materialize import kept_rows, masked_weights
 from lightstride.prune.cut.refit import CutSite
-from lightstride.prune.cut.stream import OutputWeights, Stream, embed
+from lightstride.prune.cut.stream import OutputWeights, Stream
 
 TINY = 1e-12
 CHUNK_TOKENS = 4096

@@ -21,9 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lightstride.models.activations import ActivationStore, Rows
-from lightstride.models.block_calls import Call, recorders
+from lightstride.models.block_calls import Call
 from lightstride.models.families.adapter import OUTPUT_NAME, Adapter, SiteWeights
-from lightstride.models.opening.source import WeightSource
 from lightstride.models.shapes import KINDS, Kind
 
 
@@ -163,27 +162,3 @@ class Stream:
                 stack.enter_context(self.adapter.bypass(block, kind, answer_BLD))
             result: Tensor = block(hidden_BLD, *call.args, **call.kwargs)
         return result
-
-
-def embed(
-    source: WeightSource,
-    tokens_NL: Tensor,
-    batches: Sequence[slice],
-    shelf: ActivationStore,
-) -> tuple[Rows, Mapping[int, Sequence[Call]]]:
-    """Inputs of the first block (N, L, D), and the blocks' arguments for each batch size."""
-    hidden_NLD: Rows | None = None
-    calls: dict[int, Sequence[Call]] = {}
-    decoder = source.adapter.decoder(source.model)
-    with source.embedding(), recorders(source.model, source.adapter) as stand_ins:
-        for windows in batches:
-            tokens_BL = tokens_NL[windows].to(source.device)
-            decoder(input_ids=tokens_BL, use_cache=False)
-            hidden_BLD = stand_ins[0].hidden_BLD
-            calls.setdefault(len(tokens_BL), [stand_in.call for stand_in in stand_ins])
-            if hidden_NLD is None:
-                shape = (*tokens_NL.shape, hidden_BLD.shape[-1])
-                hidden_NLD = shelf.room(*shape, dtype=hidden_BLD.dtype)
-            hidden_NLD[windows] = hidden_BLD
-    assert hidden_NLD is not None
-    return hidden_NLD, calls

@@ -105,6 +105,27 @@ class Supernet:
         return read_level(self.folder, self.entries[site], shape, self.hidden_size, self.dense)
 
 
+class ChosenLevels(Mapping[Site, CutSite]):
+    """One level of every site, with its weights read when it is asked for."""
+
+    def __init__(self, supernet: Supernet, shapes: Mapping[Site, Shape]) -> None:
+        self.supernet, self.shapes = supernet, shapes
+
+    @property
+    def kept(self) -> dict[Site, Kept]:
+        """The units that every level keeps."""
+        return {site: self.supernet.kept(site, shape) for site, shape in self.shapes.items()}
+
+    def __getitem__(self, site: Site) -> CutSite:
+        return self.supernet.load(site, self.shapes[site])
+
+    def __iter__(self) -> Iterator[Site]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+
 def index_hash(document: Json) -> str:
     """Hash of an index without its own hash."""
     rest = {key: value for key, value in document.items() if key != "sha256"}
