@@ -11,7 +11,7 @@ from lightstride.memory.cache import MemoryCache
 from lightstride.memory.entries import KvType
 from lightstride.memory.plan import Keep, MemoryPlan
 
-KEEPS = tuple(Keep.parse(text) for text in ("all", "16/0", "20/2", "24/4", "32/8"))
+KEEPS = tuple(Keep.parse(text) for text in ("all", "16/0", "20/2", "24/4x3", "32/8", "24/8x2"))
 
 
 def mixed_plan(model: PreTrainedModel, seed: int = 0) -> MemoryPlan:

@@ -1,14 +1,18 @@
 """Second-order effects agree with the divergence measured head by head."""
 
 import torch
+from torch import Tensor
+from transformers import PreTrainedModel
 
+from helpers.memory_toys import mixed_plan
 from helpers.toys import tiny_gemma3, tiny_llama
-from lightstride.memory.attention import heads_of
-from lightstride.memory.effects import mean_effects, text_effects
+from lightstride.memory.attention import attend, heads_of
+from lightstride.memory.effects import Attended, mean_effects, said_along, text_effects
 from lightstride.memory.fitness import Judge, Text
+from lightstride.memory.masks import text_mask
 from lightstride.memory.plan import ALL, Keep, MemoryPlan
 
-KEEPS = (Keep(4, 48), Keep(0, 32))
+KEEPS = (ALL, Keep(4, 48), Keep(0, 32))
 
 
 def text(domain: str, seed: int) -> Text:
@@ -17,25 +21,58 @@ def text(domain: str, seed: int) -> Text:
     return Text(domain, tuple(tokens), 60)
 
 
-def test_effects_are_measured_divergence() -> None:
+def pairs(model: PreTrainedModel, plan: MemoryPlan) -> tuple[Tensor, Tensor]:
+    """Effects as found and as measured, of every head and every rule that it does not have."""
+    texts = [text("chat", 1)]
+    judge = Judge(model, texts, MemoryPlan.full(heads_of(model), 8))
+    base = float(judge.fidelity(plan, 0).kl_N.mean())
+    loss, found = text_effects(model, texts[0], judge.reference[0], plan, KEEPS, 48, 0)
+    assert abs(loss - base) < 1e-5 + 0.01 * base
+    both = []
+    for block, keeps in enumerate(plan.blocks):
+        for head, now in enumerate(keeps):
+            for rule, keep in enumerate(KEEPS):
+                if keep == now:
+                    assert abs(found[block][head][rule]) < 1e-7
+                    continue
+                changed = [list(each) for each in plan.blocks]
+                changed[block][head] = keep
+                other = MemoryPlan(blocks=tuple(map(tuple, changed)), head_dim=8, sinks=plan.sinks)
+                measured = float(judge.fidelity(other, 0).kl_N.mean()) - base
+                both.append((found[block][head][rule], measured))
+    found_P, measured_P = torch.tensor(both).T
+    return found_P, measured_P
+
+
+def test_effects_at_the_full_cache_are_measured_divergence() -> None:
     for model in (tiny_llama(num_layers=3), tiny_gemma3(sliding_window=64)):
-        heads = heads_of(model)
-        full = MemoryPlan.full(heads, 8)
-        texts = [text("chat", 1)]
-        judge = Judge(model, texts, full)
-        found = text_effects(model, texts[0], KEEPS, 48, 0)
-        pairs = []
-        for block, count in enumerate(heads):
-            for head in range(count):
-                for rule, keep in enumerate(KEEPS):
-                    keeps = [list(each) for each in full.blocks]
-                    keeps[block][head] = keep
-                    plan = MemoryPlan(blocks=tuple(map(tuple, keeps)), head_dim=8)
-                    measured = float(judge.fidelity(plan, 0).kl_N.mean())
-                    pairs.append((found[block][head][rule], measured))
-        found_P, measured_P = torch.tensor(pairs).T
+        found_P, measured_P = pairs(model, MemoryPlan.full(heads_of(model), 8))
         assert torch.corrcoef(torch.stack([found_P.log(), measured_P.log()]))[0, 1] > 0.9
         assert 0.5 < float(found_P.sum() / measured_P.sum()) < 2
+
+
+def test_effects_at_a_plan_are_measured_changes() -> None:
+    model = tiny_llama(num_layers=3)
+    found_P, measured_P = pairs(model, mixed_plan(model, 2))
+    assert (measured_P < 0).any()
+    assert torch.corrcoef(torch.stack([found_P, measured_P]))[0, 1] > 0.9
+
+
+def test_one_pass_says_what_each_mask_says() -> None:
+    generator = torch.Generator().manual_seed(3)
+    query_BHTd, key_BGTd, value_BGTd, along_BHTd = (
+        torch.randn(1, heads, 90, 8, generator=generator) for heads in (4, 2, 2, 4)
+    )
+    keeps = [ALL, Keep(0, 16), Keep(2, 20), Keep(8, 33), Keep(4, 24, 3)]
+    for sliding in (None, 40):
+        found_RKGT = said_along(
+            Attended(query_BHTd, key_BGTd, value_BGTd, 0.3), along_BHTd, keeps, 3, sliding
+        )
+        for keep, found_KGT in zip(keeps, found_RKGT, strict=True):
+            mask_TT = text_mask(keep, 90, 3, "cpu", sliding)
+            said_BHTd = attend(query_BHTd, key_BGTd, value_BGTd, mask_TT[None], 0.3)
+            wanted_GT = (said_BHTd * along_BHTd).sum(-1).unflatten(1, (2, 2)).sum(2)[0]
+            torch.testing.assert_close(found_KGT[0], wanted_GT, atol=1e-4, rtol=1e-4)
 
 
 def test_the_full_cache_loses_nothing() -> None:
@@ -46,7 +83,6 @@ def test_the_full_cache_loses_nothing() -> None:
     assert judge.loss(full) == 0
     assert fidelity.same_N.all()
     assert torch.equal(fidelity.right_N, fidelity.right_full_N)
-    assert text_effects(model, text("copy", 2), [ALL], 1, 0) == [[[0.0]] * 2] * 2
 
 
 def test_domains_weigh_the_same() -> None:

@@ -24,13 +24,27 @@ PLAN = MemoryPlan(
 )
 
 
-@pytest.mark.parametrize("text", ["all", "16/0", "100/2", "128/4", "1/8"])
+@pytest.mark.parametrize("text", ["all", "16/0", "100/2", "128/4", "1/8", "64/16x4", "100/2x2"])
 def test_a_rule_reads_back(text: str) -> None:
     assert str(Keep.parse(text)) == text
 
 
 @pytest.mark.parametrize(
-    "text", ["", "none", "128", "128/3", "0/4", "-1/2", "16/1", "1e2/2", "a/b"]
+    "text",
+    [
+        "",
+        "none",
+        "128",
+        "128/3",
+        "0/4",
+        "-1/2",
+        "16/1",
+        "1e2/2",
+        "a/b",
+        "64/4x5",
+        "64/4x0",
+        "64/0x2",
+    ],
 )
 def test_an_unknown_rule_is_refused(text: str) -> None:
     with pytest.raises(ModelError):
@@ -99,7 +113,7 @@ def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
         ("[]", "damaged"),
         (text.replace('"format": 1', '"format": 9'), "another version"),
         (text.replace("32/4", "32/2"), "not what was written"),
-        (sealed(text, "32/4", "32/3"), "1 of 3"),
+        (sealed(text, "32/4", "32/3"), "1 of 3;"),
         (sealed(text, '"chunk": 16', '"chunk": 8'), "chunks of 8"),
         (sealed(text, '"sinks": 4', '"sinks": -1'), "sinks -1"),
         (sealed(text, '"blocks"', '"rows"'), "no list of heads"),

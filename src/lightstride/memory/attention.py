@@ -78,7 +78,7 @@ def attend(
     """Attention of some KV heads' queries, shape (B, H, Q, d); None sees every column.
 
     Each KV head is read once for all its queries: of few columns the query heads are taken for
-    more columns, else the kernel shares them.
+    more columns, else the kernel shares them.  A mask that is not of booleans is added to logits.
     """
     num_rows, num_heads, num_new, size = query_BHQd.shape
     groups = key_BGWd.shape[1]
@@ -88,6 +88,8 @@ def attend(
         query_BHQd = query_BHQd.reshape(num_rows, groups, shared * num_new, size)
         if mask_BQW is not None and num_new > 1:
             mask_BQW = mask_BQW.repeat(1, shared, 1)
+    if mask_BQW is not None and mask_BQW.is_floating_point():
+        mask_BQW = mask_BQW.to(query_BHQd.dtype)
     output = nn.functional.scaled_dot_product_attention(
         query_BHQd,
         key_BGWd,

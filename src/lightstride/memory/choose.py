@@ -1,8 +1,11 @@
-"""The search of memory plans: effects of heads alone first, then plans measured whole.
+"""The search of memory plans: effects of single heads at one plan after another, then whole plans.
 
-The effects of all heads at all rules (`effects.py`) are the prior losses of the guided search;
-its first plan is the knapsack's optimum over them.  From there whole plans are measured on texts
-that want memory, a few texts first, all texts for the best.
+The effects of all heads at all rules (`effects.py`), taken at the full cache, give a first plan:
+the knapsack's optimum.  Heads that stand in for each other are each harmless to lose there, and a
+plan that loses them all is bad; so effects are taken again at that plan, where they show, and so
+on.  Each plan is the optimum over a mean of all effects found so far, the later ones with more
+weight, so that heads of which only some have to stay do not all leave and return in turn.  The plan
+with the least loss is where the guided search over whole plans starts.
 
 Texts are numbered; a sample of the search is a run of texts.
 """
@@ -12,12 +15,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from transformers import PreTrainedModel
-
 from lightstride.distributed import gather_objects, rank, world_size
-from lightstride.memory.effects import Effects, mean_effects, text_effects
-from lightstride.memory.fitness import Judge, Text
-from lightstride.memory.plan import Keep, MemoryPlan
+from lightstride.memory.effects import Effects, mean_effects, text_effects, text_weights
+from lightstride.memory.fitness import Judge
+from lightstride.memory.plan import ALL, Keep, MemoryPlan
 from lightstride.memory.space import MemorySpace, PlanKey, keeps_for, limit_of
 from lightstride.search.evaluation_log import EvaluationLog, Sample
 from lightstride.search.guided import GuidedSearch, GuidedSettings
@@ -28,6 +29,8 @@ from lightstride.search.surrogate import knapsack
 WINDOW = 1024
 """Search tokens that one text counts as."""
 Report = Callable[[str], None]
+Measure = Callable[[MemoryPlan], tuple[float, Effects]]
+"""The loss of a plan, and what other rules of its heads change."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +40,9 @@ class SearchSettings:
     context: int
     """Tokens at which a budget is counted."""
     probes: int = 3
-    """Backward passes a text for the effects of heads alone."""
+    """Random backward passes a text for the effects of single heads."""
+    rounds: int = 4
+    """Plans a budget at which effects are taken."""
     generations: int = 2
     offspring: int = 6
     first_texts: int = 4
@@ -46,17 +51,69 @@ class SearchSettings:
 
 
 def measure_effects(
-    model: PreTrainedModel, texts: Sequence[Text], settings: SearchSettings
-) -> Effects:
-    """Effects of every head at every rule, over all texts; processes share the texts."""
+    judge: Judge, plan: MemoryPlan, settings: SearchSettings
+) -> tuple[float, Effects]:
+    """Loss of a plan and effects of every head's rules at it, over all texts; processes share
+    the texts."""
     keeps = keeps_for(settings.context)
     mine = {
-        str(index): text_effects(model, text, keeps, settings.probes, settings.seed + index)
-        for index, text in enumerate(texts)
+        str(index): text_effects(
+            judge.model, text, judge.reference[index], plan, keeps, settings.probes,
+            settings.seed + index,
+        )
+        for index, text in enumerate(judge.texts)
         if index % world_size() == rank()
-    }
+    }  # fmt: skip
     shared = {key: value for part in gather_objects(mine) for key, value in part.items()}
-    return mean_effects(texts, [shared[str(index)] for index in range(len(texts))])
+    losses, effects = zip(*(shared[str(index)] for index in range(len(judge.texts))), strict=True)
+    weights = text_weights(judge.texts)
+    loss = sum(w * each for w, each in zip(weights, losses, strict=True))
+    return loss, mean_effects(judge.texts, effects)
+
+
+def averaged(space: MemorySpace, tables: Sequence[Effects]) -> list[list[float]]:
+    """What each choice costs more than keeping all, site by site; later tables count more."""
+    weights = range(1, len(tables) + 1)
+    values = []
+    for block, head in space.sites:
+        whole = space.choices[block, head].index(ALL)
+        rows = [table[block][head] for table in tables]
+        values.append(
+            [
+                sum(w * (row[level] - row[whole]) for w, row in zip(weights, rows, strict=True))
+                / sum(weights)
+                for level in range(len(rows[0]))
+            ]
+        )
+    return values
+
+
+def linearized(
+    space: MemorySpace,
+    limit: int,
+    tables: list[Effects],
+    measure: Measure,
+    rounds: int,
+    report: Callable[[int, float], None],
+) -> PlanKey:
+    """The best of the plans that are optima over effects, each taken at the one before.
+
+    `tables` are the effects known so far; those found here are added to them.
+    """
+    found: dict[str, float] = {}
+    best = None
+    for number in range(1, rounds + 1):
+        plan = space.plan(knapsack(space.level_costs, averaged(space, tables), limit))
+        if plan.key in found:
+            break
+        loss, effects = measure(plan.plan)
+        tables.append(effects)
+        report(number, loss)
+        if best is None or loss < min(found.values()):
+            best = plan
+        found[plan.key] = loss
+    assert best is not None
+    return best
 
 
 def evaluate_on(judge: Judge, plans: Sequence[PlanKey], sample: Sample) -> list[float]:
@@ -74,7 +131,7 @@ def evaluate_on(judge: Judge, plans: Sequence[PlanKey], sample: Sample) -> list[
 def search_plans(
     judge: Judge,
     full: MemoryPlan,
-    effects: Effects,
+    measure: Measure,
     budgets: Sequence[float],
     settings: SearchSettings,
     *,
@@ -83,38 +140,50 @@ def search_plans(
 ) -> dict[float, tuple[MemoryPlan, float]]:
     """For each budget, in entries a token, the best plan found and its loss over all texts."""
     space = MemorySpace.of(full, settings.context)
-    losses = [effects[block][head] for block, head in space.sites]
+    tables = [measure(full)[1]]
     found: dict[float, tuple[MemoryPlan, float]] = {}
     for budget in sorted(set(budgets), reverse=True):
         limit = limit_of(full, budget, settings.context)
-        moves = Moves(space, limit)
-        centre = space.plan(knapsack(space.level_costs, losses, limit))
+        said = partial(tell_round, report, budget, settings.rounds)
+        centre = linearized(space, limit, tables, measure, settings.rounds, said)
         log: EvaluationLog[PlanKey] = EvaluationLog(
             partial(evaluate_on, judge), log_path, f"{budget:g}"
         )
-        rest = len(judge.texts) - settings.first_texts
-        search = GuidedSearch(
-            moves=moves,
-            losses=losses,
-            settings=GuidedSettings(
-                generations=settings.generations,
-                offspring=settings.offspring,
-                probe_tokens=WINDOW,
-                tokens=(WINDOW * settings.first_texts, WINDOW * rest),
-                survivors=(2, 1),
-            ),
-            log=log,
-            window=WINDOW,
-            prior_slopes=[1.0] * len(losses),
-        )
-        result = search.run(
-            centre,
-            settings.seed,
-            partial(tell, report, budget),
-        )
+        search = guided(Moves(space, limit), averaged(space, tables), log, judge, settings)
+        result = search.run(centre, settings.seed, partial(tell, report, budget))
         found[budget] = (result.plan.plan, result.fitness)
         report(f"memory {budget:g}: loss {result.fitness:.4f} ({spelled(result.plan.plan)})")
     return found
+
+
+def guided(
+    moves: Moves[PlanKey],
+    losses: Sequence[Sequence[float]],
+    log: EvaluationLog[PlanKey],
+    judge: Judge,
+    settings: SearchSettings,
+) -> GuidedSearch[PlanKey]:
+    """The guided search over whole plans, some texts first and all for the best."""
+    rest = len(judge.texts) - settings.first_texts
+    return GuidedSearch(
+        moves=moves,
+        losses=losses,
+        settings=GuidedSettings(
+            generations=settings.generations,
+            offspring=settings.offspring,
+            probe_tokens=WINDOW,
+            tokens=(WINDOW * settings.first_texts, WINDOW * rest),
+            survivors=(2, 1),
+        ),
+        log=log,
+        window=WINDOW,
+        prior_slopes=[1.0] * len(losses),
+    )
+
+
+def tell_round(report: Report, budget: float, rounds: int, number: int, loss: float) -> None:
+    """Report a plan at which effects were taken."""
+    report(f"memory {budget:g}: plan {number} of {rounds}, loss {loss:.4f}")
 
 
 def tell(report: Report, budget: float, state: GenerationReport[PlanKey]) -> None:

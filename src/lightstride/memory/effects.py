@@ -1,157 +1,259 @@
-"""What the forgetting of each head costs alone, for all rules at once, from few backward passes.
+"""What another rule of one head changes, for all heads and rules at once, by few backward passes.
 
-To second order the divergence from the full cache is a sum over judged tokens,
+Around a plan, with p the full cache's distribution, q the plan's and dz the change of a judged
+token's logits that one head's other rule makes, to second order
 
-    KL = 1/2 sum_n Var_{v ~ p_n}(dz_nv),    dz = the change of token n's logits,
+    KL(p | q') - KL(p | q) = sum_n (q_n - p_n) . dz_n + 1/2 Var_{v ~ q_n}(dz_nv).
 
-and for noise x ~ N(0, 1) the gradient of  sum_nv sqrt(p_nv) x_nv log p_nv  along a change of the
-model has the variance  2 KL.  So one backward pass gives, at the outputs of every attention head,
-a direction g such that for whatever a head says otherwise, d,
-
-    KL = E[(sum_t g_t . d_t)^2] / 2.
+The first term is the gradient of the loss; at the full cache it is nothing.  For the second, with
+noise x ~ N(0, 1), the gradient of  sum_nv sqrt(q_nv) x_nv log q_nv  along a change has just this
+variance.  So each backward pass gives, at the outputs of every attention head, a direction g such
+that sum_t g_t . d_t is the one term, or half its square on average the other, for whatever a head
+says otherwise, d.  Near a plan heads that stand in for each other are seen: those that are left
+cost the more, the fewer they are.
 
 The square of one sum over a whole text has one degree of freedom, so its noise is as large as
 itself, and a search would pick the heads that were underestimated.  Sums over blocks of tokens,
 squared one by one, have many; what they leave out, products between blocks, is put back as one
 factor for the whole text.
 
-What a head says when it keeps less needs no forward: its queries, keys and values are there.
+What a head says when it keeps less needs no forward: its queries, keys and values are there.  All
+rules are sums over chunks of columns, so they share one pass over the attention:
+
+    g_t . output_t = sum_j E_tj (g_t . v_j) / sum_j E_tj    over the columns j that the rule keeps.
 
 We differ from measuring each head by a forward of its own: 30 blocks of 3 heads and 12 rules would
 be 1,080 forwards a text, and in bf16 most effects are below the noise of rounding.
 
-Shapes: B = 1 row, H query heads, G KV heads, T tokens, N judged tokens, V vocabulary, d head size,
-K probes.
+Shapes: B = 1 row, H query heads, G KV heads, T tokens, C chunks of W columns, N judged tokens, V
+vocabulary, d head size, K directions, P places in a chunk that rules keep.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lightstride.memory.attention import attend, heads_of, read_by, sliding_of
+from lightstride.memory.attention import heads_of, read_by, sliding_of
 from lightstride.memory.fitness import TARGETS, Text, logits_of
-from lightstride.memory.masks import text_mask
-from lightstride.memory.plan import ALL, SINKS, Keep
+from lightstride.memory.masked import MaskedReader
+from lightstride.memory.masks import borders
+from lightstride.memory.plan import CHUNK, EVERY, Keep, MemoryPlan
 
 MOST_JUDGED = 512
 """Judged tokens of a text that are probed: their logits are all there at once."""
 BLOCK = 16
 """Tokens whose contributions are added before they are squared."""
 Effects = list[list[list[float]]]
-"""Divergence, in nats a judged token, by block, head and rule."""
+"""Change of the divergence, in nats a judged token, by block, head and rule."""
 
 
-@dataclass
-class Recorder:
-    """Full attention that remembers what it computed with."""
+@dataclass(frozen=True)
+class Attended:
+    """What a layer's attention computed with: queries, keys, values and their scale."""
 
-    sliding: list[int | None]
-    layers: dict[int, tuple[Tensor, Tensor, Tensor, float]] = field(default_factory=dict)
-    outputs: dict[int, Tensor] = field(default_factory=dict)
+    query_BHTd: Tensor
+    key_BGTd: Tensor
+    value_BGTd: Tensor
+    scale: float
+
+
+class Recorder(MaskedReader):
+    """Attention under a plan that remembers what it computed with."""
+
+    def __init__(self, plan: MemoryPlan, num_tokens: int, sliding: list[int | None]) -> None:
+        super().__init__(plan, torch.arange(num_tokens)[None], sliding)
+        self.layers: dict[int, Attended] = {}
+        self.outputs: dict[int, Tensor] = {}
 
     def read(
         self, layer: int, query_BHTd: Tensor, key_BGTd: Tensor, value_BGTd: Tensor, scale: float
     ) -> Tensor:
         """The heads' outputs, shape (B, H, T, d)."""
-        states = (query_BHTd, key_BGTd, value_BGTd)
-        output = remembered(states, ALL, self.sliding[layer], scale)
-        query, key, value = (each.detach() for each in states)
-        self.layers[layer] = (query, key, value, scale)
+        self.positions_BT = self.positions_BT.to(query_BHTd.device)
+        output = super().read(layer, query_BHTd, key_BGTd, value_BGTd, scale)
+        states = (each.detach() for each in (query_BHTd, key_BGTd, value_BGTd))
+        self.layers[layer] = Attended(*states, scale)
         self.outputs[layer] = output
         return output
 
 
-def remembered(
-    states: tuple[Tensor, Tensor, Tensor], keep: Keep, sliding: int | None, scale: float
+def kept_places(sinks: int, device: torch.device) -> Tensor:
+    """Places of a chunk that rules keep, (2, CHUNK, P): of the first chunk, and of the others.
+
+    All of them first, then one of every n, then nothing but the first tokens.
+    """
+    place_W = torch.arange(CHUNK, device=device)
+    kinds = [torch.ones_like(place_W, dtype=torch.bool)]
+    kinds += [place_W % n == n - 1 for n in EVERY]
+    kinds += [torch.zeros_like(kinds[0])]
+    others_WP = torch.stack(kinds, -1)
+    first_WP = others_WP | (place_W < sinks)[:, None]
+    return torch.stack([first_WP, others_WP]).float()
+
+
+def said_along(
+    attended: Attended,
+    directions_KHTd: Tensor,
+    keeps: Sequence[Keep],
+    sinks: int,
+    sliding: int | None,
 ) -> Tensor:
-    """Outputs of heads that all keep the same, (B, H, T, d), from queries, keys and values."""
-    query_BHTd, key_BGTd, value_BGTd = states
-    if keep == ALL and sliding is None:
-        return torch.nn.functional.scaled_dot_product_attention(
-            query_BHTd, key_BGTd, value_BGTd, scale=scale, is_causal=True, enable_gqa=True
-        )
-    mask_TT = text_mask(keep, query_BHTd.shape[2], SINKS, query_BHTd.device, sliding)
-    return attend(query_BHTd, key_BGTd, value_BGTd, mask_TT[None], scale)
+    """Products of directions with the outputs under each rule, summed over the query heads of
+    each KV head, shape (rules, K, G, T)."""
+    query_HTd, value_GTd = attended.query_BHTd[0].float(), attended.value_BGTd[0].float()
+    groups, num_tokens = value_GTd.shape[:2]
+    places_T = torch.arange(num_tokens, device=query_HTd.device)
+    hidden_TT = places_T > places_T[:, None]
+    if sliding is not None:
+        hidden_TT |= places_T <= places_T[:, None] - sliding
+    kinds = kept_places(min(sinks, CHUNK), query_HTd.device)
+    sums: list[list[Tensor]] = []
+    for group in range(groups):
+        heads = slice(group * len(query_HTd) // groups, (group + 1) * len(query_HTd) // groups)
+        key_Td = attended.key_BGTd[0, group].float()
+        weight_HTT = (query_HTd[heads] @ key_Td.T).mul_(attended.scale)
+        weight_HTT.masked_fill_(hidden_TT, -torch.inf)
+        weight_HTT = weight_HTT.sub_(weight_HTT.amax(-1, keepdim=True)).exp_()
+        masses = [rule_sums(weight_HTT, kinds, keeps)]
+        for direction_HTd in directions_KHTd[:, heads].float():
+            product_HTT = (direction_HTd @ value_GTd[group].T).mul_(weight_HTT)
+            masses.append(rule_sums(product_HTT, kinds, keeps))
+        sums.append([(part / masses[0].clamp_min(1e-30)).sum(1) for part in masses[1:]])
+    return torch.stack([torch.stack(each, 1) for each in sums], 2)
+
+
+def rule_sums(weight_HTT: Tensor, kinds_2WP: Tensor, keeps: Sequence[Keep]) -> Tensor:
+    """Sums over the columns that each rule keeps of each query's, shape (rules, H, T)."""
+    num_tokens = weight_HTT.shape[-1]
+    padded = torch.nn.functional.pad(weight_HTT, (0, -num_tokens % CHUNK))
+    chunks_HTCW = padded.unflatten(-1, (-1, CHUNK))
+    part_HTCP = chunks_HTCW @ kinds_2WP[1]
+    part_HTCP[:, :, 0] = chunks_HTCW[:, :, 0] @ kinds_2WP[0]
+    before_HTCP = torch.nn.functional.pad(part_HTCP, (0, 0, 1, 0)).cumsum(2)
+    whole_HT = before_HTCP[:, :, -1, 0]
+    queries_T = torch.arange(num_tokens, device=weight_HTT.device)
+    sums = []
+    for keep in keeps:
+        if keep.every == 1:
+            sums.append(whole_HT)
+            continue
+        chunk_T = borders(keep, queries_T) // CHUNK
+        old_HTP = before_HTCP[:, queries_T, chunk_T]
+        young_HT = whole_HT - old_HTP[..., 0] + old_HTP[..., -1]
+        kept_HT = old_HTP[..., 1 + EVERY.index(keep.every)] - old_HTP[..., -1] if keep.every else 0
+        sums.append(young_HT + keep.weight * kept_HT)
+    return torch.stack(sums)
 
 
 def text_effects(
-    model: PreTrainedModel, text: Text, keeps: Sequence[Keep], probes: int, seed: int
-) -> Effects:
-    """Effects on one text."""
-    recorder = Recorder(sliding_of(model))
-    gradients = probe(model, text, recorder, probes, seed)
+    model: PreTrainedModel,
+    text: Text,
+    reference_ND: Tensor,
+    plan: MemoryPlan,
+    keeps: Sequence[Keep],
+    probes: int,
+    seed: int,
+) -> tuple[float, Effects]:
+    """The loss of a plan on one text, and what every head's other rules change.
+
+    `reference_ND` are the full cache's hidden states that predict the judged tokens.
+    """
+    recorder = Recorder(plan, len(text.tokens), sliding_of(model))
+    loss, gradients = probe(model, text, reference_ND, recorder, probes, seed)
     judged = min(len(text.tokens) - text.start, MOST_JUDGED)
     whole = apart = 0.0
-    found: Effects = [[[0.0] * len(keeps) for _ in range(count)] for count in heads_of(model)]
+    firsts: list[Tensor] = []
+    seconds: list[Tensor] = []
     with torch.inference_mode():
-        for layer, (query, key, value, scale) in recorder.layers.items():
-            groups = key.shape[1]
-            for place, keep in enumerate(keeps):
-                states = (query, key, value)
-                said_BHTd = remembered(states, keep, recorder.sliding[layer], scale)
-                change_BHTd = (said_BHTd - recorder.outputs[layer].detach()).float()
-                along_KGT = torch.stack(
-                    [
-                        (each[layer].float() * change_BHTd)
-                        .sum((0, 3))
-                        .unflatten(0, (groups, -1))
-                        .sum(1)
-                        for each in gradients
-                    ]
-                )
-                whole += float(along_KGT.sum(-1).square().sum())
-                squares_G = sum(
-                    (part.sum(-1).square().mean(0) for part in along_KGT.split(BLOCK, dim=-1)),
-                    torch.zeros(groups),
-                )
-                apart += float(squares_G.sum()) * len(gradients)
-                for head, square in enumerate(squares_G.tolist()):
-                    found[layer][head][place] = square / 2 / judged
+        for layer, attended in recorder.layers.items():
+            now = plan.blocks[layer]
+            directions_KHTd = torch.stack([each[layer][0] for each in gradients])
+            said_RKGT = said_along(
+                attended, directions_KHTd, [*keeps, *now], plan.sinks, recorder.sliding[layer]
+            )
+            base_KGT = torch.stack(
+                [said_RKGT[len(keeps) + head, :, head] for head in range(len(now))], 1
+            )
+            change_RKGT = said_RKGT[: len(keeps)] - base_KGT
+            firsts.append(change_RKGT[:, 0].sum(-1))
+            noise_RKGT = change_RKGT[:, 1:]
+            whole += float(noise_RKGT.sum(-1).square().sum())
+            blocks_RKGC = torch.stack(
+                [part.sum(-1) for part in noise_RKGT.split(BLOCK, dim=-1)], -1
+            )
+            squares_RKG = blocks_RKGC.square().sum(-1)
+            apart += float(squares_RKG.sum())
+            seconds.append(squares_RKG.mean(1) / 2)
     factor = max(1.0, whole / apart) if apart else 1.0
-    return [[[factor * each for each in rules] for rules in block] for block in found]
+    found = [
+        ((first_RG + factor * second_RG) / judged).T.tolist()
+        for first_RG, second_RG in zip(firsts, seconds, strict=True)
+    ]
+    layers = dict(zip(recorder.layers, found, strict=True))
+    return loss / judged, [layers.get(block, []) for block in range(len(heads_of(model)))]
 
 
 def probe(
-    model: PreTrainedModel, text: Text, recorder: Recorder, probes: int, seed: int
-) -> list[dict[int, Tensor]]:
-    """Random directions at the outputs of every layer's heads, one dictionary a probe."""
+    model: PreTrainedModel,
+    text: Text,
+    reference_ND: Tensor,
+    recorder: Recorder,
+    probes: int,
+    seed: int,
+) -> tuple[float, list[dict[int, Tensor]]]:
+    """The loss, summed over judged tokens, and directions at the outputs of every layer's heads.
+
+    The first direction is the loss's gradient, the others are random ones.
+    """
     generator = torch.Generator().manual_seed(seed)
     tokens_1T = torch.tensor([text.tokens], device=model.device)
     positions_1T = torch.arange(len(text.tokens), device=model.device)[None]
     end = min(len(text.tokens), text.start + MOST_JUDGED) - 1
+    with torch.inference_mode():
+        full_NV = logits_of(model, reference_ND[: end - text.start + 1]).float().log_softmax(-1)
+    full_NV = full_NV.clone()
     with torch.enable_grad(), read_by(model, recorder):
         embeddings = model.get_input_embeddings()(tokens_1T).detach().requires_grad_()
         output = model.get_decoder()(
             inputs_embeds=embeddings, position_ids=positions_1T, use_cache=False
         )
     with torch.enable_grad():
-        logits_NV = logits_of(model, output.last_hidden_state[0, text.start - 1 : end])
-        log_NV = logits_NV.float().log_softmax(-1)
+        hidden_ND = output.last_hidden_state[0, text.start - 1 : end]
+        log_NV = logits_of(model, hidden_ND).float().log_softmax(-1)
     root_NV = (log_NV.detach() / 2).exp()
+    loss = float((full_NV.exp() * (full_NV - log_NV.detach())).sum())
+    targets = [-full_NV.exp()]
+    for _ in range(probes):
+        noise_NV = torch.randn(log_NV.shape, generator=generator).to(root_NV)
+        targets.append(root_NV * noise_NV)
     layers = list(recorder.outputs)
     found = []
-    for number in range(probes):
-        noise_NV = torch.randn(log_NV.shape, generator=generator).to(root_NV)
+    for number, target_NV in enumerate(targets):
         directions = torch.autograd.grad(
             log_NV,
             [recorder.outputs[layer] for layer in layers],
-            grad_outputs=root_NV * noise_NV,
-            retain_graph=number + 1 < probes,
+            grad_outputs=target_NV,
+            retain_graph=number < probes,
         )
         found.append(dict(zip(layers, directions, strict=True)))
-    return found
+    return loss, found
 
 
-def mean_effects(texts: Sequence[Text], effects: Sequence[Effects]) -> Effects:
-    """Effects over all texts, each domain with the same weight, those that tolerate more less."""
+def text_weights(texts: Sequence[Text]) -> list[float]:
+    """Weights of texts: each domain has the same, those that tolerate more less."""
     domains = [text.domain for text in texts]
-    weights = [
+    return [
         1 / (TARGETS.get(domain, 1.0) * domains.count(domain) * len(set(domains)))
         for domain in domains
     ]
+
+
+def mean_effects(texts: Sequence[Text], effects: Sequence[Effects]) -> Effects:
+    """Effects over all texts, by their weights."""
+    weights = text_weights(texts)
     return [
         [
             [

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightstride.memory.masks import stays, visible
+from lightstride.memory.masks import stays, visible, weighed
 from lightstride.memory.plan import Keep
 
 FREE = -1
@@ -57,16 +57,17 @@ class Layout:
         self.position_RW = torch.nn.functional.pad(self.position_RW, (0, more), value=FREE)
 
     def mask(self, rows: slice, queries_BQ: Tensor, sees_BQQ: Tensor) -> Tensor | None:
-        """Which columns each new one sees, shape (B, Q, W); None where it is all of them."""
+        """What each new column sees, (B, Q, W), as `weighed` says it; None: all, each as one."""
         num_new = queries_BQ.shape[1]
-        if num_new == 1 and not any(self.free[rows]):
+        weighs = self.keep.weight > 1 and any(map(self.keep.border, queries_BQ[:, -1].tolist()))
+        if num_new == 1 and not weighs and not any(self.free[rows]):
             return None
         position_BW = self.position_RW[rows]
         seen_BQW = visible(self.keep, queries_BQ, position_BW, self.sinks, self.sliding)
         is_old_BW = (position_BW != FREE).scatter(1, self.slots_BQ, False)
         index_BQQ = self.slots_BQ[:, None].expand(-1, num_new, -1)
         there_BQW = is_old_BW[:, None].expand(-1, num_new, -1).scatter(2, index_BQQ, sees_BQQ)
-        return seen_BQW & there_BQW
+        return weighed(self.keep, queries_BQ, position_BW, self.sinks, seen_BQW & there_BQW)
 
     def settle(self, rows: slice, kept_BQ: Tensor, following: Sequence[int]) -> None:
         """Of the new columns those marked stay; then what is old for the next queries goes."""

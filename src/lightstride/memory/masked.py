@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lightstride.memory.attention import attend, group_slices, read_by, sliding_of
-from lightstride.memory.masks import visible
+from lightstride.memory.masks import visible, weighed
 from lightstride.memory.plan import ALL, Keep, MemoryPlan
 
 
@@ -24,12 +24,15 @@ class MaskedReader:
         self.masks: dict[tuple[Keep, int | None], Tensor] = {}
 
     def mask(self, keep: Keep, sliding: int | None) -> Tensor:
-        """Which tokens each sees, shape (B, T, T)."""
+        """What each token sees, as `weighed` says it, shape (B, T, T)."""
         if (keep, sliding) not in self.masks:
             positions = self.positions_BT
             causal_BTT = positions[:, None] <= positions[..., None]
             seen_BTT = visible(keep, positions, positions, self.plan.sinks, sliding)
-            self.masks[keep, sliding] = causal_BTT & seen_BTT
+            seen_BTT &= causal_BTT
+            self.masks[keep, sliding] = weighed(
+                keep, positions, positions, self.plan.sinks, seen_BTT
+            )
         return self.masks[keep, sliding]
 
     def read(

@@ -3,6 +3,8 @@
 Shapes: B rows, Q queries, W columns (entries, at any order of positions), T tokens of a text.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -38,10 +40,26 @@ def visible(
     return seen_BQW if sliding is None else seen_BQW & (positions_B1W > queries_BQ1 - sliding)
 
 
+def weighed(
+    keep: Keep, queries_BQ: Tensor, positions_BW: Tensor, sinks: int, seen_BQW: Tensor
+) -> Tensor:
+    """What is added to logits, (B, Q, W), where old entries count as several tokens; else the mask.
+
+    Entries that are not seen have -inf.
+    """
+    if keep.weight == 1:
+        return seen_BQW
+    positions_B1W = positions_BW[:, None]
+    old_BQW = (positions_B1W < borders(keep, queries_BQ)[..., None]) & (positions_B1W >= sinks)
+    added_BQW = old_BQW * math.log(keep.weight)
+    return added_BQW.masked_fill(~seen_BQW, -math.inf)
+
+
 def text_mask(
     keep: Keep, num_tokens: int, sinks: int, device: torch.device | str, sliding: int | None = None
 ) -> Tensor:
-    """Which tokens of a text each of its tokens sees, shape (T, T)."""
+    """What each token of a text sees of them, as `weighed` says it, shape (T, T)."""
     places_1T = torch.arange(num_tokens, device=device)[None]
     causal_TT = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=device).tril()
-    return visible(keep, places_1T, places_1T, sinks, sliding)[0] & causal_TT
+    seen_1TT = visible(keep, places_1T, places_1T, sinks, sliding) & causal_TT
+    return weighed(keep, places_1T, places_1T, sinks, seen_1TT)[0]

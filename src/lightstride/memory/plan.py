@@ -1,7 +1,9 @@
 """A memory plan: for every block and KV head, what it keeps of tokens older than a window.
 
 A head keeps the first tokens ("sinks") and its window always.  Of what is between it keeps all,
-the last token of every n, or nothing.  Windows move on in chunks: the tokens before
+the last token of every n, or nothing.  An entry that stands for n tokens may count as several of
+them in the attention: the logarithm of that number is added to its logit.  Windows move on in
+chunks: the tokens before
 
     border(q) = chunk * floor((q + 1 - window) / chunk),   at least 0,
 
@@ -12,6 +14,7 @@ exactly the one of the full cache.
 Costs are exact: `entries(context)` is what a cache holds of a text of so many tokens.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Self
@@ -20,8 +23,11 @@ from lightstride.errors import ModelError
 
 CHUNK = 16
 SINKS = 4
-EVERY = (2, 4, 8)
+EVERY = (2, 4, 8, 16)
 """Numbers of old tokens that may leave one entry; each divides a chunk."""
+
+RULE = re.compile(r"([0-9]{1,9})/([0-9]{1,9})(?:x([0-9]{1,9}))?")
+"""What is written of a head that does not keep all: window, every, weight."""
 
 
 @dataclass(frozen=True, order=True)
@@ -30,27 +36,38 @@ class Keep:
 
     every: int = 1
     window: int = 0
+    weight: int = 1
+    """Tokens that an old entry counts as in the attention; the first tokens count as one."""
 
     def __post_init__(self) -> None:
         if self.every not in (0, 1, *EVERY):
-            raise ModelError(f"a head keeps 1 of {self.every}; it may keep 1 of 1, 2, 4 or 8, or 0")
+            raise ModelError(
+                f"a head keeps 1 of {self.every}; it may keep 1 of 1, 2, 4, 8 or 16, or 0"
+            )
         if self.window < 0 or (self.every == 1) != (self.window == 0):
             raise ModelError(
                 f"a window of {self.window} tokens is not allowed: 1 or more, 0 for all"
             )
+        if not 1 <= self.weight <= max(1, self.every):
+            raise ModelError(f"an entry for {self.every} tokens cannot count as {self.weight}")
 
     def __str__(self) -> str:
-        return "all" if self.every == 1 else f"{self.window}/{self.every}"
+        if self.every == 1:
+            return "all"
+        return f"{self.window}/{self.every}" + (f"x{self.weight}" if self.weight > 1 else "")
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """Read back what `str` wrote; ModelError on anything else."""
         if text == "all":
             return cls()
-        window, _, every = text.partition("/")
-        if not (window.isascii() and window.isdigit() and every.isascii() and every.isdigit()):
-            raise ModelError(f"a head keeps {text!r}; it must be all or WINDOW/EVERY, like 128/4")
-        return cls(int(every), int(window))
+        found = RULE.fullmatch(text)
+        if found is None:
+            raise ModelError(
+                f"a head keeps {text!r}; it must be all or WINDOW/EVERY, like 128/4 or 128/4x2"
+            )
+        window, every, weight = found.groups("1")
+        return cls(int(every), int(window), int(weight))
 
     def border(self, query: int) -> int:
         """The first position that is not old for the query at this position."""

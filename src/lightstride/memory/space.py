@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lightstride.errors import BudgetError
-from lightstride.memory.plan import ALL, SINKS, Keep, MemoryPlan
+from lightstride.memory.plan import ALL, EVERY, SINKS, Keep, MemoryPlan
 from lightstride.search.space import SiteSpace
 
-WINDOWS = (64, 128, 256)
+WINDOWS = (64, 128, 256, 512)
+WEIGHTS = (1, 2, 4)
+"""Tokens that an old entry may count as."""
 CONTEXT = 1000
 """Tokens of a text at which a plan's budget is counted; longer ones cost less a token."""
 Head = tuple[int, int]
@@ -19,8 +21,18 @@ Head = tuple[int, int]
 
 def keeps_for(context: int) -> tuple[Keep, ...]:
     """What a head may keep, cheapest first; ConfigError is for the caller to raise."""
-    found = [ALL, *(Keep(every, window) for window in WINDOWS for every in (0, 2, 4, 8))]
-    return tuple(sorted(found, key=lambda keep: (keep.entries(context, SINKS), -keep.window)))
+    windows = [window for window in WINDOWS if window < context]
+    found = [ALL, *(Keep(0, window) for window in windows)]
+    found += [
+        Keep(every, window, weight)
+        for window in windows
+        for every in EVERY
+        for weight in WEIGHTS
+        if weight <= every
+    ]
+    return tuple(
+        sorted(found, key=lambda keep: (keep.entries(context, SINKS), -keep.window, keep.weight))
+    )
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from lightstride.files.sealed import read_sealed, write_sealed
 from lightstride.generate import PlainDecoder
 from lightstride.memory.cache import full_plan
 from lightstride.memory.choose import (
+    Measure,
     SearchSettings,
     by_domain,
     measure_effects,
@@ -27,17 +28,26 @@ from lightstride.memory.choose import (
 )
 from lightstride.memory.effects import Effects
 from lightstride.memory.fitness import Judge, Text
+from lightstride.memory.plan import MemoryPlan
 from lightstride.memory.plan_files import MemoryFile, write_plans
-from lightstride.memory.space import limit_of
+from lightstride.memory.space import PlanKey, limit_of
 from lightstride.models.fingerprint import fingerprint
 from lightstride.models.opening.load import load_tokenizer
 from lightstride.results import Numbers, markdown_table
 from lightstride.smash.hub import SmashModel
 from lightstride.work import open_work
 
-EFFECTS, EVALUATIONS = "memory-effects.json", "memory-search.jsonl"
+ROUNDS, EVALUATIONS = "memory-rounds.json", "memory-search.jsonl"
 EFFECTS_OVER_FORWARD = 8.0
 """Time of all effects on a text, in forwards of it, as measured with SmolLM2-135M and 2 probes."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """What was measured at one plan of the search."""
+
+    loss: float
+    effects: Effects
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +60,7 @@ class MemorySearch:
     recalls: int = 4
     length: int = 1100
     probes: int = 2
+    rounds: int = 3
     generations: int = 1
     offspring: int = 6
     seed: int = 0
@@ -60,6 +71,7 @@ class MemorySearch:
         return SearchSettings(
             context=self.context,
             probes=self.probes,
+            rounds=self.rounds,
             generations=self.generations,
             offspring=self.offspring,
             seed=self.seed,
@@ -138,11 +150,10 @@ def search_memory(
     written = time.perf_counter()
     judge = Judge(model, texts, full)
     say(forecast(search, texts, time.perf_counter() - written))
-    effects = known_effects(model, texts, search, folder)
     plans = search_plans(
         judge,
         full,
-        effects,
+        known_measures(judge, search, folder),
         search.budgets,
         search.settings,
         log_path=None if folder is None else folder / EVALUATIONS,
@@ -197,25 +208,32 @@ def held_out_texts(
     return shared_texts(model, tokenizer, others, None)
 
 
-def known_effects(
-    model: PreTrainedModel, texts: Sequence[Text], search: MemorySearch, folder: Path | None
-) -> Effects:
-    """Effects of all heads, from the folder if they are there."""
-    path = None if folder is None else folder / EFFECTS
+def known_measures(judge: Judge, search: MemorySearch, folder: Path | None) -> Measure:
+    """Losses and effects at plans; with a folder those measured before are read from there."""
+    path = None if folder is None else folder / ROUNDS
+    known: dict[str, Round] = {}
     if path is not None and path.is_file():
-        return read_sealed(path, dict[str, Effects], WorkError)["effects"]
-    found = measure_effects(model, texts, search.settings)
-    if path is not None and rank() == 0:
-        write_sealed(path, {"effects": found})
-    barrier()
-    return found
+        known = read_sealed(path, dict[str, Round], WorkError)
+
+    def measure(plan: MemoryPlan) -> tuple[float, Effects]:
+        key = PlanKey(plan).key
+        if key not in known:
+            known[key] = Round(*measure_effects(judge, plan, search.settings))
+            if path is not None and rank() == 0:
+                write_sealed(path, {each: asdict(found) for each, found in known.items()})
+            barrier()
+        return known[key].loss, known[key].effects
+
+    return measure
 
 
 def forecast(search: MemorySearch, texts: Sequence[Text], seconds: float) -> str:
     """One line on how long the search will take, from the time of one forward of all texts."""
     first = search.settings.first_texts / len(texts)
     each = (search.offspring + 1) * first + 3 * (1 - first)
-    forwards = EFFECTS_OVER_FORWARD + len(search.budgets) * (1 + search.generations * each)
+    rounds = 1 + search.rounds * len(search.budgets)
+    whole = len(search.budgets) * (1 + search.generations * each)
+    forwards = EFFECTS_OVER_FORWARD * rounds + whole
     kinds = ", ".join(f"{budget:g}" for budget in search.budgets)
     return f"memory plans for {kinds}: about {forwards * seconds / 60:.0f} minutes"
 
