@@ -135,16 +135,20 @@ def rule_sums(weight_HTT: Tensor, kinds_2WP: Tensor, keeps: Sequence[Keep]) -> T
     before_HTCP = torch.nn.functional.pad(part_HTCP, (0, 0, 1, 0)).cumsum(2)
     whole_HT = before_HTCP[:, :, -1, 0]
     queries_T = torch.arange(num_tokens, device=weight_HTT.device)
+    old: dict[int, Tensor] = {}
     sums = []
     for keep in keeps:
         if keep.every == 1:
             sums.append(whole_HT)
             continue
-        chunk_T = borders(keep, queries_T) // CHUNK
-        old_HTP = before_HTCP[:, queries_T, chunk_T]
-        young_HT = whole_HT - old_HTP[..., 0] + old_HTP[..., -1]
-        kept_HT = old_HTP[..., 1 + EVERY.index(keep.every)] - old_HTP[..., -1] if keep.every else 0
-        sums.append(young_HT + keep.weight * kept_HT)
+        if keep.window not in old:
+            chunk_T = borders(keep, queries_T) // CHUNK
+            old[keep.window] = before_HTCP[:, queries_T, chunk_T].movedim(-1, 0).contiguous()
+        all_HT, *kinds_HT, sinks_HT = old[keep.window]
+        sums.append(whole_HT - all_HT + sinks_HT)
+        if keep.every:
+            kept_HT = kinds_HT[EVERY.index(keep.every)] - sinks_HT
+            sums[-1] = torch.add(sums[-1], kept_HT, alpha=keep.weight)
     return torch.stack(sums)
 
 
