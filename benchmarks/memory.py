@@ -7,44 +7,46 @@
                         predicted: exact recall, in copies and lookups
     entries_per_token   entries a head and token at the end of each document, window included
 
-Beside each plan `window` keeps as many entries as a window alone, in all heads.  `int8` and `int4`
-are full caches with a scale for each head and token (int4: each 32 values), at 0.5 and 0.28 of
-bf16's bytes; `int8` stands beside each plan too, on top of it.  `bf16` is the noise floor.
+Beside each plan `window` keeps as many entries as a window alone, in all heads, and `evicted` as
+many by the attention they got (`memory_yardsticks.py`).  `int8` and `int4` are full caches with a
+scale for each head and token (int4: each 32 values), at 0.51 and 0.28 of bf16's bytes; `int8`
+stands beside each plan too, on top of it.  `bf16` is the noise floor, and `q8_0` and `q4_k_m` are
+the full cache with the model's weights in those types of llama.cpp.
 
     python benchmarks/memory.py --documents documents.jsonl [--plan my-smashed]
 """
 
 import argparse
+import copy
 import itertools
-import math
 import random
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightstride.errors import DataError, LightstrideError, ModelError
 from lightstride.generate.chat_template import chat_tokens, token_ids
-from lightstride.memory.attention import heads_of, read_by, sliding_of
+from lightstride.memory.attention import heads_of
 from lightstride.memory.cache import full_plan
 from lightstride.memory.fitness import Fidelity, Judge, Text
-from lightstride.memory.masked import MaskedReader
+from lightstride.memory.masked import masked_hidden
 from lightstride.memory.plan import SINKS, Keep, MemoryPlan
 from lightstride.memory.plan_files import check_belongs, read_plans
 from lightstride.models.fingerprint import fingerprint
 from lightstride.models.opening.load import load_model, load_tokenizer, locate
 from lightstride.smash.model.graft_files import read_config
+from memory_yardsticks import evicted_hidden, in_bits, packed_weights, stored_hidden
 from output import add_output, finish
 
 AGES = (512, 1024, 2048)
 DRAWS = 1000
 BUILT_IN = "smollm2-135m-smash"
-Store = Callable[[Tensor], Tensor]
-"""What a cache makes of keys or values that it stores, (B, G, T, d)."""
+Numbers = dict[str, dict[str, object]]
+"""Numbers by domain."""
 
 
 class Message(msgspec.Struct):
@@ -83,50 +85,6 @@ def read_documents(path: Path, tokenizer: PreTrainedTokenizerBase) -> list[Text]
     if not texts:
         raise DataError(f"{path} has no documents")
     return texts
-
-
-class StoringReader(MaskedReader):
-    """The masked twin of a cache that stores something near what it is given."""
-
-    def __init__(
-        self, plan: MemoryPlan, positions_BT: Tensor, sliding: list[int | None], store: Store
-    ) -> None:
-        super().__init__(plan, positions_BT, sliding)
-        self.store = store
-
-    def read(
-        self, layer: int, query_BHTd: Tensor, key_BGTd: Tensor, value_BGTd: Tensor, scale: float
-    ) -> Tensor:
-        """The heads' outputs, shape (B, H, T, d)."""
-        stored = self.store(key_BGTd), self.store(value_BGTd)
-        return super().read(layer, query_BHTd, *stored, scale)
-
-
-def in_bits(bits: int, group: int | None) -> Store:
-    """Keys or values rounded to so many bits, with a scale for each token and group of values."""
-    largest = 2 ** (bits - 1) - 1
-
-    def store(states: Tensor) -> Tensor:
-        size = states.shape[-1]
-        parts = states.unflatten(-1, (-1, size if group is None else math.gcd(group, size)))
-        scale = (parts.abs().amax(-1, keepdim=True) / largest).clamp_min(1e-8)
-        return ((parts / scale).round() * scale).reshape(states.shape)
-
-    return store
-
-
-@torch.inference_mode()
-def stored_hidden(model: PreTrainedModel, text: Text, plan: MemoryPlan, store: Store) -> Tensor:
-    """Hidden states that predict the judged tokens, read from what a cache stores, (N, D)."""
-    tokens_1T = torch.tensor([text.tokens], device=model.device)
-    positions_1T = torch.arange(len(text.tokens), device=model.device)[None]
-    reader = StoringReader(plan, positions_1T, sliding_of(model), store)
-    with read_by(model, reader):
-        output = model.get_decoder()(
-            input_ids=tokens_1T, position_ids=positions_1T, use_cache=False
-        )
-    hidden_TD: Tensor = output.last_hidden_state[0]
-    return hidden_TD[text.start - 1 : -1]
 
 
 def window_plan(full: MemoryPlan, entries: int, length: int) -> MemoryPlan:
@@ -186,46 +144,69 @@ def summary(
 
 def measure(
     model: PreTrainedModel, texts: Sequence[Text], plans: Mapping[float, MemoryPlan]
-) -> dict[str, dict[str, dict[str, dict[str, object]]]]:
+) -> dict[str, dict[str, Numbers]]:
     """Numbers by budget, way and domain."""
     full = full_plan(model)
     judge = Judge(model, texts, full)
-    lengths = [len(text.tokens) for text in texts]
-    exact = in_bits(8, None)
-    numbers: dict[str, dict[str, dict[str, dict[str, object]]]] = {"1": {}}
-    for name, store in (("int8", exact), ("int4", in_bits(4, 32))):
-        found = [
-            judge.compare(stored_hidden(model, text, full, store), i)
-            for i, text in enumerate(texts)
-        ]
-        numbers["1"][name] = summary(texts, found, [1.0] * len(texts))
-        sys.stderr.write(f"full cache in {name}\n")
+    numbers = {"1": full_caches(judge, full)}
     for budget, plan in plans.items():
-        ways = numbers[f"{budget:g}"] = {}
-        shares = [plan.share(length) for length in lengths]
-        found = [judge.fidelity(plan, i) for i in range(len(texts))]
-        ways["plan"] = summary(texts, found, shares)
-        windows = [window_plan(full, plan.entries(length), length) for length in lengths]
-        found = [judge.fidelity(each, i) for i, each in enumerate(windows)]
-        ways["window"] = summary(texts, found, shares)
-        found = [
-            judge.compare(stored_hidden(model, text, plan, exact), i)
-            for i, text in enumerate(texts)
-        ]
-        ways["plan int8"] = summary(texts, found, shares)
+        numbers[f"{budget:g}"] = with_plan(judge, full, plan)
         sys.stderr.write(f"plan for {budget:g}\n")
-    low = model.to(torch.bfloat16)
-    floor = Judge(low, texts, full)
-    found = [floor_of(judge, floor, model, index) for index in range(len(texts))]
-    numbers["1"]["bf16"] = summary(texts, found, [1.0] * len(texts))
+    for name in ("bf16", "q8_0", "q4_k_m"):
+        numbers["1"][name] = with_weights(judge, full, name)
+        sys.stderr.write(f"weights in {name}\n")
     return numbers
 
 
-def floor_of(exact: Judge, low: Judge, model: PreTrainedModel, index: int) -> Fidelity:
-    """The bf16 model's hidden states judged by the head in bf16, against those of fp32."""
-    exact.model = model
-    exact.reference[index] = exact.reference[index].to(torch.bfloat16)
-    return exact.compare(low.reference[index], index)
+def full_caches(judge: Judge, full: MemoryPlan) -> dict[str, Numbers]:
+    """Caches of all tokens in few bits."""
+    numbers = {}
+    for name, store in (("int8", in_bits(8, None)), ("int4", in_bits(4, 32))):
+        found = [
+            judge.compare(stored_hidden(judge.model, text, full, store), index)
+            for index, text in enumerate(judge.texts)
+        ]
+        numbers[name] = summary(judge.texts, found, [1.0] * len(found))
+        sys.stderr.write(f"full cache in {name}\n")
+    return numbers
+
+
+def with_plan(judge: Judge, full: MemoryPlan, plan: MemoryPlan) -> dict[str, Numbers]:
+    """A plan, and what else keeps as many entries."""
+    texts, model = judge.texts, judge.model
+    lengths = [len(text.tokens) for text in texts]
+    shares = [plan.share(length) for length in lengths]
+    counts = [plan.entries(length) for length in lengths]
+    windows = [window_plan(full, *pair) for pair in zip(counts, lengths, strict=True)]
+    exact = in_bits(8, None)
+    ways: dict[str, list[Fidelity]] = {
+        "plan": [judge.fidelity(plan, index) for index in range(len(texts))],
+        "window": [judge.fidelity(each, index) for index, each in enumerate(windows)],
+        "evicted": [
+            judge.compare(evicted_hidden(model, text, count // full.num_heads), index)
+            for index, (text, count) in enumerate(zip(texts, counts, strict=True))
+        ],
+        "plan int8": [
+            judge.compare(stored_hidden(model, text, plan, exact), index)
+            for index, text in enumerate(texts)
+        ],
+    }
+    return {name: summary(texts, found, shares) for name, found in ways.items()}
+
+
+def with_weights(judge: Judge, full: MemoryPlan, dtype: str) -> Numbers:
+    """The full cache of the model computed in bf16, or with weights in a type of llama.cpp."""
+    other = copy.deepcopy(judge.model)
+    if dtype == "bf16":
+        other = other.to(torch.bfloat16)
+    else:
+        other.load_state_dict(packed_weights(other, dtype), strict=False)
+    found = []
+    for index, text in enumerate(judge.texts):
+        tokens_T = torch.tensor(text.tokens, device=other.device)
+        hidden_ND = masked_hidden(other, tokens_T, full)[text.start - 1 : -1]
+        found.append(judge.compare(hidden_ND, index, other))
+    return summary(judge.texts, found, [1.0] * len(found))
 
 
 def run(flags: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from helpers.smash_toys import toy
 from helpers.toys import byte_tokenizer, tiny_llama
@@ -20,6 +21,7 @@ sys.path.insert(0, str(FOLDER))
 specification = importlib.util.spec_from_file_location("memory_benchmark", FOLDER / "memory.py")
 assert specification is not None
 assert specification.loader is not None
+yardsticks = importlib.import_module("memory_yardsticks")
 benchmark = importlib.util.module_from_spec(specification)
 sys.modules["memory_benchmark"] = benchmark
 specification.loader.exec_module(benchmark)
@@ -71,11 +73,13 @@ def test_the_last_line_is_the_numbers(
         assert 0 < low <= found["kl"] <= high
         assert 0 < found["entries_per_token"] < 1
         assert 0 <= found["same"] <= 1
-    assert set(numbers["others"]["0.5"]) == {"plan", "window", "plan int8"}
+    assert set(numbers["others"]["0.5"]) == {"plan", "window", "evicted", "plan int8"}
     others = numbers["others"]["1"]
     for domain in ("chat", "copy"):
         assert 0 < others["int8"][domain]["kl"] < others["int4"][domain]["kl"]
         assert others["bf16"][domain]["kl"] > 0
+        assert others["q8_0"][domain]["kl"] > 0
+        assert others["q4_k_m"][domain]["documents"] == others["q8_0"][domain]["documents"]
     assert read_result(output)["numbers"]["0.5"] == numbers["0.5"]
 
 
@@ -101,3 +105,19 @@ def test_a_model_without_plans_is_refused(folder: Path, monkeypatch: pytest.Monk
     (folder / "smashed" / "memory.json").unlink()
     with pytest.raises(SystemExit, match="no memory plan"):
         run(monkeypatch, folder)
+
+
+def test_eviction_keeps_the_latest_and_what_got_attention() -> None:
+    reader = yardsticks.EvictingReader(40, [None])
+    received_GTT = torch.rand(2, 100, 100, generator=torch.Generator().manual_seed(0))
+    received_GTT[:, :, 30] = 9.0
+    seen_GTT = reader.seen(received_GTT) & torch.ones(100, 100, dtype=torch.bool).tril()
+    assert seen_GTT[:, 99, 30].all()
+    assert seen_GTT[:, 99, :4].all()
+    border = reader.recent.border(99)
+    assert seen_GTT[:, 99, border:].all()
+    assert (seen_GTT[:, 99].sum(-1) <= 41).all()
+    assert not (seen_GTT[:, 99] & ~seen_GTT[:, 60])[:, :40].any()
+    assert torch.equal(
+        seen_GTT[:, 19], torch.ones(100).bool().expand(2, 100) & (torch.arange(100) < 20)
+    )

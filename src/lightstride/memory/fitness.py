@@ -85,8 +85,13 @@ class Judge:
         return sum(losses) / len(losses)
 
     @torch.inference_mode()
-    def compare(self, hidden_ND: Tensor, index: int) -> Fidelity:
-        """Hidden states of one text against those of the full cache."""
+    def compare(
+        self, hidden_ND: Tensor, index: int, other: PreTrainedModel | None = None
+    ) -> Fidelity:
+        """Hidden states of one text against those of the full cache.
+
+        Where another model has them, its head turns them into logits.
+        """
         text, model = self.texts[index], self.model
         said_N = torch.tensor(text.tokens[text.start :], device=model.device)
         parts = []
@@ -97,7 +102,7 @@ class Judge:
             said_N.split(rows),
             strict=True,
         ):
-            ours_SV = logits_of(model, here_SD).float().log_softmax(-1)
+            ours_SV = logits_of(other or model, here_SD).float().log_softmax(-1)
             full_SV = logits_of(model, there_SD).float().log_softmax(-1)
             kl_S = (full_SV.exp() * (full_SV - ours_SV)).sum(-1)
             best_S, full_S = ours_SV.argmax(-1), full_SV.argmax(-1)
