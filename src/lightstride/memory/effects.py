@@ -74,8 +74,9 @@ class Recorder(MaskedReader):
         """The heads' outputs, shape (B, H, T, d)."""
         self.positions_BT = self.positions_BT.to(query_BHTd.device)
         output = super().read(layer, query_BHTd, key_BGTd, value_BGTd, scale)
-        states = (each.detach() for each in (query_BHTd, key_BGTd, value_BGTd))
-        self.layers[layer] = Attended(*states, scale)
+        self.layers[layer] = Attended(
+            query_BHTd.detach(), key_BGTd.detach(), value_BGTd.detach(), scale
+        )
         self.outputs[layer] = output
         return output
 
