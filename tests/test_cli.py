@@ -139,7 +139,7 @@ def test_debugging_shows_where_a_line_comes_from(
             "Missing from lightstride prune: MODEL -o DIR, --output DIR --sparsity S [S ...]\n",
         ),
         ([*PRUNE, "--sparcity", "1"], "Unrecognized options: --sparcity"),
-        ([*PRUNE, "--target", "tensorrt"], "'any', 'hf', 'vllm', 'gguf', 'decilm', 'uniform'"),
+        ([*PRUNE, "--target", "tensorrt"], "one of any, hf, vllm, gguf, decilm, uniform"),
         ([*PRUNE, "--seed", "x"], "--seed"),
     ],
 )

@@ -19,7 +19,7 @@ from typing import Any
 
 import tyro
 
-from lightstride import __version__
+from lightstride import __version__, streams
 from lightstride.config import (
     BenchConfig,
     CacheConfig,
@@ -34,6 +34,7 @@ from lightstride.config import (
     ServeConfig,
     SmashRunConfig,
 )
+from lightstride.config.mistakes import in_our_words
 from lightstride.errors import ConfigError, LightstrideError
 
 Document = Mapping[str, object]
@@ -120,8 +121,11 @@ def serve(config: ServeConfig) -> Document:
     return serve(config)
 
 
-STOPS: Mapping[int, str] = {signal.SIGTERM: "ended by SIGTERM", signal.SIGHUP: "ended by SIGHUP"}
-MIN_COLUMNS = 40
+STOPS: Mapping[int, str] = {
+    signal.SIGINT: "interrupted",
+    signal.SIGTERM: "ended by SIGTERM",
+    signal.SIGHUP: "ended by SIGHUP",
+}
 OURS = (
     "that is a mistake of lightstride's own; please report it with the lines above, the command, "
     "and all that `lightstride doctor` prints"
@@ -144,30 +148,29 @@ COMMANDS: Mapping[str, tuple[type[Command], Callable[[Any], Document]]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    widen_terminal()
-    before = {number: signal.signal(number, stop) for number in STOPS if on_main_thread()}
+    streams.prepare()
+    before = {number: signal.signal(number, stop) for number in STOPS if is_ours(number)}
     try:
+        streams.check_words(given)
         if given == ["--version"]:
             sys.stdout.write(f"lightstride {__version__}\n")
-            return 0
-        config = parse(given)
-        if config is not None:
+        elif (config := parse(given)) is not None:
             run(config)
+        sys.stdout.flush()
         return 0
     except LightstrideError as error:
         return print_error(str(error), 2, error)
     except BrokenPipeError:  # whoever read stdout has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        streams.silence()
         return 0
     except OSError as error:  # the system's own: a full disk, no permission
         where = "" if error.filename is None else f": {error.filename}"
         return print_error(f"{error.strerror or error}{where}", 2, error)
     except MemoryError as error:
         return print_error("the memory of this machine is not enough", 2, error)
-    except Stopped as stopped:
-        return print_interrupted(given, STOPS[stopped.number], 128 + stopped.number)
-    except KeyboardInterrupt:
-        return print_interrupted(given, "interrupted", 130)
+    except KeyboardInterrupt as error:
+        number = error.number if isinstance(error, Stopped) else signal.SIGINT
+        return print_interrupted(given, STOPS[number], 128 + number)
     except Exception:  # a mistake of ours
         traceback.print_exc()
         return print_error(OURS, 1)
@@ -176,15 +179,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             signal.signal(number, handler)
 
 
-def widen_terminal() -> None:
-    """Let help be written for at least 40 columns: narrower, its layout takes all memory."""
-    columns = os.environ.get("COLUMNS", "")
-    if columns.isdecimal() and int(columns) < MIN_COLUMNS:
-        os.environ["COLUMNS"] = str(MIN_COLUMNS)
-
-
 class Stopped(KeyboardInterrupt):
-    """Another signal than Ctrl-C's that ends the command as Ctrl-C does."""
+    """A signal that ends the command."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -197,9 +193,10 @@ def stop(number: int, _frame: FrameType | None) -> None:
     raise Stopped(number)
 
 
-def on_main_thread() -> bool:
-    """Whether signals can be handled here."""
-    return threading.current_thread() is threading.main_thread()
+def is_ours(number: int) -> bool:
+    """Whether a signal is to be handled here: not on a thread, and not if it is to be ignored."""
+    is_main = threading.current_thread() is threading.main_thread()
+    return is_main and signal.getsignal(number) != signal.SIG_IGN  # as under nohup
 
 
 def print_interrupted(given: Sequence[str], what: str, code: int) -> int:
@@ -218,7 +215,8 @@ def parse(arguments: Sequence[str]) -> Command | None:
     except SystemExit as stop:
         if stop.code:
             said.seek(0)
-            raise ConfigError(flattened_box(said.read())) from None
+            given = COMMANDS.get(arguments[0], (None, None))[0] if arguments else None
+            raise ConfigError(in_our_words(flattened_box(said.read()), given, arguments)) from None
     with contextlib.suppress(SystemExit):  # again, as the terminal likes it
         parse_flags(arguments)
     examples = [command.example for command, _ in COMMANDS.values()]

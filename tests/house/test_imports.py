@@ -23,6 +23,7 @@ ALLOWED = {
     "announce": set(),
     "errors": set(),
     "progress": set(),
+    "streams": {"errors"},
     "files": {"errors"},
     "config": {"errors"},
     "results": {"errors", "files"},
@@ -68,7 +69,7 @@ ALLOWED = {
     "serve": {"errors", "config", "generate"},
 }
 ALLOWED["commands"] = {*ALLOWED}
-WITHOUT_TORCH = ("__init__", "errors", "config", "results", "report", "cli", "__main__")
+WITHOUT_TORCH = ("__init__", "errors", "config", "results", "report", "streams", "cli", "__main__")
 TORCH_OF_SERVE = "serve.engine"
 
 

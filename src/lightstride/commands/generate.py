@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerBase
 from lightstride.checkpoint import open_decoder
 from lightstride.config import GenerateConfig
 from lightstride.config.decoding import Settings
-from lightstride.errors import ConfigError
+from lightstride.errors import ConfigError, DataError
+from lightstride.files.read import as_text
 from lightstride.generate.chat_template import chat_tokens, token_ids
 from lightstride.generate.decoder import Generation, Step
 from lightstride.generate.decoder import generate as answer
@@ -25,7 +26,7 @@ def generate(config: GenerateConfig) -> Mapping[str, object]:
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, suitable_dtype(device))
     settings = Settings.of(config)
-    prompt = sys.stdin.read() if config.prompt == "-" else config.prompt
+    prompt = typed() if config.prompt == "-" else config.prompt
     if not prompt:
         raise ConfigError("the prompt on standard input is empty; it needs at least one character")
     decoder = open_decoder(
@@ -43,6 +44,11 @@ def generate(config: GenerateConfig) -> Mapping[str, object]:
         sys.stdout.write("\n")
         sys.stderr.write(cost_line(result) + "\n")
     return as_json(result)
+
+
+def typed() -> str:
+    """All of standard input; DataError where it is not UTF-8 text."""
+    return as_text(sys.stdin.buffer.read(), "the prompt on standard input", DataError)
 
 
 def encode(

@@ -117,6 +117,8 @@ def smash_alone(config: SmashRunConfig) -> Mapping[str, object]:
             f"of {len(examples)} answers {len(held_out)} are held out, which leaves no others or "
             "none to judge by; give more prompts, or another --held-out"
         )
+    if max(len(each.answer_A) for each in learn) < 2:
+        raise DataError("no answer has two tokens, so no draft can be learned; give other prompts")
     answers = Answers(learn, held_out, examples_hash(examples), answered - started)
     if config.drafter == "eagle3":
         return smash_with_head(config, base, tokenizer, answers, dtype)

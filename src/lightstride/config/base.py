@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
 
 from tyro.conf import Positional, arg
 
+from lightstride.config.limits import problem
 from lightstride.errors import ConfigError
 
 Device = Literal["auto", "cpu", "cuda", "mps", "xpu"]
@@ -41,6 +42,17 @@ class Command:
 
     json: bool = False
     """Print exactly one JSON document on stdout, and nothing else there."""
+
+    def check_fields(self) -> None:
+        """ConfigError for a number that is not finite or beyond all use, or for no model's name."""
+        for field in dataclasses.fields(self):
+            given = getattr(self, field.name)
+            wanted = problem(field.name, given)
+            if wanted is not None:
+                shown = " ".join(map(str, given if isinstance(given, tuple) else (given,)))
+                flag = f"--{field.name.replace('_', '-')}"
+                named = {"model": "MODEL", "models": "MODEL", "output": "-o"}.get(field.name, flag)
+                require(False, named, shown or "''", wanted)
 
     def as_dict(self) -> dict[str, object]:
         """The fields, ready for JSON."""

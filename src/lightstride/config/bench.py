@@ -32,6 +32,7 @@ class BenchConfig(ModelCommand):
     """Folder for result.json, which replaces one that is there."""
 
     def __post_init__(self) -> None:
+        self.check_fields()
         for flag in ("batch", "prompt"):
             values = getattr(self, flag)
             given = " ".join(map(str, values)) or "without a number"

@@ -62,6 +62,7 @@ class EvaluateConfig(ModelCommand):
     """Folder for result.json, which replaces one that is there."""
 
     def __post_init__(self) -> None:
+        self.check_fields()
         pairs = self.fidelity is not None or self.loops is not None
         asked = pairs or self.perplexity is not None or bool(self.tasks)
         ways = "--perplexity, --tasks, --fidelity or --loops"

@@ -30,4 +30,5 @@ class ExportConfig(Command):
     """Allow Python files that come with the model to run."""
 
     def __post_init__(self) -> None:
+        self.check_fields()
         require(bool(self.output), "-o", "''", "the name of a file or folder")

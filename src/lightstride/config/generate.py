@@ -35,6 +35,7 @@ class GenerateConfig(DecodingFlags, ModelCommand):
     """Color the tokens of each step of the base model."""
 
     def __post_init__(self) -> None:
+        self.check_fields()
         super().__post_init__()
         require(bool(self.prompt), "-p", "''", "a text of at least one character")
         require(self.kv is None or 0 < self.kv <= 1, "--kv", self.kv, "above 0 and at most 1")

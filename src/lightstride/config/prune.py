@@ -132,6 +132,7 @@ class PruneConfig(PresetCommand):
     """Machines that --dry-run is about: this one, whose rates are measured, or known ones."""
 
     def __post_init__(self) -> None:
+        self.check_fields()
         require(bool(self.sparsity), "--sparsity", "without a number", "above 0 and below 1")
         for share in self.sparsity:
             require(0 < share < 1, "--sparsity", f"{share:g}", "above 0 and below 1")

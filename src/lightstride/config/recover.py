@@ -71,6 +71,7 @@ class RecoverConfig(PresetCommand):
     """Go on from what is in the work folder."""
 
     def __post_init__(self) -> None:
+        self.check_fields()
         require(bool(self.output), "-o", "''", "the name of a folder")
         require(bool(self.text or self.answers), "--text", "''", "a source, or --answers given")
         require_choice("--loss-on", self.loss_on, LossOn)

@@ -63,6 +63,7 @@ class ServeConfig(ModelCommand):
     """Log requests with what they say; without it no prompt and no answer reaches the log."""
 
     def __post_init__(self) -> None:
+        self.check_fields()
         require(bool(self.models), "MODEL", "''", "at least one model")
         require(len(set(self.models)) == len(self.models), "MODEL", "twice", "named once each")
         require(0 <= self.port <= 65535, "--port", self.port, "between 0 and 65535")

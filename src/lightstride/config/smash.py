@@ -123,6 +123,7 @@ class SmashRunConfig(PresetCommand):
     """Go on from what is in the work folder."""
 
     def __post_init__(self) -> None:
+        self.check_fields()
         require(bool(self.output), "-o", "''", "the name of a folder")
         require(bool(self.prompts.strip(", ")), "--prompts", "''", "a source of prompts")
         require_choice("--loss", self.loss, LossName)

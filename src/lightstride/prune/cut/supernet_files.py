@@ -31,6 +31,7 @@ from lightstride.models.shapes import (
     parse_shape,
     shape_text,
 )
+from lightstride.models.tensor_bytes import bytes_of
 from lightstride.prune.cut.refit import CutSite
 
 Json = dict[str, object]
@@ -193,4 +194,4 @@ def header_digest(path: Path) -> str:
 
 def tensor_hash(tensor: Tensor) -> str:
     """SHA-256 of a tensor's bytes."""
-    return hashlib.sha256(tensor.view(torch.uint8).numpy().data).hexdigest()
+    return hashlib.sha256(bytes_of(tensor)).hexdigest()
