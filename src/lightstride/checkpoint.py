@@ -74,6 +74,7 @@ class RecordFields(msgspec.Struct):
     """The parts of a record that are read again; others are for people."""
 
     data: dict[str, TextFields] = {}
+    ancestors: list[str] = []
 
 
 def save_checkpoint(
@@ -128,6 +129,11 @@ def auto_map(config: PreTrainedConfig) -> dict[str, str]:
         auto_class: f"{stem}.{own.__name__}"
         for auto_class, own in zip(AUTO_CLASSES, LAYERED[base_type], strict=True)
     }
+
+
+def ancestors_of(source: str | Path) -> tuple[str, ...]:
+    """Fingerprints of the models that a folder's was made from; none for a model not ours."""
+    return tuple(msgspec.convert(read_record(source), RecordFields).ancestors)
 
 
 def write_record(folder: Path, record: Mapping[str, object]) -> None:

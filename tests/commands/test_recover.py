@@ -8,7 +8,7 @@ import torch
 
 from helpers.prune_runs import config_of, make_inputs
 from helpers.toys import byte_tokenizer, tiny_llama
-from lightstride.checkpoint import read_record
+from lightstride.checkpoint import ancestors_of, read_record
 from lightstride.cli import main
 from lightstride.commands.prune import prune
 from lightstride.commands.recover import Watch, recover
@@ -16,6 +16,7 @@ from lightstride.commands.recover_texts import answer_rows
 from lightstride.config import RecoverConfig
 from lightstride.config.recover import split_weight
 from lightstride.errors import ConfigError, DataError, ModelError
+from lightstride.models.fingerprint import fingerprint
 from lightstride.models.opening.load import load_model
 from lightstride.smash.data.answers import Answer
 from lightstride.training.checkpoint import Progress
@@ -68,6 +69,8 @@ def test_the_result_is_better_of_the_same_shape_and_knows_its_texts(folder: Path
     record = read_record(folder / "recovered")
     assert record["plan"] == read_record(folder / "cut")["plan"]
     assert record["data"]["recovery"]["documents"]  # type: ignore[index]
+    dense = load_model(str(folder / "model"))
+    assert ancestors_of(folder / "recovered") == (fingerprint(cut), fingerprint(dense))
     again = config_for(folder, "again", model=str(folder / "recovered"), passes=1, rank=2)
     assert recover(again)["kind"] == "recover"
 

@@ -19,6 +19,8 @@ from lightstride.commands.smash import smash
 from lightstride.config import SmashRunConfig
 from lightstride.errors import LightstrideError
 from lightstride.generate import Settings, generate
+from lightstride.models.fingerprint import fingerprint
+from lightstride.models.opening.load import load_model
 
 pytestmark = pytest.mark.timeout(400)  # processes of their own import torch, slowly if others work
 
@@ -163,6 +165,15 @@ def test_grafts_are_gone_on_with(folder: Path, capsys: pytest.CaptureFixture[str
     (folder / "other").mkdir()
     other = config_of(folder, "other/smashed", model=str(folder / "uneven"))
     smash(other)
+    capsys.readouterr()
+    record = {"kind": "recover", "ancestors": [fingerprint(load_model(str(folder / "llama")))]}
+    made_of_it = sharp(BASES["llama"]())
+    with torch.no_grad():
+        made_of_it.get_input_embeddings().weight.mul_(1.1)
+    save_checkpoint(made_of_it, byte_tokenizer(), folder / "recovered", record=record)
+    third = config_of(folder, "on-recovered", model=str(folder / "recovered"), steps=1,
+                      start_from=first.output)  # fmt: skip
+    assert smash(third)["numbers"]["started_from"]["training"]["steps"] == 4
     capsys.readouterr()
     assert cli.main([*flags, other.output]) == 2
     assert "belong to another base" in capsys.readouterr().err.splitlines()[-1]

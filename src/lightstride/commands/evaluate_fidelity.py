@@ -1,13 +1,18 @@
 """The part of `evaluate` that holds a model against the dense one, token by token."""
 
+import importlib
 from collections.abc import Mapping
 from dataclasses import asdict
+from importlib.util import find_spec
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightstride.checkpoint import open_decoder
 from lightstride.config import EvaluateConfig
 from lightstride.data.documents import read_documents
 from lightstride.data.prompts import Prompt, read_prompts
 from lightstride.data.windows import strided_windows
+from lightstride.errors import ConfigError
 from lightstride.evaluate.fidelity import fidelity
 from lightstride.evaluate.last_words import last_word_accuracy, passages
 from lightstride.evaluate.loops import looping_share
@@ -33,26 +38,52 @@ def compare(config: EvaluateConfig) -> dict[str, Mapping[str, object]]:
     )
     found: dict[str, Mapping[str, object]] = {}
     if config.fidelity is not None:
-        windows = strided_windows(
-            config.fidelity, dense.tokenizer, window=config.window, every=config.every
-        )
-        found["fidelity"] = asdict(fidelity(ours.model, dense.model, windows.tokens_NL))
-        asked = passages(read_documents(config.fidelity), config.limit or PASSAGES)
-        rights = [
-            last_word_accuracy(each.model, each.tokenizer, asked, config.window)
-            for each in (ours, dense)
-        ]
-        found["last_words"] = {
-            "model": sum(rights[0]) / len(asked),
-            "against": sum(rights[1]) / len(asked),
-            "passages": len(asked),
-        }
+        found |= compare_on_text(config, ours, dense)
     if config.loops is not None:
         prompts = read_prompts([config.loops], limit=config.limit or PROMPTS)
         found["loops"] = {
             name: looping_share(each, [tokens_of(each, p) for p in prompts])
             for name, each in zip(("model", "against"), (ours, dense), strict=True)
         }
+    return found
+
+
+def compare_on_text(
+    config: EvaluateConfig, ours: Decoder, dense: Decoder
+) -> dict[str, Mapping[str, object]]:
+    """Fidelity and last words of the model, and of the dense one after quantizing."""
+    assert config.fidelity is not None
+    windows_NL = strided_windows(
+        config.fidelity, dense.tokenizer, window=config.window, every=config.every
+    ).tokens_NL
+    asked = passages(read_documents(config.fidelity), config.limit or PASSAGES)
+
+    def right(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> float:
+        return sum(last_word_accuracy(model, tokenizer, asked, config.window)) / len(asked)
+
+    def copy_like(dtype: str) -> dict[str, object]:
+        copied = quantized(dense.model, dtype)
+        found = asdict(fidelity(copied, dense.model, windows_NL))
+        return {**found, "last_words": right(copied, dense.tokenizer)}
+
+    return {
+        "fidelity": asdict(fidelity(ours.model, dense.model, windows_NL)),
+        "last_words": {
+            "model": right(ours.model, ours.tokenizer),
+            "against": right(dense.model, dense.tokenizer),
+            "passages": len(asked),
+        },
+        "yardsticks": {dtype: copy_like(dtype) for dtype in config.yardsticks},
+    }
+
+
+def quantized(model: PreTrainedModel, dtype: str) -> PreTrainedModel:
+    """The model after a type of llama.cpp's; ConfigError without the package gguf."""
+    if find_spec("gguf") is None:
+        raise ConfigError("--yardsticks needs gguf: pip install 'lightstride[gguf]'")
+    module = importlib.import_module("lightstride.export.gguf.round_trip")
+    found = module.quantized_copy(model, dtype)
+    assert isinstance(found, PreTrainedModel)
     return found
 
 
@@ -75,6 +106,12 @@ def comparison_text(found: Mapping[str, Mapping[str, object]]) -> str:
         lines.append(
             f"last words: {ours:.1f}% right, against {theirs:.1f}%, of {words['passages']} passages"
         )
+        for name, each in found["yardsticks"].items():
+            one = dict(each)  # type: ignore[call-overload]
+            lines.append(
+                f"the dense model in {name}: KL {one['mean']:.3f} nats (99%: {one['p99']:.2f}), "
+                f"{100 * one['same_likeliest']:.1f}%, last words {100 * one['last_words']:.1f}%"
+            )
     if "loops" in found:
         ends = {name: dict(each) for name, each in found["loops"].items()}  # type: ignore[call-overload]
         ours, theirs = (100 * ends[name]["loops"] for name in ("model", "against"))

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightstride import distributed
-from lightstride.checkpoint import read_record, save_checkpoint
+from lightstride.checkpoint import ancestors_of, read_record, save_checkpoint
 from lightstride.commands.outputs import identity, resumable_writer, save_result
 from lightstride.commands.recover_texts import Texts, read_texts
 from lightstride.config import RecoverConfig
@@ -120,7 +120,9 @@ def recover_alone(config: RecoverConfig) -> Mapping[str, object]:
     watch = Watch(smaller, texts, config)
     at = train(config, smaller, dense, texts, watch)
     numbers = measured(watch, at, texts, config)
-    return finish(config, smaller, tokenizer, numbers, {**record, "teacher": teacher}, texts)
+    made_from = [run["weights"], run["teacher_weights"], *ancestors_of(config.model)]
+    origin = {**record, "teacher": teacher, "ancestors": list(dict.fromkeys(made_from))}
+    return finish(config, smaller, tokenizer, numbers, origin, texts)
 
 
 def recorded_teacher(source: str, record: Mapping[str, object]) -> str:
@@ -161,6 +163,7 @@ def train(
     recovery = Recovery(
         passes=config.passes,
         minutes=config.minutes,
+        clock=config.clock,
         learning_rate=config.learning_rate,
         step_tokens=config.step_tokens,
         top_k=config.top_k,
@@ -197,6 +200,7 @@ def measured(watch: Watch, at: Progress, texts: Texts, config: RecoverConfig) ->
         "tokens": tokens,
         "distinct_tokens": texts.rows.tokens_NL.numel(),
         "seconds": at.seconds,
+        "processor_seconds": at.processor_seconds,
         "tokens_per_second": tokens / at.seconds if at.seconds else None,
         "measuring_seconds": time.perf_counter() - start,
         "losses": at.losses,

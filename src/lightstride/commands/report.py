@@ -17,9 +17,10 @@ def report(config: ReportConfig) -> Mapping[str, object]:
     if find_spec("matplotlib") is None:
         raise ConfigError("report needs matplotlib: pip install 'lightstride[report]'")
     charts = importlib.import_module("lightstride.report.charts")
+    learning = importlib.import_module("lightstride.report.learning")
     page = importlib.import_module("lightstride.report.page")
     facts = read_folders(config.folder)
-    pictures = charts.pictures(facts)
+    pictures = [*charts.pictures(facts), *learning.learning_pictures(facts)]
     output = config.page
     files = {output.with_name(f"{output.stem}-{one.name}.png"): one.png for one in pictures}
     written = {**files, output: page.render(facts, pictures).encode()}

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightstride import distributed
-from lightstride.checkpoint import is_headed, is_smashed, save_checkpoint
+from lightstride.checkpoint import ancestors_of, is_headed, is_smashed, save_checkpoint
 from lightstride.commands.outputs import check_apart, identity, resumable_writer, save_result
 from lightstride.commands.smashing.eagle3 import Answers, check_head, smash_with_head
 from lightstride.commands.smashing.examples import (
@@ -135,7 +135,7 @@ def smash_with_grafts(
     """Train grafts on these answers, calibrate and judge them, search memory plans, save all."""
     started = time.perf_counter()
     learn, held_out = answers.learn, answers.held_out
-    model = build_model(config, base, tokenizer, learn)
+    model = build_model(config, base, tokenizer, learn, ancestors_of(config.model))
     before = TrainingSetup.of(config, model, dtype, learn)
     progress = train_grafts(config, before.learner, learn, first_greedy(held_out, MONITOR_TOKENS))
     judged_on = first_greedy(held_out, JUDGE_TOKENS)

@@ -1,7 +1,7 @@
 """Flags of `lightstride evaluate`."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from tyro.conf import arg
 
@@ -14,7 +14,10 @@ from lightstride.config.base import (
     OptionalSource,
     Output,
     require,
+    require_choice,
 )
+
+Yardstick = Literal["q8_0", "q4_k_m"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,8 @@ class EvaluateConfig(ModelCommand):
     """Text on which the distributions of MODEL and --against are compared, and last words asked."""
     loops: OptionalSource = None
     """Prompts whose greedy answers are looked at: how many loop, of MODEL and of --against."""
+    yardsticks: Annotated[tuple[Yardstick, ...], arg(metavar="{q8_0,q4_k_m} ...")] = ()
+    """With --fidelity: --against quantized so is held against itself too, for comparison."""
     window: int = 2048
     """Length of the perplexity windows, in tokens."""
     stride: Annotated[
@@ -69,6 +74,10 @@ class EvaluateConfig(ModelCommand):
         require(asked, "evaluate", f"without {ways}", "given at least one of them")
         alone = pairs and self.against is None
         require(not alone, "--fidelity or --loops", "without --against", "held against a model")
+        measured = self.fidelity is not None or not self.yardsticks
+        require(measured, "--yardsticks", "without --fidelity", "given with it")
+        for name in self.yardsticks:
+            require_choice("--yardsticks", name, Yardstick)
         require(self.window >= 2, "--window", self.window, "at least 2")
         stride = self.window if self.stride is None else self.stride
         allowed = f"between 1 and the window, {self.window}"

@@ -15,6 +15,7 @@ from lightstride.config.base import (
 )
 
 LossOn = Literal["answers", "all"]
+ClockName = Literal["wall", "processor"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,8 @@ class RecoverConfig(PresetCommand):
         arg(metavar="M", help_behavior_hint="(default: the preset's)", constructor=float),
     ] = None
     """Minutes of learning; opening and measuring are not counted."""
+    clock: ClockName = "wall"
+    """What --minutes counts: time, or processor time by thread, for a machine that others use."""
     teacher: OptionalSource = None
     """The dense model; without it, the one that the pruned model's record names."""
     text: Annotated[tuple[str, ...], arg(metavar="SOURCE[:WEIGHT] ...")] = ("pydoc",)
@@ -75,6 +78,7 @@ class RecoverConfig(PresetCommand):
         require(bool(self.output), "-o", "''", "the name of a folder")
         require(bool(self.text or self.answers), "--text", "''", "a source, or --answers given")
         require_choice("--loss-on", self.loss_on, LossOn)
+        require_choice("--clock", self.clock, ClockName)
         for source in self.text:
             name, weight = split_weight(source)
             require(bool(name) and weight > 0, "--text", repr(source), "SOURCE or SOURCE:WEIGHT")

@@ -1,8 +1,8 @@
 """Can a model say the last word of a passage?  Passages are made from any text.
 
 As in LAMBADA (Paperno et al., 2016) the last word can be known from the passage alone: here it is
-a long word that has stood in the passage before.  A record whose text is one short passage, as in
-OpenAI's file of LAMBADA, is taken as it is: its last word is asked.
+a long word that has stood in the passage before.  A short document of one line, or one that breaks
+off after a word, as all do in OpenAI's file of LAMBADA, is a passage: its last word is asked.
 """
 
 import re
@@ -18,7 +18,8 @@ WORDS = 60
 LONG = 6
 """Letters of a word worth asking for."""
 PASSAGE_CHARACTERS = 1500
-"""A document that is shorter, and has one line, is a passage of its own."""
+"""A longer document is no passage of its own."""
+BREAKS_OFF = re.compile(r"\s[\w'’-]+$")
 WORD = re.compile(rf"[A-Za-z]{{{LONG},}}")
 
 
@@ -27,9 +28,9 @@ def passages(documents: Sequence[str], limit: int) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     for document in documents:
         text = document.strip()
-        if len(text) <= PASSAGE_CHARACTERS and "\n" not in text:
-            context, _, word = text.rpartition(" ")
-            found += [(context, f" {word}")] if context else []
+        if is_passage(text):
+            *context, word = text.rsplit(maxsplit=1)
+            found += [(part, f" {word}") for part in context]
         else:
             found += repeated_words(text.split())
         if len(found) >= limit:
@@ -37,6 +38,12 @@ def passages(documents: Sequence[str], limit: int) -> list[tuple[str, str]]:
     if not found:
         raise DataError("the text has no passage whose last word stood in it before")
     return found
+
+
+def is_passage(text: str) -> bool:
+    """Whether a whole document is one passage, whose last word can be asked."""
+    short = len(text) <= PASSAGE_CHARACTERS
+    return short and ("\n" not in text or BREAKS_OFF.search(text) is not None)
 
 
 def repeated_words(words: Sequence[str]) -> Iterator[tuple[str, str]]:

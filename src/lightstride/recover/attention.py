@@ -1,7 +1,7 @@
 """Causal attention for learning on a CPU: plain products, and a backward that keeps probabilities.
 
     S = s Q K^T      P = softmax(S)      O = P V
-    dV = P^T dO      dP = dO V^T         dS = P (dP - sum_w P dP)      dQ = s dS K      dK = s dS^T Q
+    dV = P^T dO      dP = dO V^T         dS = P (dP - sum P dP)      dQ = s dS K      dK = s dS^T Q
 
 torch's own attention forgets P and computes it again, in tiles that fill no product: on a CPU its
 backward takes more than twice as long for rows of 512.  Here the queries of a KV head stand under

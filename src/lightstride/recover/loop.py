@@ -13,7 +13,9 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -35,6 +37,7 @@ Look = Callable[[Progress], None]
 """Is called before the first step and after every other, and may note evaluations."""
 MOST_SKIPPED = 5
 """Steps in a row that may be left out."""
+ClockName = Literal["wall", "processor"]
 FIRST_GUESS = 1000
 """Steps of a training by minutes, before one is timed."""
 
@@ -62,6 +65,8 @@ class Recovery:
     """Most passes over the rows."""
     minutes: float | None = None
     """Most minutes; the schedule then ends with them, if the passes do not end before."""
+    clock: ClockName = "wall"
+    """What the minutes count: time, or processor time by thread."""
     learning_rate: float = 1e-4
     """Largest learning rate; it rises at first and falls by a cosine to nothing."""
     step_tokens: int = 1024
@@ -83,21 +88,41 @@ class Recovery:
 class Clock:
     """Seconds of learning, earlier runs included."""
 
-    def __init__(self, before: float, first_step: int) -> None:
-        self.started = time.monotonic()
-        self.before = before
-        self.first_step = first_step
-        self.saved_at = self.started
+    def __init__(self, kind: ClockName, at: Progress) -> None:
+        self.kind = kind
+        self.started = self.now()
+        self.processor_started = time.process_time()
+        self.before, self.processor_before = at.seconds, at.processor_seconds
+        self.first_step = at.step
+        self.saved_at = time.monotonic()
+        self.stopped_for = 0.0
+
+    def now(self) -> float:
+        """Seconds since some moment."""
+        if self.kind == "wall":
+            return time.monotonic()
+        return time.process_time() / torch.get_num_threads()
 
     @property
     def here(self) -> float:
-        """Seconds of this run."""
-        return time.monotonic() - self.started
+        """Seconds of this run, measuring left out."""
+        return self.now() - self.started - self.stopped_for
+
+    @property
+    def processor(self) -> float:
+        """Processor seconds of all runs, all threads."""
+        return self.processor_before + time.process_time() - self.processor_started
 
     @property
     def seconds(self) -> float:
         """Seconds of all runs."""
         return self.before + self.here
+
+    def without(self, call: Callable[[], None]) -> None:
+        """Make a call whose time does not count."""
+        start = self.now()
+        call()
+        self.stopped_for += self.now() - start
 
     def since_save(self) -> float:
         """Seconds since the last checkpoint."""
@@ -134,14 +159,14 @@ def recover(
     at = store.load(student, optimizer)
     steps = steps_of(len(rows.tokens_NL), rows.tokens_NL.shape[1], recovery)
     pace = read_pace(at.pace) if at.pace else first_pace(len(steps), recovery)
-    clock, in_a_row = Clock(at.seconds, at.step), 0
+    clock, in_a_row = Clock(recovery.clock, at), 0
     bar = Bar(total=100, desc=title, unit="%", disable=not progress or rank() > 0)
     with bar:
         for number in range(at.step, len(steps)):
             if not at.pace:
                 pace = planned(pace, at, clock, recovery, len(steps))
             if look is not None:
-                look(at)
+                clock.without(partial(look, at))
             share = pace.share(number)
             if share >= 1 or shared(is_over(recovery, clock)):
                 break
@@ -151,6 +176,7 @@ def recover(
             if in_a_row >= MOST_SKIPPED:
                 raise ConfigError(not_finite(rate, folder))
             at.step, at.seconds = number + 1, clock.seconds
+            at.processor_seconds = clock.processor
             move_bar(bar, at, pace, clock, recovery)
             if shared(clock.since_save() >= 60 * recovery.save_minutes):
                 pace = planned(pace, at, clock, recovery, len(steps))

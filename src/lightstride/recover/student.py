@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from lightstride.models.families.adapter import Adapter
 from lightstride.models.head_logits import head_inputs
+from lightstride.recover.attention import plain_products
 from lightstride.recover.losses import top_k_loss
 from lightstride.recover.optimizer import STATE_BYTES
 from lightstride.training.top_k_kl import Teacher
@@ -83,7 +84,8 @@ class Student(nn.Module):
 
     def forward(self, tokens_BL: Tensor, said: Teacher, weights_BL: Tensor) -> Tensor:
         """Weighted sum of KL(teacher | student) over all positions; the teacher has N of them."""
-        hidden_BLD = self.decoder(input_ids=tokens_BL, use_cache=False).last_hidden_state
+        with plain_products(self.config, tokens_BL.device, tokens_BL.shape[1]):
+            hidden_BLD = self.decoder(input_ids=tokens_BL, use_cache=False).last_hidden_state
         hidden_BLD = head_inputs(self.config, hidden_BLD)
         return top_k_loss(self.head[0], hidden_BLD.flatten(0, 1), said, weights_BL.flatten())
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from lightstride.models.families.adapter import Adapter
 from lightstride.models.head_logits import head_inputs
 from lightstride.models.sliced_logits import cached_rows
+from lightstride.recover.attention import plain_products
 from lightstride.recover.losses import PRODUCT_ROWS
 from lightstride.training.top_k_kl import Teacher, concatenate, remember
 
@@ -49,7 +50,8 @@ class Dense:
         """The same, computed anew."""
         inputs_1L = tokens_L[None].to(self.model.device)
         decoder = self.adapter.decoder(self.model)
-        hidden_LD = decoder(input_ids=inputs_1L, use_cache=False).last_hidden_state[0]
+        with plain_products(self.model.config, inputs_1L.device, len(tokens_L)):
+            hidden_LD = decoder(input_ids=inputs_1L, use_cache=False).last_hidden_state[0]
         hidden_LD = head_inputs(self.model.config, hidden_LD)
         head = self.model.get_output_embeddings()
         found = []

@@ -35,6 +35,8 @@ class Progress:
 
     step: int = 0
     seconds: float = 0.0
+    processor_seconds: float = 0.0
+    """Of all threads."""
     smooth: dict[str, float] = field(default_factory=dict)
     """Running means of the losses."""
     losses: list[tuple[int, float]] = field(default_factory=list)

@@ -6,7 +6,7 @@ one, so that both can be moved together.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -90,12 +90,12 @@ def read_weights(place: str) -> dict[str, Tensor]:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
-def start_from_grafts(model: nn.Module, source: str, base: str) -> None:
-    """Take weights over from grafts on the same base (its fingerprint) and of the same sizes.
+def start_from_grafts(model: nn.Module, source: str, bases: Collection[str]) -> None:
+    """Take weights over from grafts of the same sizes on one of these bases (by fingerprint).
 
     The micro vocabulary stays the model's own, and so do adapters of another rank.
     """
-    if read_config(source).base_fingerprint != base:
+    if read_config(source).base_fingerprint not in bases:
         raise ModelError(f"the grafts in {source} belong to another base; start from its own")
     own = graft_state(model)
     with errors_explained(source, "weights"):

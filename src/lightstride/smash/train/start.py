@@ -27,8 +27,12 @@ def build_model(
     base: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[Example],
+    ancestors: Sequence[str] = (),
 ) -> SmashModel:
-    """Grafts of the configured sizes, seeded, begun from the base, with weights of fp32."""
+    """Grafts of the configured sizes, seeded, begun from the base, with weights of fp32.
+
+    `--start-from` takes grafts of the base's own and of its ancestors (by fingerprint).
+    """
     assert config.max_segment is not None
     assert config.micro_layers is not None
     assert config.micro_vocab is not None
@@ -53,7 +57,8 @@ def build_model(
     for graft in model.grafts():
         graft.float()
     if config.start_from:
-        start_from_grafts(model, config.start_from, model.config.base_fingerprint)
+        bases = (model.config.base_fingerprint, *ancestors)
+        start_from_grafts(model, config.start_from, bases)
     return model
 
 
