@@ -35,7 +35,7 @@ def flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     Path("words.txt").write_text("\n".join(lines))
     Path("words.jsonl").write_text("\n".join(json.dumps({"text": line}) for line in lines))
     words = "--model model --cuts 50=cut --minutes 0.02 --methods ours depth --yardsticks q8_0 "
-    words += "--text words.jsonl --tokens 8192 --held-out-tokens 512 --test words.txt --"
+    words += "--text words.jsonl --tokens 8192 --held-out-tokens 512 --test words.txt "
     words += "--num-passages 4 --every 40 "
     return [*words.split(), "--fidelity-windows", "1", "--work", "work", "--output", "found.json"]
 

@@ -12,7 +12,7 @@ from lightstride.checkpoint import ancestors_of, read_record
 from lightstride.cli import main
 from lightstride.commands.prune import prune
 from lightstride.commands.recover import Watch, recover
-from lightstride.commands.recover_texts import answer_rows
+from lightstride.commands.recover_texts import answer_rows, given_answers
 from lightstride.config import RecoverConfig
 from lightstride.config.recover import split_weight
 from lightstride.errors import ConfigError, DataError, ModelError
@@ -106,6 +106,15 @@ def test_answers_count_where_they_are_predicted(folder: Path) -> None:
     assert answer_rows(answers(3), everything, 14).weights_NL.min() == 1
     with pytest.raises(DataError, match="are needed"):
         answer_rows(answers(1), config_for(folder, "x", window=32), 100)
+
+
+def test_instruction_data_is_answers_by_the_chat_template(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text(json.dumps({"instruction": "Add 1 to 2.", "output": "3"}))
+    tokenizer = byte_tokenizer()
+    (found,) = given_answers(str(path), tokenizer)
+    assert tokenizer.decode(found.answer, skip_special_tokens=True) == "3"
+    assert "Add 1 to 2." in tokenizer.decode(found.prompt)
 
 
 def test_a_weight_stands_behind_the_last_colon() -> None:

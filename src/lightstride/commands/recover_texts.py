@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -10,10 +11,34 @@ from transformers import PreTrainedTokenizerBase
 
 from lightstride.config import RecoverConfig
 from lightstride.config.recover import split_weight
+from lightstride.data.conversations import read_conversations
 from lightstride.data.windows import Windows, packed_windows
 from lightstride.errors import DataError
+from lightstride.generate.chat_template import chat_tokens, token_ids
 from lightstride.recover.loop import Rows
-from lightstride.smash.data.answers import Answer, read_answers
+from lightstride.smash.data.answers import HEADER, read_answers
+
+
+class AnsweredPrompt(Protocol):
+    """Tokens of a prompt and of what is said after it."""
+
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        """The prompt by the chat template."""
+        ...
+
+    @property
+    def answer(self) -> tuple[int, ...]:
+        """The answer, the end token included."""
+        ...
+
+
+@dataclass(frozen=True)
+class GivenAnswer:
+    """An answer that stands in instruction data."""
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -53,7 +78,7 @@ def read_texts(config: RecoverConfig, tokenizer: PreTrainedTokenizerBase) -> Tex
         sources.append(found)
         rows.append(Rows.alike(found.tokens_NL.int()))
     if config.answers is not None:
-        answers = read_answers(Path(config.answers))
+        answers = given_answers(config.answers, tokenizer)
         rows.append(answer_rows(answers, config, int(config.tokens / total)))
     tokens_NL = torch.cat([each.tokens_NL for each in rows])
     weights_NL = torch.cat([each.weights_NL for each in rows])
@@ -85,7 +110,24 @@ def most_of(
             wanted = max(config.window, wanted * 3 // 4)
 
 
-def answer_rows(answers: Sequence[Answer], config: RecoverConfig, wanted: int) -> Rows:
+def given_answers(source: str, tokenizer: PreTrainedTokenizerBase) -> Sequence[AnsweredPrompt]:
+    """The dense model's own answers of a folder of smash's, or those that instruction data has.
+
+    The latter by the chat template, with the token that ends a turn.
+    """
+    if (Path(source) / HEADER).exists():
+        return read_answers(Path(source))
+    end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+    return [
+        GivenAnswer(
+            tuple(chat_tokens(tokenizer, [turn.as_dict() for turn in each.prompt.messages])),
+            (*token_ids(tokenizer, each.answer, special=False), *end),
+        )
+        for each in read_conversations(source)
+    ]
+
+
+def answer_rows(answers: Sequence[AnsweredPrompt], config: RecoverConfig, wanted: int) -> Rows:
     """Prompts and answers one after the other, cut into rows; what counts as --loss-on says.
 
     The distribution after a token counts where it predicts a token that does.

@@ -41,7 +41,7 @@ class RecoverConfig(PresetCommand):
     text: Annotated[tuple[str, ...], arg(metavar="SOURCE[:WEIGHT] ...")] = ("pydoc",)
     """Text to learn from: files, folders, hub data sets or pydoc, each with a weight (1)."""
     answers: OptionalPath = None
-    """Folder of the dense model's own answers, as smash writes it; they count like one source."""
+    """The dense model's own answers, a folder of smash's, or instruction data with answers."""
     loss_on: LossOn = "all"
     """Which tokens of --answers count: the answers alone, or the prompts too."""
     held_out: OptionalSource = None

@@ -49,7 +49,7 @@ def is_plain(config: PreTrainedConfig, length: int) -> bool:
     return not capped and (window is None or length <= window)
 
 
-def attention(
+def learning_attention(
     module: nn.Module,
     query_BHLd: Tensor,
     key_BGLd: Tensor,
@@ -63,7 +63,7 @@ def attention(
     return causal(query_BHLd, key_BGLd, value_BGLd, scale).transpose(1, 2), None
 
 
-ALL_ATTENTION_FUNCTIONS.register(NAME, attention)
+ALL_ATTENTION_FUNCTIONS.register(NAME, learning_attention)
 
 
 def causal(query_BHLd: Tensor, key_BGLd: Tensor, value_BGLd: Tensor, scale: float) -> Tensor:

@@ -19,7 +19,7 @@ class Measurement(msgspec.Struct):
     nll: float
 
 
-class Forecast(msgspec.Struct):
+class Foretold(msgspec.Struct):
     """The perplexity at the end as the first minutes saw it."""
 
     perplexity: float
@@ -33,7 +33,7 @@ class Curve(msgspec.Struct):
     evaluations: list[Measurement]
     perplexity: float
     seconds: float
-    forecast: Forecast | None = None
+    forecast: Foretold | None = None
 
 
 def learning_pictures(facts: Facts) -> list[Picture]:
