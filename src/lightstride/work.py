@@ -10,8 +10,7 @@ from pathlib import Path
 
 from lightstride.distributed import barrier, broadcast_object, rank
 from lightstride.errors import OutputError, WorkError
-from lightstride.files import write_json
-from lightstride.files.read import read_json
+from lightstride.files.sealed import read_sealed, write_sealed
 
 VERSION = 1
 WORK_FILE = "work.json"
@@ -51,10 +50,10 @@ def _open(folder: Path, run: Mapping[str, object], resume: bool) -> tuple[str, s
     if not path.exists():
         if not is_new(folder):
             return "output", f"work folder {folder} is not empty and belongs to no run"
-        write_json(path, document)
+        write_sealed(path, document)
         return None
     try:
-        there = read_json(path, dict[str, object], WorkError)
+        there = read_sealed(path, dict[str, object], WorkError)
     except WorkError as error:
         return "work", f"{error}: {path} is damaged; delete the folder {folder}"
     if there.get("version") != VERSION:

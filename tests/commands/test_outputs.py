@@ -1,11 +1,17 @@
-"""Two runs that write the same folder: one wins, the other is told who writes."""
+"""Outputs: one writer each, checked before the work, and numbers that survive a bad one."""
 
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from helpers.cli_runs import run_together
 from helpers.tiny_commands import TINY, make_sources
+from lightstride import cli, results
+from lightstride.commands import bench, evaluate, prune
+from lightstride.errors import OutputError
+from lightstride.files import write_json
+from lightstride.results import read_result
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -30,6 +36,69 @@ def pair(name: str, sources: Path, folder: Path) -> None:
 @pytest.mark.parametrize("name", ["prune", "export", "evaluate"])
 def test_one_of_two_is_refused(name: str, sources: Path, tmp_path: Path) -> None:
     pair(name, sources, tmp_path / name)
+
+
+def no_work(*_: object, **__: object) -> None:
+    raise AssertionError("the long work has begun")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("evaluate {s}/model --perplexity {s}/text.jsonl --against typo -o {o}/out", "typo"),
+        ("evaluate {s}/model --perplexity nowhere.txt -o {o}/out", "nowhere.txt"),
+        ("evaluate {s}/model --perplexity {s}/text.jsonl -o {s}/text.jsonl", "is a file"),
+        ("evaluate {s}/model --perplexity {s}/text.jsonl -o {o}/text.txt/x", "a file stands"),
+        ("bench {s}/model --against typo -o {o}/out", "typo"),
+        ("bench {s}/model -o {s}/text.jsonl", "is a file"),
+        ("prune {s}/model --sparsity 0.5 -o {o}/out --work {o}/out", "inside the other"),
+        ("prune {s}/model --sparsity 0.5 -o {o}/out --work {o}/out/work", "inside the other"),
+        ("smash {s}/chat -o {o}/out --work {o}/out/work", "inside the other"),
+        ("smash {s}/chat -o {o}/out --answers {o}/out/answers", "inside the other"),
+        ("smash {s}/chat -o {o}/out --answers {s}/chat", "it holds a model"),
+        ("recover {s}/cuts/30 -o {o}/out --work {o}/out", "inside the other"),
+        ("export {s}/model -o {o}/text.txt", "exists already"),
+        ("export {s}/model -o {o}/nowhere/x.gguf", "is no folder"),
+        ("report {s}/cuts -o {o}/text.txt/page.html", "a file stands"),
+    ],
+)
+def test_outputs_are_refused_before_the_work(
+    line: str,
+    said: str,
+    sources: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "text.txt").write_text("mine")
+    for room, name in ((evaluate, "perplexity"), (bench, "measure"), (prune, "open_run")):
+        monkeypatch.setattr(room, name, no_work)
+    assert cli.main(line.format(s=sources, o=tmp_path).split()) == 2
+    (error,) = [e for e in capsys.readouterr().err.splitlines() if "lightstride: error" in e]
+    assert said in error
+    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
+
+
+def test_what_was_measured_is_not_lost(
+    sources: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def full(path: str | Path, document: object) -> None:
+        if Path(path).parent == tmp_path / "out":
+            raise OutputError(f"cannot write {path}: no space left on the disk")
+        write_json(path, document)
+
+    (tmp_path / "spare").mkdir()
+    monkeypatch.setattr(results, "write_json", full)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "spare"))
+    assert cli.main(TINY["evaluate"].arguments(sources, tmp_path)) == 2
+    said = capsys.readouterr()
+    assert "perplexity" in said.out
+    (spare,) = (tmp_path / "spare").iterdir()
+    assert f"no space left on the disk; what was measured is in {spare}" in said.err
+    assert read_result(spare)["kind"] == "evaluate"
 
 
 @pytest.mark.slow

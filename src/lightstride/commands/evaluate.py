@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from lightstride.checkpoint import open_decoder, read_record
 from lightstride.commands.evaluate_fidelity import compare, comparison_text
 from lightstride.commands.outputs import result_writer, save_result
 from lightstride.config import EvaluateConfig
+from lightstride.data.documents import read_documents
+from lightstride.data.prompts import read_prompts
 from lightstride.data.windows import Windows, strided_windows
 from lightstride.errors import ConfigError
 from lightstride.evaluate.outcome import Retained, TaskResult, retained
@@ -20,6 +23,7 @@ from lightstride.evaluate.perplexity import Perplexity, perplexity
 from lightstride.evaluate.tables import MEAN, retained_table, score_table
 from lightstride.generate import Decoder
 from lightstride.models.device import pick_device, pick_dtype, suitable_dtype
+from lightstride.models.opening.load import load_config, locate
 
 TOKENS_PER_SEQUENCE = 128
 """Tokens in a task's batch for each sequence of --batch-size."""
@@ -62,6 +66,7 @@ def evaluate(config: EvaluateConfig) -> Mapping[str, object]:
 
 def evaluate_alone(config: EvaluateConfig) -> Mapping[str, object]:
     """The same, while no other run writes there."""
+    check_inputs(config)
     judged = [measure_model(config.model, config)]
     numbers: dict[str, object] = {"model": judged[0].as_dict()}
     found: dict[str, Retained] = {}
@@ -73,6 +78,20 @@ def evaluate_alone(config: EvaluateConfig) -> Mapping[str, object]:
     compared = compare(config) if config.fidelity or config.loops else {}
     sys.stdout.write(f"{measured_text(judged, found)}\n{comparison_text(compared)}".strip() + "\n")
     return save_result("evaluate", config, {**numbers, **compared}, data=judged[0].data)
+
+
+def check_inputs(config: EvaluateConfig) -> None:
+    """Read a little of all that is opened later, so that a mistake ends the command at once."""
+    if config.against is not None:
+        place = locate(config.against)
+        load_config(config.against, place, trust_remote_code=config.trust_remote_code)
+    for text in (config.perplexity, config.fidelity):
+        if text is not None:
+            read_documents(text, enough_characters=1)
+    if config.loops is not None:
+        read_prompts([config.loops], limit=1)
+    if config.task_names:
+        named_tasks(config)
 
 
 def measure_model(source: str, config: EvaluateConfig) -> ModelReport:
@@ -130,9 +149,7 @@ def run_tasks(
     """Results of the configured tasks; the time of each goes to `seconds`."""
     if not config.task_names:
         return []
-    harness = load_harness()
-    folder = None if config.task_data is None else Path(config.task_data)
-    tasks = harness.load_tasks(config.task_names, task_data=folder, num_fewshot=config.num_fewshot)
+    harness, tasks = load_harness(), named_tasks(config)
     model = harness.HarnessModel(decoder, batch_tokens=TOKENS_PER_SEQUENCE * config.batch_size)
     results = []
     for name, task in tasks.items():
@@ -140,6 +157,15 @@ def run_tasks(
         results.append(harness.run_task(model, name, task, limit=config.limit))
         seconds[name] = time.perf_counter() - start
     return results
+
+
+def named_tasks(config: EvaluateConfig) -> Mapping[str, Any]:
+    """The harness's tasks by name; DataError or ConfigError where one cannot be had."""
+    folder = None if config.task_data is None else Path(config.task_data)
+    tasks: Mapping[str, Any] = load_harness().load_tasks(
+        config.task_names, task_data=folder, num_fewshot=config.num_fewshot
+    )
+    return tasks
 
 
 def load_harness() -> ModuleType:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 
+import msgspec
 from transformers import PreTrainedTokenizerBase
 
 from lightstride.commands.outputs import only_writer
@@ -13,8 +14,7 @@ from lightstride.config import SmashRunConfig
 from lightstride.data.prompts import Prompt, read_prompts
 from lightstride.distributed import barrier, rank
 from lightstride.errors import DataError, ModelError, WorkError
-from lightstride.files import write_json
-from lightstride.files.read import read_json
+from lightstride.files.sealed import read_sealed, write_sealed
 from lightstride.generate import PlainDecoder
 from lightstride.smash.data.answers import read_answers, write_answers
 from lightstride.smash.data.examples import SCORES, Example, load_examples
@@ -25,6 +25,15 @@ from lightstride.smash.judge.held_out import is_greedy
 SELF = "self"
 TEMPERATURE = 0.8
 LEAST_ANSWERS = 8
+CHOSEN = "chosen.json"
+
+
+class Chosen(msgspec.Struct):
+    """The prompts of a run, by their ids; written anew each time."""
+
+    ids: set[str]
+
+
 MONITOR_TOKENS = 6000
 """Tokens of held-out answers that are looked at while training."""
 JUDGE_TOKENS = 40000
@@ -59,7 +68,7 @@ def prepare_examples(
     folder = Path(config.answers_folder)
     with only_writer(folder):
         write_examples(config, decoder, given, folder)
-    chosen = set(read_json(Path(config.work_folder) / "chosen.json", list[str], WorkError))
+    chosen = read_sealed(Path(config.work_folder) / CHOSEN, Chosen, WorkError).ids
     examples = [e for e in load_examples(folder) if e.id in chosen and len(e.answer_A)]
     if len(examples) < LEAST_ANSWERS:
         raise DataError(
@@ -88,7 +97,7 @@ def write_examples(
         )
         score_answers(decoder.model, read_answers(folder), folder / SCORES, progress=True)
         names = sorted(prompt.id for prompt in prompts)
-        write_json(Path(config.work_folder) / "chosen.json", names, indent=None)
+        write_sealed(Path(config.work_folder) / CHOSEN, {"ids": names})
     barrier()
 
 

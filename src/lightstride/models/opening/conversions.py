@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lightstride.errors import ConfigError, ModelError, OutputError
-from lightstride.files import cache_folder, whole_folder, write_json
+from lightstride.files import cache_folder, whole_folder
 from lightstride.files.lock import in_turn
-from lightstride.files.read import read_json
+from lightstride.files.sealed import read_sealed, write_sealed
 
 FORMAT = 1
 RECORD = "conversion.json"
@@ -141,7 +141,7 @@ def kept(source: Source, version: int, convert: Callable[[Path], object]) -> Pat
         seen = copy.record["seen"]
         assert isinstance(seen, list)
         seen = [*(known for known in seen if known != source.stamps()), source.stamps()]
-        write_json(folder / RECORD, {**copy.record, "seen": seen[-MOST_STAMPS:]})
+        write_sealed(folder / RECORD, {**copy.record, "seen": seen[-MOST_STAMPS:]})
         return folder
 
 
@@ -161,7 +161,7 @@ def make(
             "files": files,
             "seconds": time.perf_counter() - started,
         }
-        write_json(partial / RECORD, record)
+        write_sealed(partial / RECORD, record)
 
 
 def make_room(keep: Path) -> None:
@@ -230,7 +230,7 @@ def is_version(copy: Copy, version: int) -> bool:
 def read_entry(folder: Path) -> dict[str, object] | None:
     """A copy's record; None where it is missing, damaged or of another format."""
     try:
-        record = read_json(folder / RECORD, dict[str, object], ModelError)
+        record = read_sealed(folder / RECORD, dict[str, object], ModelError)
     except ModelError:
         return None
     return record if record.get("format") == FORMAT else None

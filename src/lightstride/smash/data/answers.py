@@ -19,9 +19,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightstride.data.prompts import Prompt
 from lightstride.errors import ConfigError, DataError, ModelError, WorkError
-from lightstride.files import read_lines, write_json
-from lightstride.files.read import Token, parse_json, read_json
-from lightstride.files.sealed import append_sealed, opened
+from lightstride.files import read_lines
+from lightstride.files.read import Token, parse_json
+from lightstride.files.sealed import append_sealed, opened, read_sealed, write_sealed
 from lightstride.generate import PlainDecoder, Settings
 from lightstride.generate.chat_template import chat_tokens
 from lightstride.generate.decoder import ALL_AT_ONCE
@@ -225,10 +225,10 @@ def open_folder(
     if not path.exists():
         if (folder / LINES).exists():
             raise WorkError(f"{folder} has answers but no {HEADER}: delete {folder / LINES}")
-        write_json(path, header)
+        write_sealed(path, header)
         return
     try:
-        there = read_json(path, dict[str, object], WorkError)
+        there = read_sealed(path, dict[str, object], WorkError)
     except WorkError as error:
         raise WorkError(f"{path} is damaged: delete it and {folder / LINES}") from error
     if there != header:
