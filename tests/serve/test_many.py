@@ -22,7 +22,7 @@ LIMITS = Limits(rows=16, queue=64)
 
 def smashed_session(tokenizer: PreTrainedTokenizerBase) -> Session:
     decoder = SmashDecoder(toy(sharp(BASES["llama"]())), tokenizer)
-    return decoder.session(SessionLimits(entries=4096, chunk=8))
+    return decoder.session(SessionLimits(entries=4096, chunk=8, keeps_prefixes=True))
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +77,24 @@ def test_64_streams_with_cancellations_are_those_of_one_by_one(server: Served) -
         assert text == expected if leave is None else expected.startswith(text)
         whole += leave is None
     assert whole > 20
+
+
+def test_a_prompt_that_was_read_before_is_not_read_again(server: Served) -> None:
+    asked = {**body(1), "prompt": "an opening that nobody else has, of 50 tokens: one"}
+    usages = []
+    for _ in range(2):
+        answer = httpx.post(f"{server.url}/v1/completions", json=asked, timeout=60).json()
+        usages.append(answer["usage"])
+    first, second = (usage["prompt_tokens_details"]["cached_tokens"] for usage in usages)
+    assert (first, second) == (0, 48)
+    meters = httpx.get(f"{server.url}/metrics").text
+    found = {
+        name: float(line.rsplit(" ", 1)[1])
+        for line in meters.splitlines()
+        for name in ("queries", "hits")
+        if line.startswith(f"vllm:prefix_cache_{name}_total{{")
+    }
+    assert 48 <= found["hits"] < found["queries"]
 
 
 @pytest.mark.slow

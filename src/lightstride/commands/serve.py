@@ -112,7 +112,9 @@ def served(name: str, decoder: Decoder, config: ServeConfig, limits: Limits) -> 
         kv_budgets=(1.0,),
         has_chat=bool(decoder.tokenizer.chat_template),
     )
-    bounds = SessionLimits(entries=config.kv_entries, chunk=config.chunk)
+    bounds = SessionLimits(
+        entries=config.kv_entries, chunk=config.chunk, keeps_prefixes=config.prefix_cache
+    )
     return ServedModel(
         facts,
         decoder.tokenizer,

@@ -52,9 +52,12 @@ class ServeConfig(ModelCommand):
     """Most answers that wait for a row of a model; beyond them requests are told to come back."""
     kv_entries: int = 65536
     """Most KV entries of a model's answers together, prompts included."""
+    prefix_cache: bool = True
+    """Keep KV entries of what was read and said, as far as --kv-entries has room, for prompts that
+    begin the same."""
     chunk: int = 64
-    """Most prompt tokens read in a step: few let others go on while a long prompt is read, many
-    read it sooner."""
+    """Most tokens of a prompt read in a step: few let others go on while a long prompt is read,
+    many read it sooner."""
     timeout: float = 600.0
     """Most seconds from a request to the end of its answer."""
     grace: float = 10.0

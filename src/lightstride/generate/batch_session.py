@@ -21,6 +21,7 @@ from lightstride.generate.detokenize import TextStream
 from lightstride.generate.forward import CachedBatch, Forward
 from lightstride.generate.memory_batch import MemoryBatch
 from lightstride.generate.modes import ColumnReader, Columns, DecodingMode, Outcome
+from lightstride.generate.prefixes import PrefixPool
 from lightstride.generate.rows import NO_HOOKS, Row, check_prompt, context_length
 from lightstride.generate.sampling import row_key
 from lightstride.generate.session import Hooks, Limits, RowStep, TokenLogprob
@@ -57,6 +58,7 @@ class BatchSession:
         self.num_answering = 0
         self.num_joined = 0
         self.turns = Turns(limits)
+        self.prefixes = PrefixPool()
         self.waiting: deque[Row] = deque()
         self.cancelled: set[str] = set()
 
@@ -154,7 +156,7 @@ class BatchSession:
     @property
     def allocated_bytes(self) -> int:
         """Bytes of the KV cache as it is, room to grow included."""
-        return self.batch.allocated_bytes
+        return self.batch.allocated_bytes + self.prefixes.allocated_bytes
 
     def step(self) -> Sequence[RowStep]:
         """One forward of the base for all rows that answer, and one for the prompts being read."""
@@ -168,6 +170,7 @@ class BatchSession:
         """Take rows that ended or were cancelled out of the batch."""
         gone = [row.finish_reason is not None or row.key in self.cancelled for row in self.rows]
         for index in reversed([index for index, is_gone in enumerate(gone) if is_gone]):
+            self.keep_prefix(index)
             if index < self.num_answering:
                 self.num_answering -= 1
                 self.move(self.num_answering, index)
@@ -193,12 +196,36 @@ class BatchSession:
             self.num_joined += 1
             self.batch.add_row()
         longest = max(map(self.need, self.rows), default=1)
+        if most is not None and self.limits.keeps_prefixes and self.batch.can_keep_prefixes:
+            taken = max(self.promised(self.rows), self.batch.cache.allocated_entries)
+            self.prefixes.bound(most - taken)
+            most = max(most - self.prefixes.allocated_entries, self.promised(self.rows))
         self.batch.reserve(longest, None if most is None else most // longest)
+
+    def keep_prefix(self, index: int) -> None:
+        """Keep a row's entries, as far as they stand for a token each."""
+        row = self.rows[index]
+        known = [*row.prompt[: row.num_read], *row.tokens[: row.num_single]]
+        self.prefixes.keep(known, self.batch.cache, index)
+
+    def use_prefixes(self, answering: int) -> None:
+        """Give rows of which nothing was read the entries of prompts that began the same.
+
+        At least one token is left to be read; drafters that read the prompts need all of them.
+        """
+        for index, row in enumerate(self.rows[answering:], answering):
+            if row.num_read == 0 and not self.mode(row).reads_prompts:
+                chain = self.prefixes.find(row.prompt[:-1])
+                if chain:
+                    row.num_cached = self.prefixes.load(chain, self.batch.cache, index)
+                    row.num_read = row.num_cached
+                    self.batch.count(slice(index, index + 1), [row.num_cached], [row.num_cached])
 
     def read(self, answering: int) -> list[RowStep]:
         """Read on in the prompts; rows that are through have their first tokens."""
         if not self.rows[answering:]:
             return []
+        self.use_prefixes(answering)
         members, width = self.turns.next(self.rows[answering:])
         where = self.gather([answering + index for index in members], answering)
         rows = self.rows[where]
@@ -211,6 +238,7 @@ class BatchSession:
             mode.note_prompt(theirs, [parts[i] for i in members], forward.of_rows(members))
         through = [index for index, row in enumerate(rows) if row.left_to_read == 0]
         for index in through:
+            self.keep_prefix(where.start + index)
             self.swap(where.start + index, self.num_answering)
             self.num_answering += 1
         return self.begin([rows[index] for index in through], forward.of_rows(through))
@@ -266,6 +294,9 @@ class BatchSession:
             )
         ordered = [outcomes[index] for index in range(len(rows))]
         self.batch.keep(where, [each.kept for each in ordered], [each.advance for each in ordered])
+        for row, outcome in zip(rows, ordered, strict=True):
+            row.is_merged |= outcome.advance != len(outcome.kept)
+            row.num_single += 0 if row.is_merged else len(outcome.kept)
         return [
             self.emit(row, outcome, logits_KV, self.batch.share(index))
             for index, (row, outcome, logits_KV) in enumerate(
@@ -305,6 +336,7 @@ class BatchSession:
             drafted=row.drafted,
             accepted=row.accepted,
             kv_entries=round(share * min(row.kv_entries, len(row.tokens))),
+            cached=row.num_cached,
             logprobs=logprobs,
         )
 

@@ -78,17 +78,19 @@ class KvBuffer(Cache):
             assert buffer is not None
             return buffer
         if rows < self.num_rows:
-            spare = rows + rows // 2
-            rows = max(self.num_rows, spare if self.max_rows is None else min(spare, self.max_rows))
-        if columns < self.width or self.storage == "static":
-            columns = max(columns, self.columns(self.width))
+            rows = max(self.num_rows, rows + rows // 2)
+        if self.max_rows is not None:
+            rows = max(self.num_rows, min(rows, self.max_rows))
+        needed = self.columns(self.width)
+        columns = max(needed, min(columns, self.capacity))
         grown = states.new_zeros(rows, states.shape[1], columns, states.shape[3])
         if buffer is not None:
-            grown[: buffer.shape[0], :, : buffer.shape[2]] = buffer
+            grown[: buffer.shape[0], :, : buffer.shape[2]] = buffer[:rows, :, :columns]
         return grown
 
-    def fit_rows(self) -> None:
-        """Make room for rows that were added since the last forward."""
+    def fit(self, width: int = 0) -> None:
+        """Make room for rows that were added since the last forward, and for so many columns."""
+        self.width = max(self.width, width)
         for held in (self.keys, self.values):
             for layer, buffer_RGWd in held.items():
                 held[layer] = self.fitted(buffer_RGWd, buffer_RGWd)
@@ -112,7 +114,7 @@ class KvBuffer(Cache):
 
     def swap_rows(self, one: int, other: int, used: Sequence[int]) -> None:
         """Exchange the first entries of two rows, `used` of each; the fewer ones are set aside."""
-        self.fit_rows()
+        self.fit()
         (few, small), (many, large) = sorted(zip(used, (one, other), strict=True))
         for buffer_RGWd in self.buffers:
             kept = buffer_RGWd[small, :, :few].clone()
@@ -134,6 +136,11 @@ class KvBuffer(Cache):
     def buffers(self) -> list[Tensor]:
         """Keys and values of all layers; layers without attention have none."""
         return [*self.keys.values(), *self.values.values()]
+
+    @property
+    def allocated_entries(self) -> int:
+        """Entries that there is memory for, used or not."""
+        return max((b.shape[0] * b.shape[2] for b in self.buffers), default=0)
 
     @property
     def allocated_bytes(self) -> int:

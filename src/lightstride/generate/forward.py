@@ -52,6 +52,9 @@ class Forward:
 class CachedBatch:
     """Rows in a model, growing by what is kept."""
 
+    can_keep_prefixes = True
+    """Whether the first entries of a row are those of any row that begins the same."""
+
     def __init__(self, model: PreTrainedModel, storage: Storage) -> None:
         check_attention(model.config)
         self.model = model

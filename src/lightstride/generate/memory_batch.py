@@ -22,7 +22,12 @@ PROMPT_CHUNK = 512
 
 
 class MemoryBatch(CachedBatch):
-    """Rows in a model, growing by what is kept and shrinking by what is smashed."""
+    """Rows in a model, growing by what is kept and shrinking by what is smashed.
+
+    What a row holds of its beginning depends on how far it has come, so it is no other row's.
+    """
+
+    can_keep_prefixes = False
 
     def __init__(self, model: PreTrainedModel, memory: Memory) -> None:
         super().__init__(model, "dynamic")

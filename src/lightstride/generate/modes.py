@@ -62,6 +62,8 @@ class DecodingMode(Protocol):
 
     taps: Sequence[int]
     """The base's hidden states that it needs of every forward."""
+    reads_prompts: bool
+    """Whether `note_prompt` has to hear of all tokens of a prompt."""
 
     def scratch(self, settings: Settings) -> int:
         """Most columns that a row of these settings asks for in a step."""
@@ -92,6 +94,7 @@ class OneToken:
     """The mode `ar`: one token a step."""
 
     taps: Sequence[int] = ()
+    reads_prompts = False
 
     def scratch(self, settings: Settings) -> int:
         """One column."""

@@ -47,6 +47,12 @@ class Row:
         """Number of rows that joined before it."""
         self.num_read = 0
         """Prompt tokens read."""
+        self.num_cached = 0
+        """Those of them whose entries were there already."""
+        self.num_single = 0
+        """Answer tokens, from the first on, that have an entry each."""
+        self.is_merged = False
+        """Whether an entry stands for several tokens of the answer."""
         self.pending: list[int] = []
         """Tokens that are certain and not in the cache yet."""
         self.taps_TD: Tensor | None = None

@@ -44,6 +44,9 @@ class Limits:
     """Most tokens of one prompt read in a step."""
     together: int = 8192
     """Most tokens, padding included, of all prompts read in a step."""
+    keeps_prefixes: bool = False
+    """Whether entries of rows that were read or have left are kept for prompts that begin the
+    same, as far as `entries` has room for them."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,8 @@ class RowStep:
     """Those of them that became part of the answer."""
     kv_entries: int
     """KV entries stored for the answer so far, the prompt's left out."""
+    cached: int = 0
+    """Prompt tokens whose entries were there already."""
     logprobs: tuple[TokenLogprob, ...] | None = None
     """One for each of `tokens`, where the settings ask for them."""
 
@@ -125,6 +130,8 @@ class Session(Protocol):
     @property
     def free_entries(self) -> int | None:
         """KV entries, of the limit, that no row has been promised yet; None without a limit.
+
+        Entries that are kept for later prompts count as free: they go where a row needs the room.
 
         A row is promised its prompt, its longest answer and what a step may try, all rows as much
         as the longest: the cache is a rectangle.

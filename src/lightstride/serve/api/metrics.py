@@ -21,6 +21,9 @@ class Meters:
         self.waiting = self.gauge("vllm:num_requests_waiting", "Answers waiting for a row.")
         self.free = self.gauge("lightstride:kv_entries_free", "KV entries not yet spoken for.")
         self.prompt = self.counter("vllm:prompt_tokens", "Tokens of prompts.")
+        self.asked = self.counter(
+            "vllm:prefix_cache_queries", "Tokens of prompts that were looked up."
+        )
         self.cached = self.counter("vllm:prefix_cache_hits", "Tokens of prompts not read again.")
         self.said = self.counter("vllm:generation_tokens", "Tokens of answers.")
         self.steps = self.counter("vllm:spec_decode_num_drafts", "Steps of answers.")
@@ -76,6 +79,7 @@ class Clock:
         self.start = time.perf_counter()
         self.first: float | None = None
         self.tokens = 0
+        self.prompt_tokens = prompt_tokens
         meters.prompt.labels(name).inc(prompt_tokens)
 
     def note(self, news: News) -> None:
@@ -84,6 +88,7 @@ class Clock:
         if self.first is None:
             self.first = now
             self.meters.first.labels(self.name).observe(now - self.start)
+            self.meters.asked.labels(self.name).inc(self.prompt_tokens)
             self.meters.cached.labels(self.name).inc(news.cached_tokens)
         self.tokens += len(news.tokens)
         if news.finish is not None:

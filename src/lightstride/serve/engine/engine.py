@@ -146,7 +146,9 @@ class Engine:
         scored = None
         if step.logprobs is not None:
             scored = tuple(Scored(t.token, t.logprob, t.top) for t in step.logprobs)
-        return ticket, News(step.tokens, step.text, step.kv_entries, step.finish, scored)
+        return ticket, News(
+            step.tokens, step.text, step.kv_entries, step.finish, scored, step.cached
+        )
 
     def forget(self, key: str) -> None:
         """A row has left."""

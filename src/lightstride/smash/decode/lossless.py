@@ -39,6 +39,7 @@ class Lossless:
     def __init__(self, drafters: Sequence[Drafter]) -> None:
         self.drafters = drafters
         self.taps: Sequence[int] = sorted({tap for drafter in drafters for tap in drafter.taps})
+        self.reads_prompts = any(drafter.reads_context for drafter in drafters)
         self.trees: dict[str, Tree] = {}
         """The tree of each row in the step at hand."""
 

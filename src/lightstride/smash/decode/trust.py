@@ -28,6 +28,8 @@ from lightstride.smash.model.body import SmashBody
 class Trust:
     """Steps of one KV entry, nothing checked."""
 
+    reads_prompts = False
+
     def __init__(self, model: SmashBody, history: LookupHistory) -> None:
         self.model = model
         self.drafter = MicroChain(model, history, checked=False)

@@ -31,6 +31,8 @@ from lightstride.smash.model.lookup import SHORTEST_RUN
 class Verify:
     """Steps that leave one KV entry for all tokens they confirm."""
 
+    reads_prompts = False
+
     def __init__(self, model: SmashBody, history: LookupHistory) -> None:
         self.model = model
         self.lookups = LookupDrafter(history, shortest=SHORTEST_RUN, num_branches=1)
