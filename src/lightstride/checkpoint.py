@@ -5,6 +5,7 @@ nothing of ours.  Uneven widths come with one modeling file and an `auto_map` th
 classes.  `lightstride.json` is the record of where a checkpoint comes from.
 """
 
+import copy
 import json
 import shutil
 from collections.abc import Mapping
@@ -208,6 +209,18 @@ def memory_of(
     elif kv_type == "model":
         return None
     return Memory(plan or full_plan(model), kv_type)
+
+
+def with_budget(decoder: Decoder, source: str, kv: float, kv_type: KvType) -> Decoder:
+    """A decoder of the same model, opened from `source`, that keeps its cache by another budget.
+
+    ConfigError where the model has no such plan.
+    """
+    assert isinstance(decoder, SmashDecoder | HeadedDecoder | PlainDecoder)
+    base = decoder.model.base if isinstance(decoder, SmashDecoder) else decoder.model
+    other = copy.copy(decoder)
+    other.memory = memory_of(source, base, kv, kv_type)
+    return other
 
 
 def is_smashed(source: str, *, trust_remote_code: bool = False) -> bool:

@@ -66,6 +66,13 @@ class FakeSession:
         return self.entries - sum(row.promised for row in self.rows.values())
 
     @property
+    def promised_entries(self) -> int:
+        return sum(row.promised for row in self.rows.values())
+
+    def leave(self, entries: int) -> None:
+        raise AssertionError("there are no others")
+
+    @property
     def entry_bytes(self) -> int:
         return 1
 

@@ -43,6 +43,7 @@ def facts(name: str = "toy", **changes: object) -> Facts:
         "modes": ("trust", "verify", "lossless", "ar"),
         "default_mode": "lossless",
         "kv_budgets": (1.0,),
+        "default_kv": 1.0,
         "has_chat": True,
     }
     return Facts(**{**values, **changes})  # type: ignore[arg-type]
@@ -62,7 +63,7 @@ def toy_model(
         tokenizer.chat_template = TOOLS_TEMPLATE
     assert BOS < EOS
     return ServedModel(
-        facts(name, **changes), tokenizer, [EOS], lambda: session(tokenizer), limits or Limits()
+        facts(name, **changes), tokenizer, [EOS], lambda _: session(tokenizer), limits or Limits()
     )
 
 

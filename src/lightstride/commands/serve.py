@@ -7,14 +7,16 @@ from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 
-from lightstride.checkpoint import open_decoder
+from lightstride.checkpoint import open_decoder, with_budget
 from lightstride.config.serve import ServeConfig
 from lightstride.errors import ConfigError
 from lightstride.generate import Mode
 from lightstride.generate.decoder import Decoder
 from lightstride.generate.rows import context_length, ends_of
 from lightstride.generate.session import Limits as SessionLimits
+from lightstride.memory.plan_files import read_plans
 from lightstride.models.device import pick_device, pick_dtype, suitable_dtype
+from lightstride.models.opening.load import locate
 from lightstride.serve.api.app import build
 from lightstride.serve.api.guard import LOOPBACK_NAMES
 from lightstride.serve.api.service import Defaults, Service
@@ -69,13 +71,20 @@ def open_models(config: ServeConfig, limits: Limits) -> dict[str, ServedModel]:
     try:
         for source in config.models:
             decoder = open_decoder(
-                source, dtype=dtype, device=device, trust_remote_code=config.trust_remote_code
+                source,
+                dtype=dtype,
+                device=device,
+                trust_remote_code=config.trust_remote_code,
+                kv=1.0,
             )
             name = name_of(source)
             if name in models:
                 raise ConfigError(f"two models have the name {name}; rename a folder")
-            models[name] = served(name, decoder, config, limits)
+            models[name] = served(name, source, decoder, config, limits)
         modes = {mode for model in models.values() for mode in model.facts.modes}
+        budgets = {budget for model in models.values() for budget in model.facts.kv_budgets}
+        if config.kv is not None and config.kv not in budgets:
+            raise ConfigError(f"--kv {config.kv:g}: no served model has a memory plan for it")
         if config.mode is not None and config.mode not in modes:
             raise ConfigError(f"--mode {config.mode}: no served model has it")
     except BaseException:
@@ -91,7 +100,20 @@ def name_of(source: str) -> str:
     return path.resolve().name if path.exists() else source
 
 
-def served(name: str, decoder: Decoder, config: ServeConfig, limits: Limits) -> ServedModel:
+def by_budget(
+    source: str, decoder: Decoder, config: ServeConfig
+) -> tuple[dict[float, Decoder], float]:
+    """A decoder for each of the model's memory plans and the full cache, and the default budget."""
+    file = read_plans(Path(locate(source)))
+    budgets = (1.0,) if file is None else file.budgets
+    default = 1.0 if file is None or file.default is None else file.default
+    decoders = {each: with_budget(decoder, source, each, config.kv_dtype) for each in budgets}
+    return decoders, config.kv if config.kv in decoders else default
+
+
+def served(
+    name: str, source: str, decoder: Decoder, config: ServeConfig, limits: Limits
+) -> ServedModel:
     """A decoder with its engine."""
     model = decoder.model
     modes: tuple[Mode, ...] = ("ar",)
@@ -102,6 +124,7 @@ def served(name: str, decoder: Decoder, config: ServeConfig, limits: Limits) -> 
         modes = ("lossless", "ar")
         default = "lossless"
     base = decoder.model.base if isinstance(decoder, SmashDecoder) else model
+    decoders, default_kv = by_budget(source, decoder, config)
     facts = Facts(
         name=name,
         created=int(time.time()),
@@ -109,7 +132,8 @@ def served(name: str, decoder: Decoder, config: ServeConfig, limits: Limits) -> 
         vocab_size=base.config.vocab_size,
         modes=modes,
         default_mode=default,
-        kv_budgets=(1.0,),
+        kv_budgets=tuple(decoders),
+        default_kv=default_kv,
         has_chat=bool(decoder.tokenizer.chat_template),
     )
     bounds = SessionLimits(
@@ -119,6 +143,6 @@ def served(name: str, decoder: Decoder, config: ServeConfig, limits: Limits) -> 
         facts,
         decoder.tokenizer,
         sorted(ends_of(base, decoder.tokenizer)),
-        lambda: decoder.session(bounds),
+        lambda budget: decoders[budget].session(bounds),
         limits,
     )

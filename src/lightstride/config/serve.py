@@ -9,6 +9,7 @@ from tyro.conf import Positional, arg
 
 from lightstride.config.base import ModelCommand, require, require_choice
 from lightstride.config.decoding import Mode
+from lightstride.config.generate import KvType
 
 KEY_VARIABLE = "LIGHTSTRIDE_API_KEY"
 
@@ -50,8 +51,16 @@ class ServeConfig(ModelCommand):
     """Most answers that a model writes at the same time."""
     queue: int = 64
     """Most answers that wait for a row of a model; beyond them requests are told to come back."""
+    kv: Annotated[
+        float | None, arg(metavar="S", help_behavior_hint="(default: each model's own)")
+    ] = None
+    """KV entries a token where a request does not say: the budget of one of a model's memory plans;
+    1 is the full cache."""
+    kv_dtype: KvType = "model"
+    """Precision of the KV cache: the model's own, or int8."""
     kv_entries: int = 65536
-    """Most KV entries of a model's answers together, prompts included."""
+    """Most KV entries of a model's answers together, prompts included; a row counts as if it kept
+    them all, whatever its budget."""
     prefix_cache: bool = True
     """Keep KV entries of what was read and said, as far as --kv-entries has room, for prompts that
     begin the same."""
@@ -76,6 +85,8 @@ class ServeConfig(ModelCommand):
         require(0 <= self.temperature <= 2, "--temperature", self.temperature, "between 0 and 2")
         require(self.rows >= 1, "--rows", self.rows, "at least 1")
         require(self.queue >= 0, "--queue", self.queue, "0 or more")
+        require(self.kv is None or 0 < self.kv <= 1, "--kv", self.kv, "above 0 and at most 1")
+        require_choice("--kv-dtype", self.kv_dtype, KvType)
         require(self.kv_entries >= 1, "--kv-entries", self.kv_entries, "at least 1")
         require(self.chunk >= 1, "--chunk", self.chunk, "at least 1")
         require(self.timeout > 0, "--timeout", self.timeout, "above 0")

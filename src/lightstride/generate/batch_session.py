@@ -53,6 +53,8 @@ class BatchSession:
         self.tokenizer = tokenizer
         self.ends = ends
         self.limits = limits
+        self.left = 0
+        """Entries of the limit that others were promised."""
         self.batch = CachedBatch(model, storage) if memory is None else MemoryBatch(model, memory)
         self.rows: list[Row] = []
         self.num_answering = 0
@@ -127,9 +129,23 @@ class BatchSession:
     @property
     def free_entries(self) -> int | None:
         """KV entries, of the limit, that no row has been promised yet; None without a limit."""
-        if self.limits.entries is None:
-            return None
-        return self.limits.entries - self.promised([*self.inside, *self.waiting])
+        return None if self.room is None else self.room - self.promised_entries
+
+    @property
+    def promised_entries(self) -> int:
+        """KV entries that rows have been promised."""
+        return self.promised([*self.inside, *self.waiting])
+
+    def leave(self, entries: int) -> None:
+        """Leave so many entries of the limit to others from now on."""
+        self.left = entries
+        if self.room is not None:
+            self.bound_prefixes(self.room)
+
+    @property
+    def room(self) -> int | None:
+        """Most KV entries of all rows together; None: no bound."""
+        return None if self.limits.entries is None else self.limits.entries - self.left
 
     def promised(self, rows: Sequence[Row]) -> int:
         """KV entries of a rectangle that holds these rows to their ends."""
@@ -137,7 +153,7 @@ class BatchSession:
 
     def fits(self, num_prompt: int, settings: Settings) -> bool:
         """Whether a row of so many prompt tokens would join at the next step."""
-        if self.limits.entries is None:
+        if self.room is None:
             return True
         settings = self.resolve(settings)
         assert settings.mode is not None
@@ -146,7 +162,7 @@ class BatchSession:
         whole = num_prompt + settings.max_new_tokens
         row_needs = (whole if context is None else min(whole, context)) + scratch
         others = [self.need(row) for row in [*self.inside, *self.waiting]]
-        return max([*others, row_needs]) * (len(others) + 1) <= self.limits.entries
+        return max([*others, row_needs]) * (len(others) + 1) <= self.room
 
     @property
     def entry_bytes(self) -> int:
@@ -161,12 +177,12 @@ class BatchSession:
     def step(self) -> Sequence[RowStep]:
         """One forward of the base for all rows that answer, and one for the prompts being read."""
         with torch.inference_mode():
-            self.leave()
+            self.drop()
             self.join()
             answering = self.num_answering
             return [*self.answer(answering), *self.read(answering)]
 
-    def leave(self) -> None:
+    def drop(self) -> None:
         """Take rows that ended or were cancelled out of the batch."""
         gone = [row.finish_reason is not None or row.key in self.cancelled for row in self.rows]
         for index in reversed([index for index, is_gone in enumerate(gone) if is_gone]):
@@ -187,7 +203,7 @@ class BatchSession:
 
     def join(self) -> None:
         """Let rows that wait into the batch, as far as there is room for them."""
-        most = self.limits.entries
+        most = self.room
         while self.waiting:
             if most is not None and self.promised([*self.rows, self.waiting[0]]) > most:
                 break
@@ -196,11 +212,16 @@ class BatchSession:
             self.num_joined += 1
             self.batch.add_row()
         longest = max(map(self.need, self.rows), default=1)
-        if most is not None and self.limits.keeps_prefixes and self.batch.can_keep_prefixes:
+        if most is not None:
+            most = max(most - self.bound_prefixes(most), self.promised(self.rows))
+        self.batch.reserve(longest, None if most is None else most // longest)
+
+    def bound_prefixes(self, most: int) -> int:
+        """Keep no more entries for later prompts than rows leave room for; the room they take."""
+        if self.limits.keeps_prefixes and self.batch.can_keep_prefixes:
             taken = max(self.promised(self.rows), self.batch.cache.allocated_entries)
             self.prefixes.bound(most - taken)
-            most = max(most - self.prefixes.allocated_entries, self.promised(self.rows))
-        self.batch.reserve(longest, None if most is None else most // longest)
+        return self.prefixes.allocated_entries
 
     def keep_prefix(self, index: int) -> None:
         """Keep a row's entries, as far as they stand for a token each."""

@@ -139,6 +139,15 @@ class Session(Protocol):
         ...
 
     @property
+    def promised_entries(self) -> int:
+        """KV entries that rows have been promised."""
+        ...
+
+    def leave(self, entries: int) -> None:
+        """Leave so many entries of the limit to others from now on."""
+        ...
+
+    @property
     def entry_bytes(self) -> int:
         """Bytes of one KV entry over all layers; 0 before the first step."""
         ...

@@ -27,6 +27,11 @@ class MemoryFile:
     default: float | None = None
     """None is the full cache."""
 
+    @property
+    def budgets(self) -> tuple[float, ...]:
+        """All budgets that can be asked for, the full cache first."""
+        return (1.0, *sorted(set(self.plans) - {1.0}, reverse=True))
+
     def plan_for(self, budget: float | None) -> MemoryPlan | None:
         """The plan of a budget, of the default where none is given; None is the full cache.
 

@@ -37,7 +37,8 @@ class Ask:
     """What `Model.compile` gave; the answer has to be of this grammar."""
     mode: Mode | None = None
     confidence: float | None = None
-    kv: float | None = None
+    kv: float = 1.0
+    """Budget of the memory plan: the share of KV entries that is kept."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class Facts:
     default_mode: Mode
     kv_budgets: tuple[float, ...]
     """Shares of the KV entries that it can be asked to keep; (1.0,) keeps all."""
+    default_kv: float
     has_chat: bool
     """Whether its tokenizer has a chat template."""
 

@@ -165,7 +165,7 @@ def ask_for(
         grammar=wish.grammar,
         mode=request.mode or (defaults.mode if defaults.mode in facts.modes else None),
         confidence=request.confidence or defaults.confidence,
-        kv=request.kv,
+        kv=float(either(request.kv, facts.default_kv)),
         **extra,
     )
 

@@ -22,6 +22,7 @@ def listed(facts: Facts) -> Document:
             "modes": list(facts.modes),
             "default_mode": facts.default_mode,
             "kv": list(facts.kv_budgets),
+            "default_kv": facts.default_kv,
             "has_chat": facts.has_chat,
         },
     }

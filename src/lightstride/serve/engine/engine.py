@@ -1,4 +1,4 @@
-"""The thread that steps a session for everybody, and the queue in front of it.
+"""The thread that steps sessions for everybody, and the queue in front of it.
 
 Requests are taken in the order in which they come.  One that has to wait for its row holds back
 those behind it, so that a long prompt is not overtaken for ever.  Between two steps the thread
@@ -14,22 +14,23 @@ from collections.abc import Callable, Sequence
 
 from lightstride.config.decoding import Settings
 from lightstride.errors import LightstrideError
-from lightstride.generate.session import Hooks, RowStep, Session
+from lightstride.generate.session import Hooks, RowStep
 from lightstride.serve.engine.choices import Choices
+from lightstride.serve.engine.sessions import OpenSession, Sessions
 from lightstride.serve.engine.ticket import EngineTicket
 from lightstride.serve.faults import ApiError, bad, internal, shutting_down
 from lightstride.serve.seam import Ask, Load, News, Scored
 
 LOG = logging.getLogger("lightstride.serve")
-Prepare = Callable[[Ask], tuple[Settings, Choices | None]]
-"""Settings of a row, and its say in what it chooses; raises ApiError."""
+Prepare = Callable[[Ask], tuple[float, Settings, Choices | None]]
+"""Budget of a row's memory plan, its settings, and its say in what it chooses; raises ApiError."""
 
 
 class Engine:
-    """One session, its thread, its queue."""
+    """The sessions of one model, their thread, their queue."""
 
     def __init__(
-        self, open_session: Callable[[], Session], prepare: Prepare, *, rows: int, queue: int
+        self, open_session: OpenSession, prepare: Prepare, *, rows: int, queue: int
     ) -> None:
         self.open_session = open_session
         self.prepare = prepare
@@ -77,7 +78,7 @@ class Engine:
 
     def run(self) -> None:
         """The thread: sleep while there is nothing to do, else step."""
-        session = self.open_session()
+        sessions = self.open()
         while True:
             with self.lock:
                 while not (self.waiting or self.running or self.cancelled or self.stopping):
@@ -86,43 +87,50 @@ class Engine:
                 self.give_up(shutting_down())
                 return
             try:
-                self.turn(session)
+                self.turn(sessions)
             except Exception:
                 LOG.exception("a step failed; all its answers are given up")
                 self.give_up(internal())
-                session = self.open_session()
+                sessions = self.open()
 
-    def turn(self, session: Session) -> None:
+    def open(self) -> Sessions:
+        """Sessions without rows; that of the full cache is there at once."""
+        sessions = Sessions(self.open_session)
+        sessions.of(1.0)
+        return sessions
+
+    def turn(self, sessions: Sessions) -> None:
         """Drop, take in, step, tell."""
-        self.drop_cancelled(session)
-        told: list[tuple[EngineTicket, News | ApiError]] = self.take_in(session)
+        self.drop_cancelled(sessions)
+        told: list[tuple[EngineTicket, News | ApiError]] = self.take_in(sessions)
         if self.running:
-            told += [self.read(step) for step in session.step()]
-        free = session.free_entries
+            told += [self.read(step) for step in sessions.step()]
+        free = sessions.free_entries
         with self.lock:
             self.load = Load(len(self.running), len(self.waiting), 0 if free is None else free)
         tell(told)
 
-    def drop_cancelled(self, session: Session) -> None:
+    def drop_cancelled(self, sessions: Sessions) -> None:
         """Forget answers that nobody wants any more."""
         with self.lock:
             gone, self.cancelled = self.cancelled, set()
             self.waiting = deque(t for t in self.waiting if t.key not in gone)
         for key in gone & self.running.keys():
-            session.cancel(key)
+            sessions.cancel(key)
             self.forget(key)
 
-    def take_in(self, session: Session) -> list[tuple[EngineTicket, News | ApiError]]:
+    def take_in(self, sessions: Sessions) -> list[tuple[EngineTicket, News | ApiError]]:
         """Give the first of the queue their rows; what comes back are those that never fit."""
         refused: list[tuple[EngineTicket, News | ApiError]] = []
         while self.waiting and len(self.running) < self.max_rows:
             ticket = self.waiting[0]
             try:
-                settings, choices = self.prepare(ticket.ask)
-                if self.running and not session.fits(len(ticket.ask.prompt), settings):
+                budget, settings, choices = self.prepare(ticket.ask)
+                prompt = ticket.ask.prompt
+                if self.running and not sessions.fits(budget, len(prompt), settings):
                     break
                 hooks = None if choices is None else Hooks(processor=choices)
-                session.add(ticket.ask.prompt, settings, ticket.key, hooks=hooks)
+                sessions.add(budget, prompt, settings, ticket.key, hooks=hooks)
             except LightstrideError as error:
                 refused.append((ticket, bad(str(error))))
             except ApiError as fault:

@@ -16,11 +16,11 @@ from transformers import PreTrainedTokenizerBase
 
 from lightstride.config.decoding import Settings
 from lightstride.errors import LightstrideError, ModelError
-from lightstride.generate.session import Session
 from lightstride.serve.engine.choices import Choices, choices_of
 from lightstride.serve.engine.engine import Engine
 from lightstride.serve.engine.grammar import Matcher, compile_schema, start_of, token_trie
-from lightstride.serve.faults import ApiError, bad
+from lightstride.serve.engine.sessions import OpenSession
+from lightstride.serve.faults import bad
 from lightstride.serve.limits import Limits
 from lightstride.serve.seam import Ask, Facts, Load, Messages, Ticket, Tools
 
@@ -37,7 +37,7 @@ class ServedModel:
         facts: Facts,
         tokenizer: PreTrainedTokenizerBase,
         ends: Sequence[int],
-        open_session: Callable[[], Session],
+        open_session: OpenSession,
         limits: Limits,
     ) -> None:
         self.facts = facts
@@ -164,10 +164,8 @@ class ServedModel:
         """Queue answers, all or none; ApiError 429 where the queue is full."""
         return list(self.engine.submit(asks))
 
-    def prepare(self, ask: Ask) -> tuple[Settings, Choices | None]:
-        """The settings of a row and its say in what is chosen; in the engine's thread."""
-        if ask.kv not in (None, 1.0):
-            raise ApiError(400, "this model has no memory plans", param="kv")
+    def prepare(self, ask: Ask) -> tuple[float, Settings, Choices | None]:
+        """A row's budget, settings and say in what is chosen; in the engine's thread."""
         settings = Settings(
             max_new_tokens=ask.max_tokens,
             temperature=ask.temperature,
@@ -183,4 +181,4 @@ class ServedModel:
             logprobs=ask.top_logprobs,
         )
         matcher = None if ask.grammar is None else Matcher(self.start(ask.grammar), self.trie)
-        return settings, choices_of(ask, matcher)
+        return ask.kv, settings, choices_of(ask, matcher)
