@@ -1,12 +1,14 @@
 """`lightstride serve` as a process: ready, real toys, signals; and one line for a mistake."""
 
 import json
+import os
 import re
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,8 +16,14 @@ import httpx
 import openai
 import pytest
 
+from helpers.memory_toys import mixed_plan
 from helpers.smash_folders import save_folders
 from lightstride import cli
+from lightstride.checkpoint import open_decoder
+from lightstride.config.decoding import Settings
+from lightstride.generate import generate
+from lightstride.memory.plan_files import MemoryFile, write_plans
+from lightstride.smash.decode.decoder import SmashDecoder
 
 
 @pytest.fixture(scope="module")
@@ -25,11 +33,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @contextmanager
 def process(*arguments: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A server in a process of its own, and its address once it is ready."""
+    """A server in a process of its own, and its address once it is ready.
+
+    It has one thread: toys gain nothing by two, which wait for each other on a busy machine.
+    """
     command = [sys.executable, "-m", "lightstride", "serve", *map(str, arguments), "--port", "0"]
-    with subprocess.Popen(
-        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as run:
+    pipe, alone = subprocess.PIPE, {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stderr=pipe, stdout=pipe, text=True, env=alone) as run:
         try:
             assert run.stderr is not None
             for line in run.stderr:
@@ -72,6 +82,49 @@ def test_a_smashed_model_beside_its_base(folders: tuple[Path, Path]) -> None:
         document = json.loads(run.stdout.read())
         assert document["models"] == ["base", "smashed"]
         assert run.wait(20) == 0
+
+
+def test_each_request_has_the_memory_plan_that_it_names(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    _, smashed = save_folders(tmp_path_factory.mktemp("plans"))
+    decoder = open_decoder(str(smashed))
+    assert isinstance(decoder, SmashDecoder)
+    plan = mixed_plan(decoder.model.base, 1)
+    write_plans(smashed, MemoryFile({0.5: plan}, 0.5), {})
+    settings = Settings(max_new_tokens=40, mode="lossless", ignore_end_tokens=True)
+    prompt = list(range(60))
+    expected = {
+        kv: generate(open_decoder(str(smashed), kv=kv), [prompt], settings)[0] for kv in (1, 0.5)
+    }
+    assert expected[1].tokens != expected[0.5].tokens
+    flags = ("--grace", 1, "--dtype", "float32", "--kv-entries", 400)
+    with process(smashed, *flags) as (_, url):
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        (listed,) = client.models.list()
+        assert listed.lightstride["kv"] == [1, 0.5]
+        assert listed.lightstride["default_kv"] == 0.5
+
+        def ask(**extra: float) -> openai.types.Completion:
+            return client.completions.create(
+                model="smashed",
+                prompt=prompt,
+                max_tokens=40,
+                extra_body={"ignore_eos": True, "mode": "lossless", **extra},
+            )
+
+        asked = [{"kv": 1}, {"kv": 0.5}, {}, {"kv": 1}, {"kv": 0.5}, {"kv": 1}] * 2
+        with ThreadPoolExecutor(len(asked)) as pool:
+            answers = list(pool.map(lambda extra: ask(**extra), asked))
+        for extra, answer in zip(asked, answers, strict=True):
+            same = expected[extra.get("kv", 0.5)]
+            assert answer.choices[0].text == same.text
+            assert answer.usage is not None
+            assert answer.usage.kv_entries <= same.kv_entries + 1
+        assert ask(kv=1).usage.prompt_tokens_details.cached_tokens == 48
+        assert ask(kv=0.5).usage.prompt_tokens_details.cached_tokens == 0
+        with pytest.raises(openai.BadRequestError, match=r"shares of its KV entries: 1, 0\.5"):
+            ask(kv=0.25)
 
 
 def test_a_signal_ends_streams_properly(folders: tuple[Path, Path]) -> None:
@@ -126,6 +179,9 @@ def test_an_answer_may_end_within_the_grace(folders: tuple[Path, Path]) -> None:
         ("{base} --kv-entries 0", "at least 1"),
         ("{base} --mode trust", "no served model has it"),
         ("{base} --mode fast", "--mode"),
+        ("{base} --kv 0.5", "no served model has a memory plan"),
+        ("{base} --kv 2", "above 0 and at most 1"),
+        ("{base} --kv-dtype int4", "--kv-dtype"),
         ("{base} {base}", "named once each"),
         ("{base}/none", "none"),
         ("owner/name", "owner/name"),

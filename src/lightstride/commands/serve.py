@@ -137,7 +137,7 @@ def served(
         has_chat=bool(decoder.tokenizer.chat_template),
     )
     bounds = SessionLimits(
-        entries=config.kv_entries, chunk=config.chunk, keeps_prefixes=config.prefix_cache
+        entries=config.kv_entries, chunk=config.chunk, keeps_prefixes=not config.no_prefix_cache
     )
     return ServedModel(
         facts,

@@ -61,9 +61,9 @@ class ServeConfig(ModelCommand):
     kv_entries: int = 65536
     """Most KV entries of a model's answers together, prompts included; a row counts as if it kept
     them all, whatever its budget."""
-    prefix_cache: bool = True
-    """Keep KV entries of what was read and said, as far as --kv-entries has room, for prompts that
-    begin the same."""
+    no_prefix_cache: bool = False
+    """Read every prompt whole; without it, KV entries of what was read and said are kept for
+    prompts that begin the same, as far as --kv-entries has room."""
     chunk: int = 64
     """Most tokens of a prompt read in a step: few let others go on while a long prompt is read,
     many read it sooner."""
