@@ -2,6 +2,7 @@
 
     python benchmarks/scaling.py            predictions for 8B, 70B and 405B
     python benchmarks/scaling.py --check    also measure small models of random weights, and compare
+    python benchmarks/scaling.py --ways 1B  a run in memory and block by block (`ways.py`), compared
 
 Predictions are those of `lightstride prune --dry-run`, made from config.json files of the real
 shapes: operation counts (`prune/forecast.py`) through rates of known machines, which are
@@ -30,7 +31,9 @@ from lightstride.prune.forecast import forecast, measure_rates
 from lightstride.prune.rounds import RoundRunner, RoundSettings
 from lightstride.prune.space.budget import build_space, dense_cost, parameter_cost
 from lightstride.prune.space.targets import TARGETS
+from lightstride.prune.ways import WAYS
 from output import add_output, finish
+from ways import SHAPES, compare
 
 LARGE = {
     "Llama-3.1-8B": (32, 4096, 32, 8, 14_336),
@@ -157,8 +160,21 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
+    parser.add_argument("--ways", nargs="+", default=[], choices=["135M", *SHAPES])
+    parser.add_argument("--only", nargs="+", default=["resident", "streamed"], choices=WAYS)
+    parser.add_argument("--memory", help="limit of the ways that read block by block")
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=N", help="flags of prune")
     add_output(parser)
     flags = parser.parse_args()
+    if flags.ways:
+        flags.folder.mkdir(parents=True, exist_ok=True)
+        changes = {k: int(v) for k, v in (each.split("=") for each in flags.set)}
+        found = [
+            compare(shape, flags.only, flags.memory, flags.folder, changes) for shape in flags.ways
+        ]
+        finish("scaling-ways", {"rows": found}, flags, SEED)
+        return
     rows = predict()
     checked = check() if flags.check else []
     finish("scaling", {"predicted": rows, "checked": checked}, flags, SEED)

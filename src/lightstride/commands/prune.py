@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
+import torch
 from transformers import PreTrainedModel
 
 from lightstride import distributed
@@ -90,7 +91,7 @@ def print_forecast(run: PruneRun) -> None:
     """Write to stderr how long the run will take, by rates measured in a few seconds."""
     if rank() == 0:
         runner = run.runner
-        batch_BL = runner.calibration_NL[: runner.settings.batch_size]
+        batch_BL = torch.zeros_like(runner.calibration_NL[: runner.settings.batch_size])
         rates = measure_rates(timed_model(run), runner.adapter, batch_BL)
         held_out = run.texts.held_out.num_tokens
         stages = forecast(runner, run.config.sparsity, run.config.heal, held_out)

@@ -4,7 +4,7 @@ What lies in memory at once, beside the weights of the dense model:
 
     statistics   the streams (two with a correction) and the inputs of a block's output weights,
                  T (s D + I_attention + I_ffn) b bytes; while the widest site is solved,
-                 I^2 (4 + 4 * 8) + 4 * 8 I D bytes
+                 I^2 (4 + 8 + 6) + 4 * 8 I D bytes: the Gram matrix, its factor and a part of it
     search       the dense model's answers (6 k + 4 bytes a scored position) and cut weights, each
                  at most half of `cache_bytes`; hidden states after every block and some logits
     saving       the cut model's own weights, once in the model's type, and its output weights in
@@ -95,7 +95,7 @@ def blocks(geometry: Geometry) -> range:
 def solve_bytes(geometry: Geometry) -> int:
     """The widest site, while it is solved."""
     width = widest_input(geometry)
-    return width**2 * (4 + 4 * 8) + 4 * 8 * width * geometry.hidden_size
+    return width**2 * (4 + 8 + 6) + 4 * 8 * width * geometry.hidden_size
 
 
 def search_bytes(runner: RoundRunner, shares: Sequence[float]) -> int:

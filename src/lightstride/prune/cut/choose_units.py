@@ -25,8 +25,16 @@ from lightstride.models.shapes import NO_ATTENTION, AttentionKept, AttentionShap
 
 def cholesky(gram_II: Tensor) -> Tensor:
     """Lower factor L with L L^T = gram, fp64."""
-    factor_II: Tensor
-    factor_II, failed = torch.linalg.cholesky_ex(gram_II.double())
+    return cholesky_in_place(gram_II.to(torch.float64, copy=True))
+
+
+def cholesky_in_place(gram_II: Tensor, *, upper: bool = False) -> Tensor:
+    """The same, or L^T, in the memory of a contiguous fp64 matrix, which is lost."""
+    assert gram_II.dtype == torch.float64
+    assert gram_II.is_contiguous()
+    factor_II = gram_II.mT  # symmetric, so this is the matrix itself as LAPACK stores it
+    failed = torch.empty((), dtype=torch.int32, device=gram_II.device)
+    torch.linalg.cholesky_ex(factor_II, upper=upper, out=(factor_II, failed))
     if failed:
         raise ConfigError(
             "the calibration tokens do not determine the weights: give more text or more damping "

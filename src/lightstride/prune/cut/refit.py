@@ -20,7 +20,12 @@ import torch
 from torch import Tensor
 
 from lightstride.models.shapes import AttentionShape, FFNKept, FFNShape, Kept, Shape, keep_all
-from lightstride.prune.cut.choose_units import cholesky, choose_heads, head_columns, removal_order
+from lightstride.prune.cut.choose_units import (
+    cholesky_in_place,
+    choose_heads,
+    head_columns,
+    removal_order,
+)
 
 
 @dataclass(frozen=True)
@@ -44,19 +49,31 @@ def kept_inputs(kept: Kept, dense: Shape, head_dim: int) -> Tensor:
     return head_columns(kept.heads(dense.queries_per_group), head_dim)
 
 
-def add_ridge(gram_II: Tensor, damping: float) -> tuple[Tensor, float]:
-    """The Gram matrix in fp64 with the ridge on its diagonal, and the ridge."""
+def add_ridge(
+    gram_II: Tensor, damping: float, order_I: Tensor | None = None
+) -> tuple[Tensor, float]:
+    """The Gram matrix in fp64 with the ridge on its diagonal, and the ridge; inputs in an order."""
     mean = float(gram_II.diagonal().double().mean())
     ridge = damping * mean if mean > 0 else 1.0
-    damped_II = gram_II.double()
-    return damped_II + torch.diag(damped_II.new_full((len(damped_II),), ridge)), ridge
+    if order_I is not None:
+        gram_II = gram_II[order_I][:, order_I]
+    damped_II = gram_II.to(torch.float64, copy=True).contiguous()
+    damped_II.diagonal().add_(ridge)
+    return damped_II, ridge
+
+
+def damped_inverse(gram_II: Tensor, damping: float, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Inverse of the Gram matrix with the ridge, made in fp64 and in one matrix's memory."""
+    factor_II = cholesky_in_place(add_ridge(gram_II, damping)[0])
+    inverse_II: Tensor = torch.cholesky_inverse(factor_II, out=factor_II)
+    return inverse_II.to(dtype)
 
 
 def refit(weight_OI: Tensor, gram_II: Tensor, kept_K: Tensor) -> Tensor:
     """Best weights on the kept inputs alone, fp64, shape (O, K)."""
     rows_KI = gram_II[kept_K].double()
     target_KO = rows_KI @ weight_OI.double().T
-    return torch.cholesky_solve(target_KO, cholesky(rows_KI[:, kept_K])).T
+    return torch.cholesky_solve(target_KO, cholesky_in_place(rows_KI[:, kept_K].contiguous())).T
 
 
 def weights_for_targets(
@@ -68,7 +85,10 @@ def weights_for_targets(
     """
     damped_II, ridge = add_ridge(gram_II, damping)
     target_IO = cross_IO.double() + ridge * weight_OI.double().T
-    return torch.cholesky_solve(target_IO, cholesky(damped_II)).T.float()
+    factor_II = cholesky_in_place(damped_II, upper=True)  # two solves need no copy of it
+    half_IO = torch.linalg.solve_triangular(factor_II.mT, target_IO, upper=False)
+    fitted_IO: Tensor = torch.linalg.solve_triangular(factor_II, half_IO, upper=True)
+    return fitted_IO.T.float()
 
 
 def prune_site(
@@ -102,28 +122,29 @@ def prune_ffn(
     num_channels = weight_OC.shape[1]
     widths = [shape.num_channels for shape in shapes]
     assert all(0 < width <= num_channels for width in widths)
-    damped_CC, ridge = add_ridge(gram_CC, damping)
     num_removed = num_channels - min(widths)
-    inverse_CC = torch.cholesky_inverse(cholesky(damped_CC))
     alive_OC = weight_OC * (gram_CC.diagonal() > 0)
-    order_C = removal_order(alive_OC, inverse_CC, num_removed, chunk).flip(0)
+    order_C = removal_order(alive_OC, damped_inverse(gram_CC, damping), num_removed, chunk).flip(0)
     weight_CO = weight_OC.double().T[order_C]
-    factor_CC = cholesky(damped_CC[order_C][:, order_C])
-    rotated_CO = factor_CC.T @ weight_CO
+    damped_CC, ridge = add_ridge(gram_CC, damping, order_C)
+    factor_CC = cholesky_in_place(damped_CC, upper=True)  # L^T: parts of it are not copied
+    rotated_CO = factor_CC @ weight_CO
 
     def level(width: int) -> CutSite:
         if width == num_channels:
             return dense_level(weight_OC, FFNShape(width))
         fitted_KO = torch.linalg.solve_triangular(
-            factor_CC[:width, :width].T, rotated_CO[:width], upper=True
+            factor_CC[:width, :width], rotated_CO[:width], upper=True
         )
-        change = (fitted_KO - weight_CO[:width]).square().sum() + weight_CO[width:].square().sum()
+        change = (fitted_KO - weight_CO[:width]).square_().sum() + weight_CO[width:].square().sum()
         loss = (rotated_CO[width:].square().sum() - ridge * change) / 2
         channels_K, rank_K = order_C[:width].sort()
         output_OK = fitted_KO[rank_K].T.float().contiguous()
         return CutSite(FFNKept(tuple(channels_K.tolist())), output_OK, max(float(loss), 0.0))
 
-    return [level(width) for width in widths]
+    # The widest ones take most memory to solve: they come while few levels are kept.
+    levels = {width: level(width) for width in sorted(set(widths), reverse=True)}
+    return [levels[width] for width in widths]
 
 
 def prune_attention(
@@ -142,7 +163,7 @@ def prune_attention(
     """
     damped_II, _ = add_ridge(gram_II, damping)
     weight = weight_OI.double()
-    inverse_II = torch.cholesky_inverse(cholesky(damped_II))
+    inverse_II = damped_inverse(gram_II, damping, torch.float64)
     kept = choose_heads(weight, inverse_II, shapes, dense, exhaustive)
     gram = gram_II.double()
 

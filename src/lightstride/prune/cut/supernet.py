@@ -173,9 +173,10 @@ class SupernetBuilder:
             target_OI = weights_for_targets(target_OI, gram_II, cross_IO, damping=self.damping)
         cut = prune_site(target_OI, gram_II, self.shapes[site], dense, damping=self.damping)
         untouched = CutSite(keep_all(dense), dense_OI.float(), 0.0)
-        levels = [
-            untouched if level.kept.shape == dense else rounded(level, dense_OI) for level in cut
-        ]
+        levels: list[CutSite] = []
+        while cut:  # no level is there twice for long
+            level = cut.pop(0)
+            levels.append(untouched if level.kept.shape == dense else rounded(level, dense_OI))
         write_site(self.folder, site, levels, dense_OI)
         return self.stand_in(site, {level.kept.shape: level for level in levels})
 

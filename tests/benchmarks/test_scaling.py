@@ -1,0 +1,48 @@
+"""benchmarks/scaling.py --ways: a toy is made, run in memory and block by block, and compared."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from lightstride.models.opening.load import load_config
+from lightstride.models.opening.shards import Shards
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+sys.path.insert(0, str(FOLDER))
+specification = importlib.util.spec_from_file_location("scaling", FOLDER / "scaling.py")
+assert specification is not None
+assert specification.loader is not None
+scaling = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(scaling)
+
+
+@pytest.mark.slow
+def test_a_toy_is_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("LIGHTSTRIDE_CACHE", raising=False)
+    sizes = ["search_tokens=2048", "calibration_tokens=2048", "held_out_tokens=1024"]
+    words = ["scaling.py", "--ways", "tiny", "--folder", str(tmp_path), "--set", *sizes]
+    monkeypatch.setattr(sys, "argv", words)
+    scaling.main()
+    [row] = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    assert row["same_plan"]
+    assert row["same_weights"]
+    for way in ("resident", "streamed"):
+        assert 0 < row["ways"][way]["peak_bytes"] < 1.2 * max(row["ways"][way]["foreseen"].values())
+
+
+def test_random_models_are_whole_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ways = sys.modules["ways"]
+    monkeypatch.delenv("LIGHTSTRIDE_CACHE", raising=False)
+    monkeypatch.setattr(ways, "SHARD", 1 << 19)
+    folder = ways.make_model("tiny", tmp_path / "tiny")
+    shards = Shards.open(folder)
+    assert len({place.path for place in shards.places.values()}) > 2
+    config = load_config(str(folder), str(folder))
+    assert config.num_hidden_layers == 12
+    assert shards.read("model.norm.weight").eq(1).all()
+    assert ways.make_model("tiny", tmp_path / "tiny") == folder
