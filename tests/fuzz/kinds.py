@@ -1,122 +1,186 @@
 """The kinds of files that a user may point us at, each with commands that read it."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from hypothesis import strategies as st
 
-from fuzz.damage import (
-    Damage,
+from fuzz import sources
+from fuzz.commands import EACH_FAMILY, EACH_TOKENIZER
+from fuzz.damage import Damage
+from fuzz.strategies import (
     byte_damage,
     gguf_damage,
     json_damage,
+    line_damage,
     safetensors_damage,
     template_damage,
-)
-from helpers.cuts import cut_all
-from helpers.smash_toys import toy
-from helpers.toys import byte_tokenizer, tiny_llama
-from helpers.trained_tokenizer import trained_tokenizer
-from lightstride.checkpoint import save_checkpoint
-from lightstride.export.gguf.weights import ModelWeights
-from lightstride.export.gguf.write import write_gguf
-from lightstride.models.families.registry import adapter_for
-
-GENERATE = ("generate", "{source}", "-p", "ab", "--max-new-tokens", "2", "--json")
-EXPORT = ("export", "{source}", "-o", "{out}.gguf", "--to", "gguf", "--json")
-PERPLEXITY = (
-    *("evaluate", "{source}", "--perplexity", "{texts}", "--window", "16"),
-    *("-o", "{out}", "--json"),
+    tokenizer_damage,
 )
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class Kind:
-    """One file of one source, how it is damaged, and which commands then read it."""
+    """Files of one source, how they are damaged, and which commands then read them."""
 
-    build: Callable[[Path], Path]
-    """Makes the source in a folder; what it is called."""
-    file: str
+    build: Callable[[Path], None]
+    """Fills a folder."""
+    files: tuple[str, ...]
+    """Patterns of the files that are damaged, one at a time."""
     damage: st.SearchStrategy[Damage]
-    commands: tuple[tuple[str, ...], ...] = (GENERATE,)
+    commands: tuple[str, ...]
     weight: float = 1.0
     """How many of the inputs are of this kind, relative to the others."""
-
-    def __repr__(self) -> str:
-        return self.file or "the file itself"
-
-
-def plain(folder: Path) -> Path:
-    """A toy checkpoint with everything a folder may hold."""
-    model = tiny_llama()
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = (
-        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"
-    )
-    record = {"kind": "prune", "data": {"calibration": {"documents": ["a"]}}}
-    save_checkpoint(model, tokenizer, folder / "plain", record=record)
-    return folder / "plain"
+    is_written: bool = False
+    """Whether the commands write into the folder, beside their outputs."""
 
 
-def sharded(folder: Path) -> Path:
-    """The same in several files with an index."""
-    save_checkpoint(tiny_llama(), byte_tokenizer(), folder / "sharded", shard_bytes=40_000)
-    assert (folder / "sharded" / "model.safetensors.index.json").exists()
-    return folder / "sharded"
-
-
-def layered(folder: Path) -> Path:
-    """Blocks of different widths."""
-    model = tiny_llama()
-    cut_all(model)
-    save_checkpoint(model, byte_tokenizer(), folder / "layered")
-    return folder / "layered"
-
-
-def smashed(folder: Path) -> Path:
-    """Grafts and their base."""
-    base = tiny_llama()
-    save_checkpoint(base, byte_tokenizer(), folder / "base")
-    model = toy(base)
-    model.config.base = "../base"
-    save_checkpoint(model, byte_tokenizer(), folder / "smashed")
-    return folder / "smashed"
-
-
-def gguf(folder: Path) -> Path:
-    """A GGUF file."""
-    model, path = tiny_llama(), folder / "a.gguf"
-    geometry = adapter_for(model.config).geometry(model.config)
-    weights, words = ModelWeights(model), trained_tokenizer()
-    write_gguf(weights, model.config, geometry, words, path, dtype="f32", name="toy")
-    return path
-
-
+OPENING = ("generate", "generate", "generate", "export", "doctor", "serve", "forecast")
 KINDS: Mapping[str, Kind] = {
-    "config": Kind(plain, "config.json", json_damage, (GENERATE, EXPORT), 2.0),
-    "layered": Kind(layered, "config.json", json_damage, (GENERATE,)),
-    "generation": Kind(plain, "generation_config.json", json_damage),
-    "tokenizer": Kind(plain, "tokenizer.json", json_damage, (GENERATE, EXPORT)),
-    "tokenizer_config": Kind(plain, "tokenizer_config.json", json_damage),
-    "template": Kind(plain, "chat_template.jinja", template_damage),
-    "safetensors": Kind(plain, "model.safetensors", safetensors_damage, (GENERATE, EXPORT), 2.0),
-    "index": Kind(sharded, "model.safetensors.index.json", json_damage, (GENERATE, EXPORT)),
-    "record": Kind(plain, "lightstride.json", json_damage, (PERPLEXITY,)),
-    "smash": Kind(smashed, "config.json", json_damage, (GENERATE,), 2.0),
-    "grafts": Kind(smashed, "model.safetensors", safetensors_damage),
-    "gguf": Kind(gguf, "", gguf_damage, (GENERATE,), 2.0),
-    "texts": Kind(plain, "../texts.jsonl", json_damage, (PERPLEXITY,)),
-    "text": Kind(plain, "../texts.txt", byte_damage, (PERPLEXITY,), 0.5),
+    "config": Kind(sources.plain, ("model/config.json",), json_damage, (*OPENING, "prune"), 3.0),
+    "config of families": Kind(sources.families, ("*/config.json",), json_damage, EACH_FAMILY, 3.0),
+    "layered": Kind(
+        sources.layered,
+        ("model/config.json",),
+        json_damage,
+        ("generate", "export", "doctor"),
+        2.0,
+    ),
+    "generation": Kind(
+        sources.plain, ("model/generation_config.json",), json_damage, ("generate", "export")
+    ),
+    "tokenizer": Kind(
+        sources.plain, ("model/tokenizer.json",), tokenizer_damage, ("generate", "export"), 2.0
+    ),
+    "tokenizers": Kind(
+        sources.tokenizers, ("*/tokenizer*.json",), tokenizer_damage, EACH_TOKENIZER, 3.0
+    ),
+    "tokenizer config": Kind(
+        sources.plain,
+        ("model/tokenizer_config.json",),
+        json_damage,
+        ("generate", "generate", "serve", "export"),
+        2.0,
+    ),
+    "template": Kind(
+        sources.plain, ("model/chat_template.jinja",), template_damage, ("generate", "loops"), 1.5
+    ),
+    "safetensors": Kind(
+        sources.plain,
+        ("model/model.safetensors",),
+        safetensors_damage,
+        ("generate", "generate", "export", "doctor", "perplexity"),
+        3.0,
+    ),
+    "index": Kind(
+        sources.sharded,
+        ("model/*.index.json", "model/*.index.json", "model/*.safetensors"),
+        json_damage,
+        ("generate", "export"),
+        1.5,
+    ),
+    "record": Kind(sources.plain, ("model/lightstride.json",), json_damage, ("perplexity",)),
+    "grafts config": Kind(
+        sources.smashed,
+        ("model/config.json",),
+        json_damage,
+        ("generate", "generate", "doctor", "serve"),
+        2.0,
+    ),
+    "grafts": Kind(
+        sources.smashed, ("model/model.safetensors",), safetensors_damage, ("generate",), 1.5
+    ),
+    "memory plan": Kind(sources.with_memory, ("model/memory.json",), json_damage, ("generate",)),
+    "headed": Kind(
+        sources.headed,
+        ("model/config.json", "model/head/config.json"),
+        json_damage,
+        ("generate", "generate", "doctor"),
+        1.5,
+    ),
+    "head": Kind(
+        sources.heads,
+        ("head/config.json",),
+        json_damage,
+        ("take head",),
+        1.0,
+    ),
+    "head of speculators": Kind(
+        sources.speculators, ("head/config.json",), json_damage, ("take head",), 1.0
+    ),
+    "head weights": Kind(
+        sources.heads, ("head/model.safetensors",), safetensors_damage, ("take head",)
+    ),
+    "gguf": Kind(sources.gguf, ("a.gguf",), gguf_damage, ("generate file",), 3.0),
+    "cache": Kind(
+        sources.cached,
+        ("cache/converted/*/*.json",),
+        json_damage,
+        ("cache", "list cache", "generate file"),
+        0.5,
+        is_written=True,
+    ),
+    "texts": Kind(sources.plain, ("texts.jsonl",), line_damage, ("perplexity", "fidelity"), 1.0),
+    "parquet": Kind(sources.plain, ("texts.parquet",), byte_damage, ("parquet",), 0.7),
+    "text": Kind(sources.plain, ("texts.txt",), byte_damage, ("text",), 0.3),
+    "packed": Kind(sources.plain, ("texts.jsonl.gz",), byte_damage, ("packed",), 0.3),
+    "prompts": Kind(sources.plain, ("prompts.jsonl",), line_damage, ("loops",), 1.0),
+    "tasks": Kind(
+        sources.plain,
+        ("arc_easy.jsonl", "gsm8k_*.jsonl"),
+        line_damage,
+        ("tasks", "answers of tasks"),
+        0.5,
+    ),
+    "results": Kind(sources.results, ("runs/**/result.json",), json_damage, ("report",), 1.0),
+    "search": Kind(sources.results, ("runs/**/search.jsonl",), line_damage, ("report",), 0.5),
+    "prune work": Kind(
+        sources.prune_work,
+        ("work/**/*.json", "work/*.jsonl"),
+        json_damage,
+        ("prune on",),
+        1.0,
+        is_written=True,
+    ),
+    "supernet": Kind(
+        sources.supernet_work,
+        ("work/**/*.safetensors", "work/**/*.json"),
+        safetensors_damage,
+        ("prune on",),
+        0.5,
+        is_written=True,
+    ),
+    "smash work": Kind(
+        sources.smash_work,
+        ("work/**/*.json", "work/**/*.jsonl"),
+        json_damage,
+        ("smash on",),
+        0.5,
+        is_written=True,
+    ),
+    "smash weights": Kind(
+        sources.smash_work,
+        ("work/**/*.safetensors",),
+        safetensors_damage,
+        ("smash on",),
+        0.5,
+        is_written=True,
+    ),
+    "recover work": Kind(
+        sources.recover_work,
+        ("work/**/*",),
+        safetensors_damage,
+        ("recover on",),
+        0.5,
+        is_written=True,
+    ),
+    "recover inputs": Kind(
+        sources.recover_work,
+        ("model/lightstride.json", "model/config.json", "texts.jsonl"),
+        json_damage,
+        ("recover",),
+        0.5,
+        is_written=True,
+    ),
 }
-TEXTS = {"text": "texts.txt"}
-
-
-def write_texts(folder: Path) -> None:
-    """What commands read beside the source."""
-    torch.manual_seed(0)
-    lines = [json.dumps({"text": f"line {i} of a text that is long enough " * 3}) for i in range(9)]
-    (folder / "texts.jsonl").write_text("\n".join(lines) + "\n")
-    (folder / "texts.txt").write_text("a text without any end, or nearly. " * 40)

@@ -16,6 +16,7 @@ from lightstride.export.decilm import write_decilm
 from lightstride.export.gguf.weights import FolderWeights
 from lightstride.models.end_tokens import end_tokens
 from lightstride.models.families.registry import adapter_for
+from lightstride.models.opening.explain import errors_explained
 from lightstride.models.opening.load import load_config, load_tokenizer, local_folder
 
 HAS_GGUF = find_spec("gguf") is not None
@@ -91,5 +92,6 @@ def folder_end_tokens(folder: Path, config: PreTrainedConfig) -> tuple[int, ...]
     """All tokens that end an answer, by the generation settings or else by the config."""
     found: tuple[int, ...] = ()
     if (folder / "generation_config.json").is_file():
-        found = end_tokens(GenerationConfig.from_pretrained(folder))
+        with errors_explained(str(folder), "generation_config.json"):
+            found = end_tokens(GenerationConfig.from_pretrained(folder))
     return found or end_tokens(config)

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 from lightstride.errors import DataError, NetworkError
-from lightstride.files.read import parse_json
+from lightstride.files.read import file_size, parse_json
 
 RECORD_SUFFIXES = (".jsonl", ".json", ".parquet")
 RECORD_FILES = f"a file or folder of {', '.join(RECORD_SUFFIXES)} (or .gz of them)"
@@ -41,6 +41,7 @@ def files_in(folder: Path, suffixes: Collection[str]) -> list[Path]:
 
 def read_text(path: Path) -> str:
     """A text file, unpacked; DataError where it cannot be read or is no UTF-8."""
+    file_size(path, DataError)
     try:
         data = bytearray()
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
@@ -91,6 +92,7 @@ def json_records(path: Path, text: str, keys: Collection[str]) -> Iterator[Locat
 def parquet_records(path: Path, choose: Callable[[list[str]], list[str]]) -> Iterator[Located]:
     """The rows of a parquet file, with the columns that `choose` picks from their names."""
     parquet, arrow = optional("pyarrow.parquet"), optional("pyarrow")
+    file_size(path, DataError)
     try:
         file = parquet.ParquetFile(path)
         columns = choose(file.schema_arrow.names)

@@ -6,6 +6,7 @@ union.  JSON is as transformers reads it (Infinity and NaN are numbers) unless a
 """
 
 import json
+import stat
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -30,13 +31,25 @@ MAX_DEPTH = 100
 
 def read_bytes(path: Path, error: Error, *, limit: int = MAX_JSON_BYTES) -> bytes:
     """The bytes of a file of at most `limit` bytes."""
+    size = file_size(path, error)
+    if size > limit:
+        raise error(f"{path} has {size:,} bytes; at most {limit:,} are read")
     try:
-        size = path.stat().st_size
-        if size > limit:
-            raise error(f"{path} has {size:,} bytes; at most {limit:,} are read")
         return path.read_bytes()
     except OSError as cause:
         raise error(f"cannot read {path}: {cause.strerror or cause}") from cause
+
+
+def file_size(path: Path, error: Error) -> int:
+    """Bytes of a file; `error` for a pipe or a device, which may never end, and for no file."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError) as cause:  # a name with a zero byte is a ValueError
+        raise error(f"cannot read {path}: {getattr(cause, 'strerror', cause)}") from cause
+    if not stat.S_ISREG(found.st_mode):
+        kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe or a device"
+        raise error(f"cannot read {path}: it is {kind}, not a file")
+    return found.st_size
 
 
 def read_text(path: Path, error: Error, *, limit: int = MAX_JSON_BYTES) -> str:

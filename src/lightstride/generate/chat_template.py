@@ -6,6 +6,8 @@ from transformers import PreTrainedTokenizerBase
 
 from lightstride.models.chat_template import render_chat
 
+__all__ = ["chat_tokens", "render_chat", "token_ids"]
+
 
 def chat_tokens(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]]

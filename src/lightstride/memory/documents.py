@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lightstride.errors import ModelError
 from lightstride.memory.fitness import Text
+from lightstride.models.chat_template import render_chat
 
 ASKED = 12
 """Facts that are looked up in one text."""
@@ -88,9 +89,7 @@ def exchange(tokenizer: PreTrainedTokenizerBase, domain: str, prompt: str, answe
     """One question and one answer, by the model's chat template; the answer is judged."""
     if not tokenizer.chat_template:
         raise ModelError("the tokenizer has no chat template; a memory plan is searched on chats")
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
-    )
-    before = tokenizer.encode(str(text), add_special_tokens=False)
+    text = render_chat(tokenizer, [{"role": "user", "content": prompt}])
+    before = tokenizer.encode(text, add_special_tokens=False)
     after = tokenizer.encode(answer, add_special_tokens=False)
     return Text(domain, (*before, *after), len(before))

@@ -7,6 +7,7 @@ and what would be computed wrongly, run or waited for is refused in one line.
 Only local folders are looked at; files of the hub's cache are links into it, and may stay.
 """
 
+import os
 import re
 import struct
 from collections.abc import Mapping
@@ -18,7 +19,14 @@ import msgspec
 from msgspec import Meta
 
 from lightstride.errors import ModelError
-from lightstride.files.read import MEBIBYTE, parse_json, read_bytes, read_json, read_text
+from lightstride.files.read import (
+    MEBIBYTE,
+    file_size,
+    parse_json,
+    read_bytes,
+    read_json,
+    read_text,
+)
 
 Size = Annotated[int, Meta(ge=1, le=1 << 24)]
 """A width or a vocabulary."""
@@ -33,6 +41,7 @@ MAX_HEADER_BYTES = 100 * MEBIBYTE
 DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
 """Of weights; buffers may also be of the integers below."""
 INTEGERS = {"I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+ADAPTERS = "adapter_config.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 JSON_FILES = ("generation_config.json", "special_tokens_map.json", "added_tokens.json")
 LAYER = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
@@ -70,6 +79,10 @@ class ModelConfig(msgspec.Struct):
     layer_types: list[str] | None = None
     per_layer_config: dict[str, dict[str, object]] | list[dict[str, object]] | None = None
     auto_map: dict[str, str | list[str | None]] | None = None
+    quantization_config: dict[str, object] | None = None
+    attn_implementation: Literal["eager", "sdpa"] | None = None
+    """Others name kernels, which may be code on the hub."""
+    _attn_implementation: Literal["eager", "sdpa"] | None = None
 
 
 class TokenizerConfig(msgspec.Struct):
@@ -116,13 +129,13 @@ def check_stamped(
     folder: Path, _stamps: tuple[tuple[str, int, int], ...], *, trust_remote_code: bool
 ) -> None:
     """`check_folder` of a folder whose files have these times and sizes."""
+    check_entries(folder)
     config = read_json(folder / "config.json", dict[str, object], ModelError)
+    check_code(folder, config, trust_remote_code=trust_remote_code)
     check_config(config, str(folder / "config.json"))
     for name in JSON_FILES:
         if (folder / name).exists():
             read_json(folder / name, dict[str, object], ModelError)
-    check_code(folder, config, trust_remote_code=trust_remote_code)
-    check_links(folder)
     check_tokenizer_files(folder)
 
 
@@ -132,6 +145,12 @@ def check_config(config: Mapping[str, object], where: str) -> None:
         known = msgspec.convert(config, ModelConfig)
     except msgspec.ValidationError as error:
         raise ModelError(f"{where}: {error}") from error
+    if known.quantization_config is not None:
+        method = known.quantization_config.get("quant_method")
+        raise ModelError(
+            f"{where}: the model is quantized ({method!r}), which is not read; give the one that "
+            "it was made from"
+        )
     for name in ("dtype", "torch_dtype"):
         value = getattr(known, name)
         if value is not None and value.removeprefix("torch.") not in FLOATS:
@@ -169,15 +188,24 @@ def module_files(auto_map: object) -> list[str]:
     return sorted({f"{str(name).rpartition('.')[0].split('--')[-1]}.py" for name in names})
 
 
-def check_links(folder: Path) -> None:
-    """Raise ModelError for a link that leaves the folder, other than into the hub's own cache."""
+def check_entries(folder: Path) -> None:
+    """Raise ModelError for pipes, devices, and links that leave the folder.
+
+    Links into the hub's own cache may stay.
+    """
     home = folder.resolve()
     cache = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
     for path in folder.iterdir():
         if path.is_symlink():
-            target = path.resolve()
+            target = Path(os.path.realpath(path))
             if not (target.is_relative_to(home) or target.is_relative_to(cache)):
                 raise ModelError(f"{path} is a link that leaves its folder, to {target}")
+        if not path.is_dir():
+            file_size(path, ModelError)
+    if (folder / ADAPTERS).exists():
+        raise ModelError(
+            f"{folder} has adapters ({ADAPTERS}), which are not read; merge them into the model"
+        )
 
 
 def check_tokenizer_files(folder: Path) -> None:
@@ -236,7 +264,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 def read_header(path: Path) -> dict[str, Tensor]:
     """The tensors that a safetensors file holds, by name; raises ModelError where it is damaged."""
-    size = path.stat().st_size
+    size = file_size(path, ModelError)
     with path.open("rb") as file:
         start = file.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else size

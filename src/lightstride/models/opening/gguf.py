@@ -92,7 +92,7 @@ def gguf_as_folder(source: Source) -> Path:
     """The folder with the checkpoint of a .gguf file, converted now if it was not before."""
 
     def convert(folder: Path) -> None:
-        with in_one_file(source, folder) as path:
+        with in_one_file(source, folder) as path, named_as(path, str(source.parts[0])):
             metadata = read_metadata(path)
             said = f"{source.name} ({source.num_bytes / 1e6:,.0f} MB)"
             sys.stderr.write(f"lightstride: converting {said} once; the copy is kept ...\n")
@@ -110,17 +110,31 @@ def gguf_as_folder(source: Source) -> Path:
 
 @contextmanager
 def in_one_file(source: Source, folder: Path) -> Iterator[Path]:
-    """The file, put together beside the copy while it is needed where it is in pieces."""
+    """The file in a folder of its own, so that nothing beside it is read, while it is needed.
+
+    One in pieces is put together, one that is whole is linked to.
+    """
+    alone = folder / "source"
+    alone.mkdir()
+    path = alone / f"{source.name}.gguf"
     if len(source.parts) == 1:
-        yield source.parts[0]
-        return
-    path = folder / f"{source.name}.gguf"
-    with path.open("wb") as whole:
-        for part in source.parts:
-            with part.open("rb") as piece:
-                shutil.copyfileobj(piece, whole)
+        path.symlink_to(source.parts[0].resolve())
+    else:
+        with path.open("wb") as whole:
+            for part in source.parts:
+                with part.open("rb") as piece:
+                    shutil.copyfileobj(piece, whole)
     yield path
-    path.unlink()
+    shutil.rmtree(alone)
+
+
+@contextmanager
+def named_as(path: Path, name: str) -> Iterator[None]:
+    """Inside this context errors call a file by the name that the user gave it."""
+    try:
+        yield
+    except ModelError as error:
+        raise type(error)(str(error).replace(str(path), name)) from error
 
 
 def read_metadata(path: Path) -> Metadata:
@@ -213,11 +227,17 @@ def config_overrides(reader: "GGUFReader", architecture: str) -> dict[str, objec
 def read_model(path: Path, metadata: Metadata) -> PreTrainedModel:
     """The model in a .gguf file, as if it had never been in one."""
     with errors_explained(str(path), "weights"):
-        config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+        config = AutoConfig.from_pretrained(
+            path.parent, gguf_file=path.name, trust_remote_code=False
+        )
         config.update(metadata.settings)
         with bar_on_terminals():
             read = AutoModelForCausalLM.from_pretrained(
-                path.parent, gguf_file=path.name, config=config, dtype=torch.float32
+                path.parent,
+                gguf_file=path.name,
+                config=config,
+                dtype=torch.float32,
+                trust_remote_code=False,
             )
     if sum(parameter.numel() for parameter in read.parameters()) != metadata.num_weights:
         raise ModelError(f"{path} holds other tensors than transformers reads, such as biases")
@@ -237,7 +257,9 @@ def bar_on_terminals() -> AbstractContextManager[object]:
 def read_tokenizer(path: Path, metadata: Metadata) -> PreTrainedTokenizerBase:
     """The tokenizer in a .gguf file; raises ModelError when we do not know how it splits text."""
     with errors_explained(str(path), "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        tokenizer = AutoTokenizer.from_pretrained(
+            path.parent, gguf_file=path.name, trust_remote_code=False
+        )
     if metadata.split in SPLIT_DIGITS:
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [

@@ -9,6 +9,7 @@ import struct
 from pathlib import Path
 
 from lightstride.errors import ModelError
+from lightstride.files.read import file_size
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -41,7 +42,7 @@ class Walk:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.size = path.stat().st_size
+        self.size = file_size(path, ModelError)
         with path.open("rb") as file:
             self.data = file.read(MAX_HEAD_BYTES)
         self.at = 0

@@ -10,12 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, lru_cache
 from typing import TypeVar
 
-from jinja2 import TemplateError
 from llguidance import LLTokenizer
 from transformers import PreTrainedTokenizerBase
 
 from lightstride.config.decoding import Settings
 from lightstride.errors import LightstrideError, ModelError
+from lightstride.generate.chat_template import render_chat
 from lightstride.serve.engine.choices import Choices, choices_of
 from lightstride.serve.engine.engine import Engine
 from lightstride.serve.engine.grammar import Matcher, compile_schema, start_of, token_trie
@@ -81,18 +81,9 @@ class ServedModel:
     def render(self, messages: Messages, tools: Tools | None) -> str:
         """The text of a conversation; ApiError where the template refuses it."""
         try:
-            text = self.tokenizer.apply_chat_template(
-                [dict(message) for message in messages],  # type: ignore[arg-type]
-                tools=None if tools is None else [dict(tool) for tool in tools],
-                add_generation_prompt=True,
-                tokenize=False,
-            )
-        except (TemplateError, TypeError, KeyError, ValueError) as error:
-            reason = str(error).strip().splitlines()
-            told = reason[0][:200] if reason else type(error).__name__
-            raise bad(f"the chat template cannot say this: {told}", "messages") from None
-        assert isinstance(text, str)
-        return text
+            return render_chat(self.tokenizer, messages, tools=tools)
+        except ModelError as error:
+            raise bad(f"the chat template cannot say this: {error}", "messages") from None
 
     async def tokenize(self, text: str, *, special: bool) -> tuple[int, ...]:
         """Tokens of a text, with or without those that are put around it."""
