@@ -139,6 +139,8 @@ def gguf_places(data: bytes) -> list[tuple[str, int, int]]:
         nonlocal at
         found.append((kind, at, size))
         at += size
+        if at > len(data):
+            raise IndexError(kind)
         return int.from_bytes(data[at - size : at], "little")
 
     def text() -> None:

@@ -39,7 +39,7 @@ class Kind:
 OPENING = ("generate", "generate", "generate", "export", "doctor", "serve", "forecast")
 KINDS: Mapping[str, Kind] = {
     "config": Kind(sources.plain, ("model/config.json",), json_damage, (*OPENING, "prune"), 3.0),
-    "config of families": Kind(sources.families, ("*/config.json",), json_damage, EACH_FAMILY, 3.0),
+    "config of families": Kind(sources.families, ("*/config.json",), json_damage, EACH_FAMILY, 2.0),
     "layered": Kind(
         sources.layered,
         ("model/config.json",),
@@ -64,7 +64,7 @@ KINDS: Mapping[str, Kind] = {
         2.0,
     ),
     "template": Kind(
-        sources.plain, ("model/chat_template.jinja",), template_damage, ("generate", "loops"), 1.5
+        sources.plain, ("model/chat_template.jinja",), template_damage, ("generate",), 1.5
     ),
     "safetensors": Kind(
         sources.plain,
@@ -80,7 +80,7 @@ KINDS: Mapping[str, Kind] = {
         ("generate", "export"),
         1.5,
     ),
-    "record": Kind(sources.plain, ("model/lightstride.json",), json_damage, ("perplexity",)),
+    "record": Kind(sources.plain, ("model/lightstride.json",), json_damage, ("perplexity",), 0.5),
     "grafts config": Kind(
         sources.smashed,
         ("model/config.json",),
@@ -104,13 +104,13 @@ KINDS: Mapping[str, Kind] = {
         ("head/config.json",),
         json_damage,
         ("take head",),
-        1.0,
+        0.6,
     ),
     "head of speculators": Kind(
-        sources.speculators, ("head/config.json",), json_damage, ("take head",), 1.0
+        sources.speculators, ("head/config.json",), json_damage, ("take head",), 0.6
     ),
     "head weights": Kind(
-        sources.heads, ("head/model.safetensors",), safetensors_damage, ("take head",)
+        sources.heads, ("head/model.safetensors",), safetensors_damage, ("take head",), 0.6
     ),
     "gguf": Kind(sources.gguf, ("a.gguf",), gguf_damage, ("generate file",), 3.0),
     "cache": Kind(
@@ -121,26 +121,26 @@ KINDS: Mapping[str, Kind] = {
         0.5,
         is_written=True,
     ),
-    "texts": Kind(sources.plain, ("texts.jsonl",), line_damage, ("perplexity", "fidelity"), 1.0),
-    "parquet": Kind(sources.plain, ("texts.parquet",), byte_damage, ("parquet",), 0.7),
+    "texts": Kind(sources.plain, ("texts.jsonl",), line_damage, ("perplexity", "fidelity"), 0.5),
+    "parquet": Kind(sources.plain, ("texts.parquet",), byte_damage, ("parquet",), 0.5),
     "text": Kind(sources.plain, ("texts.txt",), byte_damage, ("text",), 0.3),
     "packed": Kind(sources.plain, ("texts.jsonl.gz",), byte_damage, ("packed",), 0.3),
-    "prompts": Kind(sources.plain, ("prompts.jsonl",), line_damage, ("loops",), 1.0),
+    "prompts": Kind(sources.plain, ("prompts.jsonl",), line_damage, ("loops",), 0.5),
     "tasks": Kind(
         sources.plain,
         ("arc_easy.jsonl", "gsm8k_*.jsonl"),
         line_damage,
         ("tasks", "answers of tasks"),
-        0.5,
+        0.25,
     ),
-    "results": Kind(sources.results, ("runs/**/result.json",), json_damage, ("report",), 1.0),
-    "search": Kind(sources.results, ("runs/**/search.jsonl",), line_damage, ("report",), 0.5),
+    "results": Kind(sources.results, ("runs/**/result.json",), json_damage, ("report",), 0.35),
+    "search": Kind(sources.results, ("runs/**/search.jsonl",), line_damage, ("report",), 0.2),
     "prune work": Kind(
         sources.prune_work,
         ("work/**/*.json", "work/*.jsonl"),
         json_damage,
         ("prune on",),
-        1.0,
+        0.6,
         is_written=True,
     ),
     "supernet": Kind(

@@ -63,7 +63,7 @@ ALLOWED = {
     },
     "checkpoint": {"errors", "files", "models", "memory", "generate", "smash"},
     "export": {"errors", "progress", "files", "models", "prune", "checkpoint"},
-    "evaluate": {"errors", "progress", "models", "data", "generate", "results"},
+    "evaluate": {"errors", "progress", "files", "models", "data", "generate", "results"},
     "bench": {"errors", "models", "generate", "results", "checkpoint"},
     "report": {"errors", "files", "results"},
     "serve": {"errors", "config", "generate"},

@@ -18,6 +18,7 @@ from lightstride.models.end_tokens import end_tokens
 from lightstride.models.families.registry import adapter_for
 from lightstride.models.opening.explain import errors_explained
 from lightstride.models.opening.load import load_config, load_tokenizer, local_folder
+from lightstride.models.opening.skeleton import check_shapes
 
 HAS_GGUF = find_spec("gguf") is not None
 if HAS_GGUF:
@@ -75,8 +76,10 @@ def export_gguf(
     """Write a checkpoint folder as a GGUF file."""
     if not HAS_GGUF:
         raise ExportError("writing a GGUF needs the package gguf; pip install gguf")
+    weights = FolderWeights(folder)
+    check_shapes(str(folder), settings, weights.shapes)
     return write_gguf(
-        FolderWeights(folder),
+        weights,
         settings,
         adapter_for(settings).geometry(settings),
         load_tokenizer(str(folder), trust_remote_code=config.trust_remote_code),

@@ -15,7 +15,9 @@ import logging
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Annotated
 
+import msgspec
 import yaml
 from huggingface_hub import constants
 from lm_eval.api.instance import Instance
@@ -24,11 +26,15 @@ from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
+from msgspec import Meta
 
+from lightstride.data.records import read_text
 from lightstride.errors import ConfigError, DataError, NetworkError
 from lightstride.evaluate.loglikelihood import score
 from lightstride.evaluate.outcome import Metric, TaskResult
+from lightstride.files.read import parse_json
 from lightstride.generate import Decoder, Settings, generate
+from lightstride.models.opening.explain import causes_of
 from lightstride.models.opening.load import is_local
 from lightstride.progress import Bar
 
@@ -37,11 +43,40 @@ FEWSHOT_SEED = 1234
 BOOTSTRAPS = 1000
 PLACEHOLDER = "any/dataset"
 """Stands for the hub when it is asked whether it can be reached."""
+CONTINUED = "winogrande"
 FOLDERS = ("", "zeroshot", "instruct")
 SUFFIXES = (".jsonl.gz", ".jsonl")
 GENERATION_KEYS = {"until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p"}
 
 logging.getLogger("lm_eval").setLevel(logging.ERROR)
+
+
+Text = Annotated[str, Meta(min_length=1)]
+Choices = Annotated[list[Text], Meta(min_length=2, max_length=100)]
+Gold = Annotated[int, Meta(ge=0)]
+
+
+class Question(msgspec.Struct):
+    """A line of a multiple-choice file."""
+
+    query: str
+    choices: Choices
+    gold: Gold
+
+
+class Continued(msgspec.Struct):
+    """A line of winogrande: two beginnings, one end."""
+
+    contexts: Choices
+    continuation: Text
+    gold: Gold
+
+
+class Solved(msgspec.Struct):
+    """A line of gsm8k."""
+
+    question: Text
+    answer: Text
 
 
 class HarnessModel(HFLM):  # type: ignore[misc]  # lm-eval has no types
@@ -138,6 +173,21 @@ def find_file(folder: Path, name: str) -> str:
     raise DataError(f"no {name}.jsonl or {name}.jsonl.gz in {folder}, its zeroshot/ or instruct/")
 
 
+def check_data(path: Path, kind: type[Question | Continued | Solved]) -> None:
+    """Raise DataError, with the line's number, where a file of a task holds anything else."""
+    text = read_text(path)
+    if not text.strip():
+        raise DataError(f"{path} is empty")
+    for number, line in enumerate(text.split("\n"), start=1):
+        where = f"{path} line {number}"
+        if line.strip():
+            found = parse_json(line, kind, where, DataError)
+            if isinstance(found, Question) and found.gold >= len(found.choices):
+                raise DataError(f"{where}: gold is {found.gold} of {len(found.choices)} choices")
+            if isinstance(found, Continued) and found.gold >= len(found.contexts):
+                raise DataError(f"{where}: gold is {found.gold} of {len(found.contexts)} contexts")
+
+
 def offline_config(name: str, folder: Path) -> dict[str, object]:
     """lm-eval's configuration of one of our tasks, reading this folder's files."""
     if name not in offline_tasks():
@@ -151,6 +201,9 @@ def offline_config(name: str, folder: Path) -> dict[str, object]:
         files = {split: find_file(folder, f"{name}_{split}") for split in ("train", "test")}
     else:
         files = {"test": find_file(folder, name)}
+    kind = Solved if "training_split" in config else Continued if name == CONTINUED else Question
+    for file in files.values():
+        check_data(Path(file), kind)
     return config | {"dataset_kwargs": {"data_files": files}}
 
 
@@ -160,7 +213,11 @@ def load_tasks(
     """lm-eval tasks by name: ours from local files, or lm-eval's own from the hub."""
     if task_data is not None:
         configs = [offline_config(name, task_data) for name in names]
-        loaded = TaskManager(include_defaults=False).load(configs)
+        try:
+            loaded = TaskManager(include_defaults=False).load(configs)
+        except Exception as error:  # of datasets, pyarrow and pandas, about a line of a file
+            said = next((str(e).splitlines()[0] for e in causes_of(error) if str(e)), "damaged")
+            raise DataError(f"cannot read the data of {', '.join(names)}: {said}") from error
     else:
         loaded = load_from_hub(names)
     tasks: dict[str, Task] = loaded["tasks"]

@@ -12,13 +12,16 @@ keys read from `numbers`, by the kind of the result:
 A plan is a line such as `3x2,1152|2x2,768`: for each block KV heads x queries a group, channels.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
+
+from msgspec import Meta
 
 from lightstride.errors import DataError
 from lightstride.files import read_lines
+from lightstride.files.read import Count, parse_json
 from lightstride.results import Result, read_result
 
 Numbers = Mapping[str, object]
@@ -38,10 +41,10 @@ class Block:
 class Evaluation:
     """One line of `search.jsonl`: a candidate and what it scored."""
 
-    scope: str
-    generation: int
-    tokens: int
-    fitness: float
+    tokens: Count
+    fitness: Annotated[float, Meta(ge=-1e300)]
+    scope: str = ""
+    generation: Count = 0
 
 
 @dataclass
@@ -192,18 +195,7 @@ def add_search(
 def read_search(path: Path) -> Iterator[Evaluation]:
     """Every whole line of a search's record."""
     for number, line in enumerate(read_lines(path), start=1):
-        try:
-            record = json.loads(line)
-            yield Evaluation(
-                scope=str(record.get("scope", "")),
-                generation=int(record.get("generation", 0)),
-                tokens=int(record["tokens"]),
-                fitness=float(record["fitness"]),
-            )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(
-                f"{path} line {number} is no evaluation: {line[:60].decode(errors='replace')!r}"
-            ) from error
+        yield parse_json(line, Evaluation, f"{path} line {number}", DataError)
 
 
 Retained = list[tuple[str, str, Numbers]]

@@ -35,7 +35,13 @@ from lightstride.models.opening.load import load_model
 from lightstride.smash.decode.decoder import smash_session
 from lightstride.smash.model.body import SmashBody
 from lightstride.smash.model.config import SmashConfig
-from lightstride.smash.model.graft_files import graft_state, read_config, read_grafts, write_grafts
+from lightstride.smash.model.graft_files import (
+    check_room,
+    graft_state,
+    read_config,
+    read_grafts,
+    write_grafts,
+)
 
 ADDED_BY_AUTO = ("adapter_kwargs", "_from_auto", "_commit_hash")
 
@@ -84,6 +90,7 @@ class SmashModel(SmashBody, GenerationMixin):
             base = load_model(
                 config.base, dtype=wanted, device=device, trust_remote_code=trust_remote_code
             )
+        check_room(str(source), config)
         with errors_explained(str(source), "grafts"):
             model = cls(config, base)
         model.load_state_dict(read_grafts(str(source), graft_state(model)), strict=False)

@@ -7,6 +7,7 @@ and what would be computed wrongly, run or waited for is refused in one line.
 Only local folders are looked at; files of the hub's cache are links into it, and may stay.
 """
 
+import math
 import os
 import re
 import struct
@@ -44,6 +45,7 @@ INTEGERS = {"I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2, "I8": 1,
 ADAPTERS = "adapter_config.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 JSON_FILES = ("generation_config.json", "special_tokens_map.json", "added_tokens.json")
+LEARNED_POSITIONS = ("opt", "lightstride_opt")
 LAYER = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
 
 
@@ -233,6 +235,7 @@ def check_weight_files(folder: Path) -> dict[str, Tensor]:
         tensors |= read_header(file)
     config = read_json(folder / "config.json", dict[str, object], ModelError)
     check_layers(folder, config, tensors)
+    check_least(folder, config, tensors)
     return tensors
 
 
@@ -272,13 +275,22 @@ def read_header(path: Path) -> dict[str, Tensor]:
             raise ModelError(f"{path} is truncated or damaged: its header of {length:,} bytes")
         header = file.read(length)
     document = parse_json(header, dict[str, object], f"the header of {path}", ModelError)
-    document.pop("__metadata__", None)
     try:
+        msgspec.convert(document.pop("__metadata__", None), dict[str, str] | None)
         tensors = msgspec.convert(document, dict[str, Tensor])
     except msgspec.ValidationError as error:
         raise ModelError(f"the header of {path}: {error}") from error
     for name, tensor in tensors.items():
         check_tensor(path, name, tensor, size - 8 - length)
+    end = 0
+    for name, tensor in sorted(tensors.items(), key=lambda each: each[1].data_offsets):
+        if tensor.data_offsets[0] != end:
+            raise ModelError(f"{path} is damaged: {name} overlaps another tensor, or leaves a gap")
+        end = tensor.data_offsets[1]
+    if end != size - 8 - length:
+        raise ModelError(
+            f"{path} is damaged: {size - 8 - length - end:,} bytes belong to no tensor"
+        )
     return tensors
 
 
@@ -305,3 +317,39 @@ def check_layers(folder: Path, config: Mapping[str, object], tensors: Mapping[st
         raise ModelError(
             f"{folder / 'config.json'} asks for {wanted} layers; there are weights of {there}"
         )
+
+
+def check_least(folder: Path, config: Mapping[str, object], tensors: Mapping[str, Tensor]) -> None:
+    """Raise ModelError where the config's sizes are more than all weights together.
+
+    transformers would make room for them first.
+    """
+    there = sum(math.prod(tensor.shape) for tensor in tensors.values())
+    least = least_parameters(config)
+    if least > there:
+        raise ModelError(
+            f"{folder / 'config.json'} asks for at least {least:,} parameters; there are {there:,}"
+        )
+
+
+def least_parameters(config: Mapping[str, object]) -> int:
+    """Parameters that a decoder of these sizes has at least: embedding, attention, FFN."""
+
+    def size(values: Mapping[str, object], name: str, otherwise: int = 0) -> int:
+        value = values.get(name)
+        return value if isinstance(value, int) else otherwise
+
+    hidden = size(config, "hidden_size")
+    total = size(config, "vocab_size") * size(config, "word_embed_proj_dim", hidden)
+    if config.get("model_type") in LEARNED_POSITIONS:
+        total += size(config, "max_position_embeddings") * hidden
+    own = config.get("per_layer_config")
+    for layer in range(size(config, "num_hidden_layers")):
+        found = own.get(str(layer)) if isinstance(own, dict) else None
+        values = {**config, **found} if isinstance(found, dict) else config
+        heads = 0 if "skip" in values else size(values, "num_attention_heads")
+        width = size(values, "head_dim", hidden // heads if heads else 0)
+        channels = size(values, "intermediate_size", size(values, "ffn_dim"))
+        kv_heads = min(heads, size(values, "num_key_value_heads", heads))
+        total += hidden * (2 * channels + 2 * width * (heads + kv_heads))
+    return total

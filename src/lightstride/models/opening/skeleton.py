@@ -3,11 +3,13 @@
 Both come from config.json alone; no file of weights is opened.
 """
 
+from collections.abc import Mapping
 from copy import deepcopy
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from lightstride.errors import ModelError
 from lightstride.models.families.registry import adapter_for
 from lightstride.models.opening.explain import errors_explained
 from lightstride.models.opening.load import load_config, locate
@@ -40,6 +42,20 @@ def skeleton(
     assert isinstance(model, PreTrainedModel)
     model.train(False)
     return model
+
+
+def check_shapes(
+    source: str, config: PreTrainedConfig, shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Raise ModelError where stored weights have other shapes than a model of this config."""
+    with errors_explained(source, "config"):
+        wanted = skeleton(config, torch.float32).state_dict()
+    for name, tensor in wanted.items():
+        if name in shapes and shapes[name] != tuple(tensor.shape):
+            raise ModelError(
+                f"{source} has {name} of shape {list(shapes[name])}; its config.json asks for "
+                f"{list(tensor.shape)}"
+            )
 
 
 def one_block(

@@ -13,16 +13,19 @@ Facts: vLLM 0.33 `llama_eagle3.py`, SGLang 0.5.23 `llama_eagle3.py`, speculators
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+import msgspec
 import torch
+from msgspec import Meta
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lightstride.errors import ConfigError, ModelError
 from lightstride.files import whole_folder, write_json
 from lightstride.files.read import read_json
-from lightstride.models.opening.gate import read_header
+from lightstride.models.opening.explain import errors_explained
+from lightstride.models.opening.gate import RopeValue, Size, read_header
 from lightstride.smash.model.eagle3 import Eagle3Config, Eagle3Head, default_taps
 
 Layout = Literal["flat", "speculators"]
@@ -44,6 +47,34 @@ LAYER_NAMES = {
 }
 OWN_NAMES = {"taps_norm": "input_norm", "tap_norms": "fc_norm", "embedding": "embed_tokens"}
 SWITCHES = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
+
+
+class HeadFields(msgspec.Struct):
+    """What a head's config may say, beside its layer."""
+
+    draft_vocab_size: Size | None = None
+    norm_before_residual: bool | None = None
+    norm_before_fc: bool | None = None
+    fc_norm: bool | None = None
+    norm_output: bool | None = None
+
+
+class LayerFields(msgspec.Struct):
+    """What a head's config may say of its layer."""
+
+    hidden_size: Size
+    num_attention_heads: Size
+    intermediate_size: Size
+    vocab_size: Size
+    max_position_embeddings: Annotated[int, Meta(ge=1, le=1 << 31)]
+    rms_norm_eps: Annotated[float, Meta(ge=0, le=1)]
+    num_key_value_heads: Size | None = None
+    head_dim: Size | None = None
+    rope_theta: Annotated[float, Meta(gt=0, le=1e12)] | None = None
+    rope_scaling: dict[str, RopeValue] | None = None
+    rope_parameters: dict[str, RopeValue] | None = None
+    sliding_window: Annotated[int, Meta(ge=1, le=1 << 31)] | None = None
+    layer_types: list[str] | None = None
 
 
 def stored_name(name: str, layout: Layout) -> str:
@@ -164,12 +195,16 @@ def read_head(folder: str | Path, *, num_blocks: int) -> Eagle3Head:
     layout: Layout = "speculators" if "speculators_model_type" in document else "flat"
     tensors = read_tensors(folder)
     try:
+        layer = document.get("transformer_layer_config") if layout == "speculators" else document
+        msgspec.convert(document, HeadFields)
+        msgspec.convert(layer, LayerFields)
         config = read_config(document, layout, tensors, num_blocks)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, ZeroDivisionError) as error:
         raise ModelError(f"{folder / 'config.json'}: no EAGLE-3 head: {error}") from error
     except ConfigError as error:
         raise ModelError(f"{folder / 'config.json'}: {error}") from error
-    head = Eagle3Head(config)
+    with torch.device("meta"):
+        head = Eagle3Head(config)
     wanted = {name: stored_name(name, layout) for name in head.state_dict()}
     if config.draft_vocab_size == config.vocab_size and "d2t" not in tensors:
         tensors["d2t"] = torch.zeros(config.vocab_size, dtype=torch.long)
@@ -185,7 +220,7 @@ def read_head(folder: str | Path, *, num_blocks: int) -> Eagle3Head:
                 f"{folder}: {stored} is {list(tensors[stored].shape)}; "
                 f"its config asks for {list(state[name].shape)}"
             )
-    head.load_state_dict({name: tensors[stored] for name, stored in wanted.items()})
+    head.load_state_dict({name: tensors[stored] for name, stored in wanted.items()}, assign=True)
     tokens_M = head.tokens_of_rows()
     if int(tokens_M.min()) < 0 or int(tokens_M.max()) >= config.vocab_size:
         raise ModelError(f"{folder}: d2t leads outside the {config.vocab_size} tokens of the base")
@@ -281,4 +316,5 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
             )
         raise ModelError(f"{path} is missing")
     read_header(path)
-    return load_file(path)
+    with errors_explained(str(folder), "weights"):
+        return load_file(path)

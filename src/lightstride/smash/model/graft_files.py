@@ -5,6 +5,7 @@ the caller adds one.  The base is not stored again: a base in a folder is named 
 one, so that both can be moved together.
 """
 
+import math
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -69,6 +70,22 @@ def read_config(source: str) -> SmashConfig:
     if config.base and beside.is_dir():
         config.base = str(beside.resolve())
     return config
+
+
+def check_room(source: str, config: SmashConfig) -> None:
+    """Raise ModelError where the config asks for more than all grafts that are there."""
+    path = Path(locate(source)) / WEIGHTS
+    if not path.is_file():
+        return
+    there = sum(math.prod(tensor.shape) for tensor in read_header(path).values())
+    width = config.micro_head_dim * (config.micro_heads + config.micro_kv_heads)
+    micro = config.micro_layers * config.hidden_size * (3 * config.micro_channels + 2 * width)
+    adapters = config.adapter_rank * config.hidden_size
+    if micro + adapters > there:
+        raise ModelError(
+            f"the config of {source} asks for at least {micro + adapters:,} parameters of grafts; "
+            f"there are {there:,}"
+        )
 
 
 def read_grafts(source: str, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
