@@ -117,7 +117,7 @@ def tokenizers(home: Path) -> None:
 def sharded(home: Path) -> None:
     """The same in several files with an index."""
     write_texts(home)
-    save_checkpoint(small(), chatty(), home / "model", max_shard_size="10KB")
+    save_checkpoint(small(), chatty(), home / "model", shard_bytes=10_000)
     assert (home / "model" / "model.safetensors.index.json").exists()
 
 

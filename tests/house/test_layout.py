@@ -15,6 +15,7 @@ BENCHMARKS = TESTS.parent / "benchmarks"
 # Tests of what many modules do together, each in the room that it is about most.
 FEATURES = {
     "commands/test_prune_resume.py",
+    "models/opening/test_no_code.py",
     "prune/test_no_attention.py",
     "search/test_toy_space.py",
     "smash/decode/test_session.py",

@@ -51,8 +51,8 @@ GENERATION_KEYS = {"until", "max_gen_toks", "do_sample", "temperature", "top_k",
 logging.getLogger("lm_eval").setLevel(logging.ERROR)
 
 
-Text = Annotated[str, Meta(min_length=1)]
-Choices = Annotated[list[Text], Meta(min_length=2, max_length=100)]
+Words = Annotated[str, Meta(min_length=1)]
+Choices = Annotated[list[Words], Meta(min_length=2, max_length=100)]
 Gold = Annotated[int, Meta(ge=0)]
 
 
@@ -68,15 +68,15 @@ class Continued(msgspec.Struct):
     """A line of winogrande: two beginnings, one end."""
 
     contexts: Choices
-    continuation: Text
+    continuation: Words
     gold: Gold
 
 
 class Solved(msgspec.Struct):
     """A line of gsm8k."""
 
-    question: Text
-    answer: Text
+    question: Words
+    answer: Words
 
 
 class HarnessModel(HFLM):  # type: ignore[misc]  # lm-eval has no types
