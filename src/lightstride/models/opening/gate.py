@@ -42,7 +42,7 @@ MAX_HEADER_BYTES = 100 * MEBIBYTE
 DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
 """Of weights; buffers may also be of the integers below."""
 INTEGERS = {"I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2, "I8": 1, "U8": 1, "BOOL": 1}
-ADAPTERS = "adapter_config.json"
+ADAPTER_FILE = "adapter_config.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 JSON_FILES = ("generation_config.json", "special_tokens_map.json", "added_tokens.json")
 LEARNED_POSITIONS = ("opt", "lightstride_opt")
@@ -204,9 +204,9 @@ def check_entries(folder: Path) -> None:
                 raise ModelError(f"{path} is a link that leaves its folder, to {target}")
         if not path.is_dir():
             file_size(path, ModelError)
-    if (folder / ADAPTERS).exists():
+    if (folder / ADAPTER_FILE).exists():
         raise ModelError(
-            f"{folder} has adapters ({ADAPTERS}), which are not read; merge them into the model"
+            f"{folder} has adapters ({ADAPTER_FILE}), which are not read; merge them into the model"
         )
 
 
