@@ -43,6 +43,8 @@ def tensor(text: bytes, draw: int, change: str) -> bytes:
         document = json.loads(text)
     except (ValueError, RecursionError):
         return text
+    if not isinstance(document, dict):
+        return text
     names = sorted(name for name in document if name != "__metadata__")
     if not names or not all(isinstance(document[name], dict) for name in names):
         return text
