@@ -186,6 +186,27 @@ def test_a_signal_ends_as_ctrl_c_does(
     assert signal.getsignal(number) == before
 
 
+def test_a_second_signal_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    handlers = []
+
+    def slow_to_end(_: PruneConfig) -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            handlers.append(signal.getsignal(signal.SIGTERM))
+
+    with_prune(monkeypatch, slow_to_end)
+    assert cli.main(PRUNE) == 143
+    assert handlers == [signal.SIG_DFL]
+
+
+def test_a_signal_that_is_ignored_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    with_prune(monkeypatch, lambda _: signal.raise_signal(signal.SIGHUP))
+    assert cli.main(PRUNE) == 0
+    signal.signal(signal.SIGHUP, before)
+
+
 def test_help_fits_a_terminal_of_any_width(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -65,6 +65,31 @@ class Fault:
             raise OSError(self.number, os.strerror(self.number), path)
 
 
+@dataclass(frozen=True)
+class Signal:
+    """A signal that asks the command to end, at a boundary."""
+
+    boundary: int
+    number: int
+
+    def __str__(self) -> str:
+        return f"{signal.Signals(self.number).name} at {self.boundary}"
+
+    def at(self, seen: int, *_: object) -> None:
+        """Send it to this process."""
+        if seen == self.boundary:
+            signal.raise_signal(self.number)
+
+
+Trouble = Kill | Fault | Signal
+KINDS: tuple[tuple[type[Fault] | type[Signal], int], ...] = (
+    (Fault, errno.ENOSPC),
+    (Fault, errno.EROFS),
+    (Signal, signal.SIGTERM),
+    (Signal, signal.SIGINT),
+)
+
+
 def forked(work: Callable[[], int], seconds: float | None = None) -> int:
     """The exit code of a process that does this; -9 where it is killed after so many seconds."""
     process = os.fork()
@@ -88,7 +113,7 @@ def run_tiny(
     sources: Path,
     folder: Path,
     *,
-    trouble: Kill | Fault | None = None,
+    trouble: Trouble | None = None,
     resume: bool = False,
 ) -> int:
     """Run a tiny command in this process, in trouble at a boundary; its exit code.
@@ -100,9 +125,9 @@ def run_tiny(
 
     def tell(*what: str) -> None:
         nonlocal seen
-        if trouble is not None:
-            trouble.at(seen, *what)
         seen += 1
+        if trouble is not None:
+            trouble.at(seen - 1, *what)
 
     with (
         open(folder / SAID, "w", buffering=1) as said,
@@ -135,20 +160,22 @@ class Trial:
                 return f"ended with {code}: {self.said()}"
         return self.resumed()
 
-    def failed(self, fault: Fault) -> str:
-        """Let the disk fail, then resume it on a good one; the problem, empty if none."""
+    def failed(self, fault: Fault | Signal) -> str:
+        """Let the disk fail, or send a signal, then resume it; the problem, empty if none."""
         code, said = self.run(fault), self.said()
+        wanted = 2 if isinstance(fault, Fault) else 128 + fault.number
         lines = [line for line in said.splitlines() if line.startswith("lightstride: error: ")]
         if code == 0:  # what failed may fail, as the removal of a lock
             return self.difference(left=[])
-        if code != 2 or len(lines) != 1 or not said.endswith(f"{lines[0]}\n"):
+        if code != wanted or len(lines) != 1 or not said.endswith(f"{lines[0]}\n"):
             return f"ended with {code}: {said}"
-        if fault.number == errno.ENOSPC and (left := self.left()):
+        left = [path for path in self.left() if not path.endswith(".lock")]
+        if left and fault.number != errno.EROFS:
             return f"{left} is left"
         return self.resumed()
 
     def run(
-        self, trouble: Kill | Fault | None, *, resume: bool = False, seconds: float | None = None
+        self, trouble: Trouble | None, *, resume: bool = False, seconds: float | None = None
     ) -> int:
         """Run it in a process of its own; its exit code."""
         return forked(
@@ -212,11 +239,12 @@ def kill_all(sources: Path, folder: Path, counts: dict[str, tuple[int, int]], se
             trial = Trial(name, sources, folder / name / str(number), whole)
             trial.folder.mkdir()
             told.note(trial, f"{name} {kills[0]}", trial.killed(kills))
-    told.write()
 
 
 def fail_all(sources: Path, folder: Path, count: int, seed: int) -> None:
-    """For each command, so many boundaries from which the disk is full, and can only be read.
+    """For each command, so many boundaries of each kind of trouble that it can tell of.
+
+    From there on the disk is full, or can only be read; or a signal asks the command to end.
 
     Writes what `kill_all` does.
     """
@@ -224,17 +252,16 @@ def fail_all(sources: Path, folder: Path, count: int, seed: int) -> None:
     draw, told = random.Random(seed), Told(folder)
     for name in TINY:
         whole, there, _ = whole_run(name, sources, folder / name)
-        for kind in (errno.ENOSPC, errno.EROFS):
+        for kind, number in KINDS:
             for boundary in draw.sample(range(there), min(there, count)):
-                fault = Fault(boundary, kind)
-                trial = Trial(name, sources, folder / name / f"{kind}-{boundary}", whole)
+                fault = kind(boundary, number)
+                trial = Trial(name, sources, folder / name / f"{fault}".replace(" ", "-"), whole)
                 trial.folder.mkdir()
                 told.note(trial, f"{name} {fault}", trial.failed(fault))
-    told.write()
 
 
 class Told:
-    """Problems so far."""
+    """Problems so far, in files of a folder that are written after each trial."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -249,8 +276,5 @@ class Told:
             sys.stderr.write(f"{self.problems[-1]}\n")
         else:
             shutil.rmtree(trial.folder)
-
-    def write(self) -> None:
-        """Write problems and their number into the folder."""
         (self.folder / "problems.txt").write_text("\n\n".join(self.problems))
         (self.folder / "done.txt").write_text(str(self.done))

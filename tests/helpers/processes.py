@@ -51,9 +51,11 @@ def start_ranks(
     return processes
 
 
-def run_ranks(work: Callable[..., None], num_ranks: int, *arguments: object) -> None:
-    """The same, run to their end, which must be a good one."""
+def run_ranks(
+    work: Callable[..., None], num_ranks: int, *arguments: object, seconds: float = 300
+) -> None:
+    """The same, run to their end, which must be a good one and come within so many seconds."""
     processes = start_ranks(work, num_ranks, *arguments)
     for process in processes:
-        process.join(300)
+        process.join(seconds)
     assert [process.exitcode for process in processes] == [0] * num_ranks
