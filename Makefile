@@ -4,7 +4,7 @@
 #   make test    run the tests, two at a time (WORKERS=n: n at a time)
 #   make check   formatting, lint and types
 #   make fuzz    damaged files of every kind (INPUTS=20000), with a new SEED each time
-#   make kills   commands that are killed anywhere and resumed (KILLS=500), with a new SEED each time
+#   make kills   commands that are killed anywhere, or whose disk fails, and resumed (KILLS=500)
 #   make wheel   an sdist and a wheel in dist/
 #   make bench   the benchmarks (long); TEXT=file TEST=file measure on these instead of pydoc
 #   make gpu-check   the tests marked gpu and benchmarks/gpu.py; needs an accelerator
@@ -58,7 +58,7 @@ fuzz: setup
 	LIGHTSTRIDE_FUZZ=$(INPUTS) $(PYTEST) tests/fuzz --hypothesis-seed=$(SEED)
 
 kills: setup
-	LIGHTSTRIDE_KILLS=$(KILLS) SEED=$(SEED) $(BIN)/python -m pytest -s tests/crash/test_kills.py
+	LIGHTSTRIDE_KILLS=$(KILLS) LIGHTSTRIDE_FAULTS=$(KILLS) SEED=$(SEED) $(BIN)/python -m pytest -s tests/crash/test_kills.py
 
 wheel: setup
 	$(BIN)/python -m build

@@ -13,12 +13,12 @@ from helpers.kills import fail_all, kill_all
 from helpers.processes import run_ranks
 from helpers.tiny_commands import make_sources
 
-KILLS = int(os.environ.get("LIGHTSTRIDE_KILLS", "20"))
+KILLS = int(os.environ.get("LIGHTSTRIDE_KILLS", "10"))
 SEED = int(os.environ.get("SEED", "0"))
 SHARES = {"prune": 0.4, "smash": 0.25, "recover": 0.15, "export": 0.1, "convert": 0.1}
 """Of all kills, by command."""
-FAULTS = int(os.environ.get("LIGHTSTRIDE_FAULTS", "1"))
-"""Boundaries of each command for each kind of trouble: a full disk, a read-only one, signals."""
+FAULTS = int(os.environ.get("LIGHTSTRIDE_FAULTS", "16"))
+"""Full disks, read-only disks and signals, of all commands together."""
 MOMENTS = 0.2
 """Share of kills at random moments; the others are at boundaries."""
 

@@ -242,22 +242,21 @@ def kill_all(sources: Path, folder: Path, counts: dict[str, tuple[int, int]], se
 
 
 def fail_all(sources: Path, folder: Path, count: int, seed: int) -> None:
-    """For each command, so many boundaries of each kind of trouble that it can tell of.
+    """So many troubles that a command can tell of, each kind and each command in turn.
 
-    From there on the disk is full, or can only be read; or a signal asks the command to end.
-
+    From a boundary on the disk is full, or can only be read; or a signal asks the command to end.
     Writes what `kill_all` does.
     """
     torch.set_num_threads(1)
     draw, told = random.Random(seed), Told(folder)
-    for name in TINY:
+    for place, name in enumerate(TINY):
         whole, there, _ = whole_run(name, sources, folder / name)
-        for kind, number in KINDS:
-            for boundary in draw.sample(range(there), min(there, count)):
-                fault = kind(boundary, number)
-                trial = Trial(name, sources, folder / name / f"{fault}".replace(" ", "-"), whole)
-                trial.folder.mkdir()
-                told.note(trial, f"{name} {fault}", trial.failed(fault))
+        for turn in range(len(range(place, count, len(TINY)))):
+            kind, number = KINDS[(place + turn) % len(KINDS)]
+            fault = kind(draw.randrange(there), number)
+            trial = Trial(name, sources, folder / name / str(turn), whole)
+            trial.folder.mkdir()
+            told.note(trial, f"{name} {fault}", trial.failed(fault))
 
 
 class Told:
