@@ -56,7 +56,7 @@ def test_blocks_pass_an_accelerator(tmp_path: Path) -> None:
     room = Room(memory=10 << 30, device_memory=10 << 30, devices=1)
     device = streamed_footprint(job, [0.5], room)
     assert not host.device_memory
-    assert min(device.device_memory.values()) >= 2 * block_bytes(job)
+    assert min(device.device_memory.values()) >= 2 * block_bytes(job.space.geometry, 4)
     assert device.memory["statistics"] < host.memory["statistics"]
 
 

@@ -10,8 +10,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 from lightstride.checkpoint import open_decoder, read_record
 from lightstride.commands.evaluate_fidelity import compare, comparison_text
+from lightstride.commands.evaluate_streamed import streamed_perplexity, too_large
 from lightstride.commands.outputs import result_writer, save_result
 from lightstride.config import EvaluateConfig
 from lightstride.data.documents import read_documents
@@ -23,7 +26,7 @@ from lightstride.evaluate.perplexity import Perplexity, perplexity
 from lightstride.evaluate.tables import MEAN, retained_table, score_table
 from lightstride.generate import Decoder
 from lightstride.models.device import pick_device, pick_dtype, suitable_dtype
-from lightstride.models.opening.load import load_config, locate
+from lightstride.models.opening.load import load_config, load_tokenizer, locate
 
 TOKENS_PER_SEQUENCE = 128
 """Tokens in a task's batch for each sequence of --batch-size."""
@@ -96,6 +99,9 @@ def check_inputs(config: EvaluateConfig) -> None:
 
 def measure_model(source: str, config: EvaluateConfig) -> ModelReport:
     """Open a model and measure what the configuration asks for."""
+    large = too_large(source, config)
+    if large is not None:
+        return measure_streamed(source, large, config)
     device = pick_device(config.device)
     decoder = open_decoder(
         source,
@@ -110,14 +116,12 @@ def measure_model(source: str, config: EvaluateConfig) -> ModelReport:
     text = None
     if config.perplexity is not None:
         start = time.perf_counter()
-        windows = read_windows(decoder, config)
+        windows = read_windows(decoder.tokenizer, config)
         text = perplexity(decoder.model, windows, batch_size=config.batch_size, progress=True)
         seconds["perplexity"] = time.perf_counter() - start
         data[config.perplexity] = windows.sha256
-        warnings = leaked_documents(windows, record)
+        warnings = told_leaks(source, windows, record)
     tasks = run_tasks(decoder, config, seconds)
-    for line in warnings:
-        sys.stderr.write(f"lightstride: warning: {source}: {line}\n")
     parameters = list(decoder.model.parameters())
     return ModelReport(
         source=source,
@@ -131,12 +135,40 @@ def measure_model(source: str, config: EvaluateConfig) -> ModelReport:
     )
 
 
-def read_windows(decoder: Decoder, config: EvaluateConfig) -> Windows:
+def measure_streamed(source: str, model: PreTrainedModel, config: EvaluateConfig) -> ModelReport:
+    """The perplexity of a model that is read block by block; `model` has no weights."""
+    assert config.perplexity is not None
+    start = time.perf_counter()
+    tokenizer = load_tokenizer(source, trust_remote_code=config.trust_remote_code)
+    windows = read_windows(tokenizer, config)
+    text = streamed_perplexity(source, model, windows, config)
+    record = read_record(source) if Path(source).is_dir() else {}
+    return ModelReport(
+        source=source,
+        parameters=sum(p.numel() for p in model.parameters()),
+        weight_bytes=sum(p.nbytes for p in model.parameters()),
+        perplexity=text,
+        tasks=(),
+        seconds={"perplexity": time.perf_counter() - start},
+        warnings=tuple(told_leaks(source, windows, record)),
+        data={config.perplexity: windows.sha256},
+    )
+
+
+def told_leaks(source: str, windows: Windows, record: Mapping[str, object]) -> list[str]:
+    """What `leaked_documents` finds, also written to stderr."""
+    warnings = leaked_documents(windows, record)
+    for line in warnings:
+        sys.stderr.write(f"lightstride: warning: {source}: {line}\n")
+    return warnings
+
+
+def read_windows(tokenizer: PreTrainedTokenizerBase, config: EvaluateConfig) -> Windows:
     """The text to measure perplexity on, in the model's own tokens."""
     assert config.perplexity is not None
     return strided_windows(
         config.perplexity,
-        decoder.tokenizer,
+        tokenizer,
         window=config.window,
         stride=config.stride,
         every=config.every,

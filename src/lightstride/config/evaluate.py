@@ -11,11 +11,13 @@ from lightstride.config.base import (
     ModelCommand,
     OptionalModel,
     OptionalPath,
+    OptionalSize,
     OptionalSource,
     Output,
     require,
     require_choice,
 )
+from lightstride.config.sizes import parse_size
 
 Yardstick = Literal["q8_0", "q4_k_m"]
 
@@ -61,6 +63,8 @@ class EvaluateConfig(ModelCommand):
         arg(metavar="N", help_behavior_hint="(default: the task's own)", constructor=int),
     ] = None
     """Solved examples before each question."""
+    memory: OptionalSize = None
+    """Most memory to use, such as 20GiB: too large a model is read block by block (perplexity)."""
     batch_size: int = 8
     """Sequences at once."""
     output: Output = "evaluation"
@@ -78,6 +82,8 @@ class EvaluateConfig(ModelCommand):
         require(measured, "--yardsticks", "without --fidelity", "given with it")
         for name in self.yardsticks:
             require_choice("--yardsticks", name, Yardstick)
+        if self.memory is not None:
+            parse_size("--memory", self.memory)
         require(self.window >= 2, "--window", self.window, "at least 2")
         stride = self.window if self.stride is None else self.stride
         allowed = f"between 1 and the window, {self.window}"

@@ -83,19 +83,17 @@ def searched_passes(runner: RoundRunner, shares: Sequence[float]) -> Iterator[Pa
             yield from passes_of(search, space, runner.search_NL.numel())
 
 
-def block_bytes(runner: RoundRunner) -> int:
+def block_bytes(geometry: Geometry, itemsize: int) -> int:
     """The largest block."""
-    geometry = runner.space.geometry
     sites = [[Site(block, kind) for kind in KINDS] for block in range(geometry.num_blocks)]
-    return runner.model.dtype.itemsize * max(
+    return itemsize * max(
         sum(geometry.parameters(geometry.shape(site)) for site in some) for some in sites
     )
 
 
-def end_bytes(runner: RoundRunner) -> int:
+def end_bytes(geometry: Geometry, itemsize: int) -> int:
     """Embedding or head, whichever is here."""
-    geometry = runner.space.geometry
-    return runner.model.dtype.itemsize * geometry.vocab_size * geometry.hidden_size
+    return itemsize * geometry.vocab_size * geometry.hidden_size
 
 
 def largest_levels(runner: RoundRunner, shares: Sequence[float]) -> int:
@@ -133,7 +131,7 @@ def streamed_footprint(
     geometry, settings = runner.space.geometry, runner.settings.fitness
     itemsize = runner.model.dtype.itemsize
     token = geometry.hidden_size * itemsize
-    blocks, ends = 2 * block_bytes(runner), end_bytes(runner)
+    blocks, ends = 2 * block_bytes(geometry, itemsize), end_bytes(geometry, itemsize)
     half = settings.cache_bytes // 2
     passes = list(searched_passes(runner, shares))
     branches = max(((each.candidates + 1) * each.tokens * token for each in passes), default=0)
