@@ -9,11 +9,12 @@ gaps; what is behind them is scratch, so a rejected draft costs nothing but bein
 A forward concerns a range of rows.  Buffers grow by chunks of columns ("dynamic": how many entries
 an answer needs is not known before it is there) or have `capacity` columns at once ("static").
 
-Shapes: R rows of the buffer, B rows of a forward, G KV heads, W columns, Q new columns, d size of
-a head.
+Shapes: R rows of the buffer, B rows of a forward, G KV heads, W columns, Q new columns of a row, N
+of all rows, d size of a head.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -23,6 +24,20 @@ from transformers import Cache
 Storage = Literal["dynamic", "static"]
 GROWTH = 64
 """Columns by which a dynamic buffer grows."""
+
+
+@dataclass(frozen=True)
+class FlatPlaces:
+    """Where new columns of several rows that stand in one belong."""
+
+    rows_N: Tensor
+    """The row of each."""
+    places_N: Tensor
+    """Its place among the row's new columns."""
+    columns_N: Tensor
+    """Its column in the cache."""
+    width: int
+    """Most new columns of a row."""
 
 
 class KvBuffer(Cache):
@@ -40,16 +55,26 @@ class KvBuffer(Cache):
         self.width = 0
         self.start = 0
         self.columns_BQ: Tensor | None = None
+        self.flat: FlatPlaces | None = None
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
         self.entry_bytes = 0
         """Bytes of one entry of one row, over all layers."""
 
-    def reserve(self, rows: slice, width: int, start: int, columns_BQ: Tensor | None) -> None:
+    def reserve(
+        self,
+        rows: slice,
+        width: int,
+        start: int,
+        columns_BQ: Tensor | None,
+        flat: "FlatPlaces | None" = None,
+    ) -> None:
         """Set the rows of the next forward, how many columns it attends to in all, and where it
-        writes: at each row's own columns, or from `start` on in all of them."""
+        writes: at each row's own columns, or from `start` on in all of them, or, where the rows'
+        columns stand in one, each at its place."""
         assert self.storage == "dynamic" or width <= self.capacity
         self.rows, self.width, self.start, self.columns_BQ = rows, width, start, columns_BQ
+        self.flat = flat
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: object, **__: object
@@ -62,7 +87,10 @@ class KvBuffer(Cache):
         self.values[layer_idx] = self.fitted(self.values.get(layer_idx), value_states)
         keys_BGWd = self.keys[layer_idx][self.rows]
         values_BGWd = self.values[layer_idx][self.rows]
-        if self.columns_BQ is None:
+        if self.flat is not None:
+            keys_BGWd[self.flat.rows_N, :, self.flat.columns_N] = key_states[0].transpose(0, 1)
+            values_BGWd[self.flat.rows_N, :, self.flat.columns_N] = value_states[0].transpose(0, 1)
+        elif self.columns_BQ is None:
             keys_BGWd[:, :, self.start : self.width] = key_states
             values_BGWd[:, :, self.start : self.width] = value_states
         else:

@@ -4,7 +4,8 @@ torch's kernel on a CPU reads keys and values anew for every query head, and doe
 when they are shared.  Query heads taken for further columns of their KV head are the same
 computation (16 rows of 150 entries, 9 heads on 3: 0.36 ms a layer where it was 2.25).
 
-Shapes: B rows, H query heads, G KV heads, Q new columns, W columns, d head size.
+Shapes: B rows, H query heads, G KV heads, Q new columns of a row, N of all rows, W columns, d head
+size.
 """
 
 from collections.abc import Iterator
@@ -16,11 +17,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from lightstride.generate.cache import FlatPlaces
 from lightstride.memory.attention import FOLDED
 
 NAME = "lightstride_folded"
 Masks = dict[tuple[int, int, torch.dtype], tuple[Tensor | None, Tensor]]
 
+FLAT: ContextVar[FlatPlaces | None] = ContextVar("where columns of rows that stand in one belong")
 MASKS: ContextVar[Masks] = ContextVar("masks of the forward that runs, by mask, share and dtype")
 
 
@@ -30,20 +33,22 @@ def can_fold(model: PreTrainedModel) -> bool:
 
 
 @contextmanager
-def folded_heads(model: PreTrainedModel) -> Iterator[None]:
+def folded_heads(model: PreTrainedModel, flat: FlatPlaces | None = None) -> Iterator[None]:
     """Inside this context the model's sdpa attention is `attention`; any other stays as it is."""
     if not can_fold(model):
+        assert flat is None
         yield
         return
     config = model.config
     before = config._attn_implementation
-    token = MASKS.set({})
+    tokens = MASKS.set({}), FLAT.set(flat)
     config._attn_implementation = NAME
     try:
         yield
     finally:
         config._attn_implementation = before
-        MASKS.reset(token)
+        MASKS.reset(tokens[0])
+        FLAT.reset(tokens[1])
 
 
 def attention(
@@ -57,17 +62,38 @@ def attention(
 ) -> tuple[Tensor, None]:
     """What transformers calls; outputs come back as (B, Q, H, d).
 
+    Rows whose columns stand in one, (1, H, N, d), are taken apart and put together again.
+    """
+    flat = FLAT.get()
+    scale = query_BHQd.shape[-1] ** -0.5 if scaling is None else scaling
+    if flat is None:
+        return attend(query_BHQd, key_BGWd, value_BGWd, attention_mask, scale), None
+    _, num_heads, _, size = query_BHQd.shape
+    query_BQHd = query_BHQd.new_zeros(len(key_BGWd), flat.width, num_heads, size)
+    query_BQHd[flat.rows_N, flat.places_N] = query_BHQd[0].transpose(0, 1)
+    output_BQHd = attend(query_BQHd.transpose(1, 2), key_BGWd, value_BGWd, attention_mask, scale)
+    return output_BQHd[flat.rows_N, flat.places_N][None], None
+
+
+def attend(
+    query_BHQd: Tensor,
+    key_BGWd: Tensor,
+    value_BGWd: Tensor,
+    sees_B1QW: Tensor | None,
+    scale: float,
+) -> Tensor:
+    """The heads' outputs, shape (B, Q, H, d).
+
     Without a mask the new columns are the last ones, and each sees those before it and itself.
     """
     num_rows, num_heads, num_new, size = query_BHQd.shape
     groups, width = key_BGWd.shape[1:3]
     shared = num_heads // groups
-    scale = size**-0.5 if scaling is None else scaling
     folds = num_new <= FOLDED and shared > 1
-    is_causal = attention_mask is None and num_new == width > 1
+    is_causal = sees_B1QW is None and num_new == width > 1
     mask = None
-    if attention_mask is not None or (num_new > 1 and not is_causal):
-        mask = mask_of(attention_mask, query_BHQd, width, shared if folds else 1)
+    if sees_B1QW is not None or (num_new > 1 and not is_causal):
+        mask = mask_of(sees_B1QW, query_BHQd, width, shared if folds else 1)
     if folds and not is_causal:
         query_BHQd = query_BHQd.reshape(num_rows, groups, shared * num_new, size)
     output = nn.functional.scaled_dot_product_attention(
@@ -79,7 +105,7 @@ def attention(
         scale=scale,
         enable_gqa=query_BHQd.shape[1] != groups,
     )
-    return output.reshape(num_rows, num_heads, num_new, size).transpose(1, 2), None
+    return output.reshape(num_rows, num_heads, num_new, size).transpose(1, 2)
 
 
 def mask_of(sees_B1QW: Tensor | None, query_BHQd: Tensor, width: int, shared: int) -> Tensor:

@@ -21,9 +21,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lightstride.generate.cache import KvBuffer, Storage, padded
+from lightstride.generate.cache import FlatPlaces, KvBuffer, Storage, padded
 from lightstride.generate.folded import can_fold, folded_heads
-from lightstride.generate.masks import attention_argument, check_attention, sliding_window
+from lightstride.generate.masks import (
+    AttentionArgument,
+    attention_argument,
+    check_attention,
+    sliding_window,
+)
 from lightstride.generate.packed import packed_layers
 
 
@@ -96,6 +101,11 @@ class CachedBatch:
         """Bound the columns of rows, which a static buffer has at once, and the number of rows."""
         self.cache.capacity = capacity
         self.cache.max_rows = max_rows
+
+    @property
+    def flattens(self) -> bool:
+        """Whether `forward_flat` can be had."""
+        return can_fold(self.model)
 
     def share(self, row: int) -> float:
         """Entries a token and head that a row holds: one, nothing is smashed here."""
@@ -175,16 +185,71 @@ class CachedBatch:
             sees_BQW = sees(used_B1, num_new, width, sees_BQQ, columns_BQ)
             mask = attention_argument(sees_BQW, self.model.config, self.model.dtype)
         positions = torch.tensor(self.positions[rows], device=device)[:, None]
-        with packed_layers(self.model), folded_heads(self.model):
-            # By index: of a slice torch multiplies row by row, each with a copy of the head.
+        return self.run(
+            tokens_BQ, embeddings_BQD, positions + 1 + depths_BQ, mask, taps, logit_columns
+        )
+
+    def forward_flat(
+        self,
+        rows: slice,
+        tokens: Sequence[Sequence[int]],
+        depths: Sequence[Sequence[int]],
+        sees_BQQ: Tensor,
+        taps: Sequence[int],
+    ) -> Forward:
+        """The same for rows of many and of few new columns: they stand in one, so that only
+        attention is computed for as many columns in every row; logits of all columns."""
+        device = self.model.device
+        sizes, used = [len(each) for each in tokens], self.used[rows]
+        num_new = max(sizes)
+        width = max(used) + num_new
+        used_B1 = torch.tensor(used, device=device)[:, None]
+        columns_BQ = used_B1 + torch.arange(num_new, device=device)
+        rows_N, places_N, positions = [], [], []
+        for row, (size, own) in enumerate(zip(sizes, depths, strict=True)):
+            rows_N += [row] * size
+            places_N += range(size)
+            positions += [self.positions[rows.start + row] + 1 + depth for depth in own]
+        where = torch.tensor(rows_N, device=device), torch.tensor(places_N, device=device)
+        flat = FlatPlaces(*where, columns_BQ[where], num_new)
+        self.cache.reserve(rows, width, 0, None, flat)
+        sees_BQW = sees(used_B1, num_new, width, sees_BQQ, columns_BQ)
+        found = self.run(
+            torch.tensor([[token for each in tokens for token in each]], device=device),
+            None,
+            torch.tensor([positions], device=device),
+            attention_argument(sees_BQW, self.model.config, self.model.dtype),
+            taps,
+            range(len(positions)),
+            flat,
+        )
+        index_BQ = torch.zeros(len(sizes), num_new, dtype=torch.long, device=device)
+        index_BQ[where] = torch.arange(len(positions), device=device)
+        hidden = {tap: states[0][index_BQ] for tap, states in found.hidden.items()}
+        return Forward(found.logits_BKV[0][index_BQ], hidden)
+
+    def run(
+        self,
+        tokens_BQ: Tensor | None,
+        embeddings_BQD: Tensor | None,
+        positions_BQ: Tensor,
+        mask: AttentionArgument | None,
+        taps: Sequence[int],
+        logit_columns: Sequence[int],
+        flat: FlatPlaces | None = None,
+    ) -> Forward:
+        """What the model makes of new columns, whose places in the cache are reserved."""
+        # By index: of a slice torch multiplies row by row, each with a copy of the head.
+        wanted = torch.tensor(logit_columns, device=self.model.device)
+        with packed_layers(self.model), folded_heads(self.model, flat):
             output = self.model(
                 input_ids=tokens_BQ,
                 inputs_embeds=embeddings_BQD,
-                position_ids=positions + 1 + depths_BQ,
+                position_ids=positions_BQ,
                 attention_mask=mask,
                 past_key_values=self.cache,
                 use_cache=True,
-                logits_to_keep=torch.tensor(logit_columns, device=device),
+                logits_to_keep=wanted,
                 output_hidden_states=list(taps) if taps else None,
             )
         return Forward(output.logits, {tap: output.hidden_states[tap] for tap in taps})

@@ -120,6 +120,11 @@ class MemoryBatch(CachedBatch):
     def reserve(self, capacity: int, max_rows: int | None) -> None:
         """Nothing: what is needed is not known before it is there."""
 
+    @property
+    def flattens(self) -> bool:
+        """No: what a head keeps is decided row by row."""
+        return False
+
     def share(self, row: int) -> float:
         """Entries a token and head that a row holds."""
         tokens = self.positions[row] + 1

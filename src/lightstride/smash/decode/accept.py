@@ -16,6 +16,7 @@ from lightstride.generate.rows import Row
 from lightstride.generate.sampling import (
     Purpose,
     draw_tokens,
+    likeliest,
     probabilities,
     residual,
     row_uniforms,
@@ -30,8 +31,8 @@ def accept(
 
     `logits_BKV[b, k]` are the base's after the certain token and the first k drafted ones.
     """
-    likeliest = logits_BKV.argmax(-1).tolist()
-    counts, following = greedy_acceptance([draft.tokens for draft in drafts], likeliest)
+    best = likeliest(logits_BKV).tolist()
+    counts, following = greedy_acceptance([draft.tokens for draft in drafts], best)
     others = [index for index, row in enumerate(rows) if not row.is_plain]
     if others:
         theirs = [rows[index] for index in others]
@@ -42,14 +43,14 @@ def accept(
 
 
 def greedy_acceptance(
-    drafts: Sequence[Sequence[int]], likeliest: Sequence[Sequence[int]]
+    drafts: Sequence[Sequence[int]], best: Sequence[Sequence[int]]
 ) -> tuple[list[int], list[int]]:
     """The greedy check, given the base's likeliest token after each token."""
     counts = []
-    for drafted, wanted in zip(drafts, likeliest, strict=True):
+    for drafted, wanted in zip(drafts, best, strict=True):
         pairs = zip(drafted, wanted, strict=False)
         counts.append(next((i for i, (a, b) in enumerate(pairs) if a != b), len(drafted)))
-    return counts, [wanted[count] for wanted, count in zip(likeliest, counts, strict=True)]
+    return counts, [wanted[count] for wanted, count in zip(best, counts, strict=True)]
 
 
 def accept_sampled(

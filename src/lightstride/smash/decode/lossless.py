@@ -18,7 +18,7 @@ from lightstride.config.decoding import Settings
 from lightstride.generate.forward import Forward
 from lightstride.generate.modes import Columns, Outcome
 from lightstride.generate.rows import Row
-from lightstride.generate.sampling import choose
+from lightstride.generate.sampling import choose, likeliest
 from lightstride.smash.decode.verify import begin_checked
 from lightstride.smash.drafters.guesses import Budget, Drafter, Guess, Kept, Tree, pooled
 
@@ -140,7 +140,7 @@ class Lossless:
 def base_choice(rows: Sequence[Row], logits_BKV: Tensor) -> Choice:
     """The base's own choice of tokens, as in plain decoding."""
     if all(row.is_plain for row in rows):
-        best = logits_BKV.argmax(-1).tolist()
+        best = likeliest(logits_BKV).tolist()
         return lambda members, places, _: [best[b][q] for b, q in zip(members, places, strict=True)]
 
     def choice(
