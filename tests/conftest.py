@@ -6,6 +6,7 @@ TEST_THREADS=2 runs them on two: no result may hang on how many there are.
 import gc
 import os
 import socket
+import sys
 import tempfile
 
 import pytest
@@ -47,3 +48,15 @@ def seeded() -> None:
     """The same random numbers and threads in every test, whichever ran before."""
     torch.manual_seed(0)
     torch.set_num_threads(THREADS)
+
+
+@pytest.fixture(autouse=True)
+def steady_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same costs of a forward in every run: columns are cheap, so that drafts are checked."""
+    costs = sys.modules.get("lightstride.smash.decode.costs")
+    if costs is not None:
+        monkeypatch.setattr(
+            costs,
+            "measure_forwards",
+            lambda _, rows: [(rows * q, 1 + 0.01 * rows * q) for q in (1, 32)],
+        )

@@ -193,6 +193,11 @@ def open_decoder(
     return PlainDecoder(model, tokenizer, memory=memory_of(source, model, kv, kv_type))
 
 
+def base_of(decoder: Decoder) -> PreTrainedModel:
+    """The model whose forwards a decoder counts as steps: a smashed model's base."""
+    return decoder.model.base if isinstance(decoder.model, SmashModel) else decoder.model
+
+
 def memory_of(
     source: str, model: PreTrainedModel, kv: float | None, kv_type: KvType
 ) -> Memory | None:

@@ -77,3 +77,4 @@ def test_a_plain_model_answers_too(
     assert cli.main(flags) == 0
     document = json.loads(capsys.readouterr().out)
     assert (document["tokens"], document["macro_steps"], document["prompt_tokens"]) == (5, 5, 5)
+    assert 0 <= document["near_ties"] <= 5

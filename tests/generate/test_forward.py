@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from helpers.agree import assert_close_logits
 from helpers.toys import tiny_gemma3, tiny_llama, tiny_qwen3
+from lightstride.generate import segments
 from lightstride.generate.cache import Storage
 from lightstride.generate.forward import CachedBatch
 from lightstride.generate.modes import ColumnReader, Columns, are_ragged
@@ -27,9 +28,17 @@ class Padding(CachedBatch):
     flattens = False
 
 
+@pytest.mark.parametrize("call", [0, segments.CALL])
 @pytest.mark.parametrize("storage", ["dynamic", "static"])
 @pytest.mark.parametrize("make", [tiny_llama, tiny_qwen3, tiny_gemma3])
-def test_flat_is_padded(make: Callable[[], PreTrainedModel], storage: Storage) -> None:
+def test_flat_is_padded(
+    make: Callable[[], PreTrainedModel],
+    storage: Storage,
+    call: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With calls for nothing every row has an attention of its own."""
+    monkeypatch.setattr(segments, "CALL", call)
     model = make()
     batches = [CachedBatch(model, storage), Padding(model, storage)]
     assert are_ragged(ASKED)

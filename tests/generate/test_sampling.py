@@ -11,6 +11,8 @@ from lightstride.generate.sampling import (
     Purpose,
     distribution,
     draw,
+    likeliest,
+    near_ties,
     penalize,
     residual,
     row_key,
@@ -108,3 +110,23 @@ def test_logits_that_are_not_finite_choose_nothing() -> None:
     decoder = PlainDecoder(model, byte_tokenizer())
     with pytest.raises(ModelError, match="NaN or infinite"):
         generate(decoder, [[1, 2]], Settings(max_new_tokens=2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("shift", [0.0, -100.0])
+def test_the_likeliest_is_torchs_own(dtype: torch.dtype, shift: float) -> None:
+    logits = (3 * torch.randn(2, 5, 301) + shift).to(dtype)
+    found = likeliest(logits)
+    assert found.shape == (2, 5)
+    assert torch.equal(logits.gather(-1, found[..., None])[..., 0], logits.amax(-1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_near_ties_are_leads_that_rounding_may_turn(dtype: torch.dtype, sign: int) -> None:
+    eps = torch.finfo(dtype).eps
+    far = 1 - 200 * sign * eps
+    pairs = [[1.0, far], [1.0, 1.0], [1.0, 1 - sign * eps], [far, 1.0]]
+    logits = torch.full((4, 9), -50.0)
+    logits[:, :2] = 8 * sign * torch.tensor(pairs)
+    assert near_ties(logits.to(dtype)) == 2

@@ -9,13 +9,14 @@ import torch
 
 from lightstride.bench.machine import Machine, measure_machine
 from lightstride.bench.measure import Load, measure_weights, ratios, run_in_turn, summarize
-from lightstride.checkpoint import open_decoder
+from lightstride.checkpoint import base_of, open_decoder
 from lightstride.commands.outputs import result_writer, save_result
 from lightstride.config import BenchConfig
 from lightstride.generate import Decoder
 from lightstride.models.device import pick_device, pick_dtype, suitable_dtype
 from lightstride.progress import Bar
 from lightstride.results import MIB, Numbers, markdown_table
+from lightstride.smash.decode.costs import cost_lines, costs_of
 
 
 def bench(config: BenchConfig) -> Mapping[str, object]:
@@ -46,8 +47,13 @@ def measure(
     """Every load on every model: the numbers of `result.json`."""
     weights = [measure_weights(decoder.model) for decoder in decoders]
     models: list[Numbers] = [
-        {"source": source, **vars(size), "loads": []}
-        for source, size in zip(sources, weights, strict=True)
+        {
+            "source": source,
+            **vars(size),
+            "costs": costs_of(base_of(decoder)).complete().as_dict(),
+            "loads": [],
+        }
+        for source, size, decoder in zip(sources, weights, decoders, strict=True)
     ]
     compared: list[Numbers] = []
     loads = [
@@ -102,7 +108,9 @@ def model_table(model: Numbers) -> str:
         )
     weights = cast(int, model["total_bytes"]) / MIB
     title = f"{model['source']}: {model['parameters']:,} parameters, {weights:,.1f} MiB of weights"
-    return f"{title}\n\n{markdown_table(header, rows)}"
+    costs = cast(Mapping[str, Sequence[tuple[int, float]]], model["costs"])
+    lines = cost_lines({int(each): points for each, points in costs.items()})
+    return "\n\n".join([title, "\n".join(lines), markdown_table(header, rows)])
 
 
 def ratio_table(compared: Sequence[Numbers]) -> str:

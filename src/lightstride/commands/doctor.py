@@ -24,6 +24,7 @@ from lightstride.models.opening.builtin import BUILT_IN, gguf_source
 from lightstride.models.opening.conversions import copies, file_hash, limit_bytes, older
 from lightstride.models.opening.load import load_model, local_folder, locate
 from lightstride.results import hardware, versions
+from lightstride.smash.decode.costs import cost_lines, costs_of
 from lightstride.smash.model.graft_files import read_config
 from lightstride.smash.model.headed import HEAD, read_headed
 
@@ -122,6 +123,7 @@ def hashes(source: str, trust_remote_code: bool) -> dict[str, object]:
         "weights": fingerprint(model),
         "identity": model_hash(model),
         "grafts": grafts,
+        "costs": costs_of(model).complete().as_dict(),
     }
 
 
@@ -157,6 +159,8 @@ def lines(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         model = found["model"]
         yield "model", f"{model['source']}: {model['type']}, {model['parameters']:,} parameters"
         yield "weights", f"{model['weights']} (with the config {model['identity'][:16]})"
+        for line in cost_lines({int(rows): points for rows, points in model["costs"].items()}):
+            yield "forward", line
         for name, digest in model["grafts"].items():
             yield "grafts", f"{digest[:16]} ({name}), on {model['base']}"
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from transformers import PreTrainedTokenizerBase
 
-from lightstride.checkpoint import open_decoder
+from lightstride.checkpoint import base_of, open_decoder
 from lightstride.config import GenerateConfig
 from lightstride.config.decoding import Settings
 from lightstride.errors import ConfigError, DataError
@@ -16,6 +16,7 @@ from lightstride.generate.chat_template import chat_tokens, token_ids
 from lightstride.generate.decoder import Generation, Step
 from lightstride.generate.decoder import generate as answer
 from lightstride.models.device import pick_device, pick_dtype, suitable_dtype
+from lightstride.smash.decode.costs import costs_of
 
 COLORS = (36, 33, 35, 32)
 """Terminal colors that neighboring steps take in turn."""
@@ -43,6 +44,8 @@ def generate(config: GenerateConfig) -> Mapping[str, object]:
     if not config.json:
         sys.stdout.write("\n")
         sys.stderr.write(cost_line(result) + "\n")
+        if config.show_steps:
+            sys.stderr.write("\n".join(costs_of(base_of(decoder)).lines()) + "\n")
     return as_json(result)
 
 
@@ -102,5 +105,6 @@ def as_json(result: Generation) -> dict[str, object]:
         "seconds": result.seconds,
         "prompt_tokens": result.prompt_tokens,
         "finish_reason": result.finish_reason,
+        "near_ties": result.near_ties,
         "steps": [list(step) for step in result.steps],
     }

@@ -30,11 +30,11 @@ class DecodingFlags:
     ] = None
     """How sure a smashed model must be to draft one more token in a step, above 0 up to 1: by
     default 0.9 for trust, 0.3 for verify, 0.03 for a guess that lossless checks."""
-    lookup: int = 8
+    lookup: int = 33
     """Most tokens of a checked step that may be copied from the text before; 0 is none."""
     tree: Annotated[
         int | None,
-        arg(metavar="N", help_behavior_hint="(default: 16, fewer in batches)", constructor=int),
+        arg(metavar="N", help_behavior_hint="(default: what pays)", constructor=int),
     ] = None
     """Most tokens that lossless checks at once for a prompt, as a tree of likely continuations."""
     max_new_tokens: int = 256

@@ -6,6 +6,7 @@ forward          one forward of some rows              cache            keys and
 rows             a row, and the cut that ends it       sampling         logits to tokens
 masks            who sees whom, and where it stands    detokenize, chat_template    text
 folded           attention, each KV head read once     packed           weights for the kernel
+segments         rows whose attention is one rectangle
 """
 
 from lightstride.config.decoding import Mode, Settings

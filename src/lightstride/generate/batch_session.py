@@ -23,7 +23,7 @@ from lightstride.generate.memory_batch import MemoryBatch
 from lightstride.generate.modes import ColumnReader, Columns, DecodingMode, Outcome
 from lightstride.generate.prefixes import PrefixPool
 from lightstride.generate.rows import NO_HOOKS, Row, check_prompt, context_length
-from lightstride.generate.sampling import row_key
+from lightstride.generate.sampling import near_ties, row_key
 from lightstride.generate.session import Hooks, Limits, RowStep, TokenLogprob
 from lightstride.generate.turns import Turns
 from lightstride.memory.cache import Memory
@@ -344,6 +344,8 @@ class BatchSession:
         row.drafted += outcome.drafted
         row.accepted += outcome.accepted
         row.kv_entries += len(outcome.kept)
+        if row.is_plain:
+            row.near_ties += near_ties(logits_KV[outcome.scored[: len(tokens)]])
         logprobs = None
         if row.settings.logprobs is not None:
             scored_KV = logits_KV[outcome.scored[: len(tokens)]]
@@ -358,6 +360,7 @@ class BatchSession:
             accepted=row.accepted,
             kv_entries=round(share * min(row.kv_entries, len(row.tokens))),
             cached=row.num_cached,
+            near_ties=row.near_ties,
             logprobs=logprobs,
         )
 

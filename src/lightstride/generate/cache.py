@@ -36,8 +36,6 @@ class FlatPlaces:
     """Its place among the row's new columns."""
     columns_N: Tensor
     """Its column in the cache."""
-    width: int
-    """Most new columns of a row."""
 
 
 class KvBuffer(Cache):

@@ -39,6 +39,8 @@ class Step:
     """Bytes of one KV entry over all layers."""
     allocated_bytes: int
     """Bytes of the KV cache as it is, prompts and room to grow included."""
+    near_ties: tuple[int, ...] = ()
+    """Greedy tokens of each answer so far that rounding might have made others."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,9 @@ class Generation:
     seconds: float
     """Wall time of the whole batch, up to this row's end."""
     finish_reason: FinishReason
+    near_ties: int = 0
+    """Its greedy tokens that rounding might have made others: in bfloat16 another mode, or another
+    number of rows, may answer otherwise from there on."""
 
     @property
     def macro_steps(self) -> int:
@@ -183,6 +188,7 @@ def run_steps(session: Session, keys: Sequence[str]) -> Iterator[Step]:
             kv_entries=tuple(last[key].kv_entries if key in last else 0 for key in keys),
             entry_bytes=session.entry_bytes,
             allocated_bytes=session.allocated_bytes,
+            near_ties=tuple(last[key].near_ties if key in last else 0 for key in keys),
         )
 
 
@@ -223,4 +229,5 @@ def answer_of_row(
         kv_bytes=entries * steps[last].entry_bytes,
         seconds=moments[last],
         finish_reason=reason,
+        near_ties=steps[last].near_ties[row] if steps[last].near_ties else 0,
     )

@@ -8,9 +8,10 @@ Shapes: B rows, H query heads, G KV heads, Q new columns of a row, N of all rows
 size.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +19,23 @@ from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lightstride.generate.cache import FlatPlaces
+from lightstride.generate.segments import Segment
 from lightstride.memory.attention import FOLDED
 
 NAME = "lightstride_folded"
-Masks = dict[tuple[int, int, torch.dtype], tuple[Tensor | None, Tensor]]
+Masks = dict[tuple[int, int, torch.dtype, int], tuple[Tensor | None, Tensor]]
 
-FLAT: ContextVar[FlatPlaces | None] = ContextVar("where columns of rows that stand in one belong")
+
+@dataclass(frozen=True)
+class RowLayout:
+    """How the rows of a forward are laid out."""
+
+    segments: Sequence[Segment]
+    flat: FlatPlaces | None = None
+    """Where new columns belong, if those of all rows stand in one."""
+
+
+LAYOUT: ContextVar[RowLayout | None] = ContextVar("the rows of the forward that runs")
 MASKS: ContextVar[Masks] = ContextVar("masks of the forward that runs, by mask, share and dtype")
 
 
@@ -33,22 +45,21 @@ def can_fold(model: PreTrainedModel) -> bool:
 
 
 @contextmanager
-def folded_heads(model: PreTrainedModel, flat: FlatPlaces | None = None) -> Iterator[None]:
+def folded_heads(model: PreTrainedModel, layout: RowLayout | None = None) -> Iterator[None]:
     """Inside this context the model's sdpa attention is `attention`; any other stays as it is."""
     if not can_fold(model):
-        assert flat is None
         yield
         return
     config = model.config
     before = config._attn_implementation
-    tokens = MASKS.set({}), FLAT.set(flat)
+    tokens = MASKS.set({}), LAYOUT.set(layout)
     config._attn_implementation = NAME
     try:
         yield
     finally:
         config._attn_implementation = before
         MASKS.reset(tokens[0])
-        FLAT.reset(tokens[1])
+        LAYOUT.reset(tokens[1])
 
 
 def attention(
@@ -64,15 +75,24 @@ def attention(
 
     Rows whose columns stand in one, (1, H, N, d), are taken apart and put together again.
     """
-    flat = FLAT.get()
     scale = query_BHQd.shape[-1] ** -0.5 if scaling is None else scaling
-    if flat is None:
+    layout = LAYOUT.get()
+    if attention_mask is None or layout is None:
         return attend(query_BHQd, key_BGWd, value_BGWd, attention_mask, scale), None
-    _, num_heads, _, size = query_BHQd.shape
-    query_BQHd = query_BHQd.new_zeros(len(key_BGWd), flat.width, num_heads, size)
-    query_BQHd[flat.rows_N, flat.places_N] = query_BHQd[0].transpose(0, 1)
-    output_BQHd = attend(query_BQHd.transpose(1, 2), key_BGWd, value_BGWd, attention_mask, scale)
-    return output_BQHd[flat.rows_N, flat.places_N][None], None
+    parts = []
+    for each in layout.segments:
+        rows, width = each.rows, each.width
+        seen = (key_BGWd[rows, :, :width], value_BGWd[rows, :, :width], attention_mask, scale, each)
+        if layout.flat is None:
+            parts.append(attend(query_BHQd[rows], *seen))
+            continue
+        where = layout.flat.rows_N[each.columns] - rows.start, layout.flat.places_N[each.columns]
+        num_heads, size = query_BHQd.shape[1], query_BHQd.shape[3]
+        query_BQHd = query_BHQd.new_zeros(rows.stop - rows.start, each.num_new, num_heads, size)
+        query_BQHd[where] = query_BHQd[0, :, each.columns].transpose(0, 1)
+        parts.append(attend(query_BQHd.transpose(1, 2), *seen)[where])
+    together = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return together if layout.flat is None else together[None], None
 
 
 def attend(
@@ -81,6 +101,7 @@ def attend(
     value_BGWd: Tensor,
     sees_B1QW: Tensor | None,
     scale: float,
+    segment: Segment | None = None,
 ) -> Tensor:
     """The heads' outputs, shape (B, Q, H, d).
 
@@ -93,7 +114,7 @@ def attend(
     is_causal = sees_B1QW is None and num_new == width > 1
     mask = None
     if sees_B1QW is not None or (num_new > 1 and not is_causal):
-        mask = mask_of(sees_B1QW, query_BHQd, width, shared if folds else 1)
+        mask = mask_of(sees_B1QW, query_BHQd, width, shared if folds else 1, segment)
     if folds and not is_causal:
         query_BHQd = query_BHQd.reshape(num_rows, groups, shared * num_new, size)
     output = nn.functional.scaled_dot_product_attention(
@@ -108,16 +129,25 @@ def attend(
     return output.reshape(num_rows, num_heads, num_new, size).transpose(1, 2)
 
 
-def mask_of(sees_B1QW: Tensor | None, query_BHQd: Tensor, width: int, shared: int) -> Tensor:
+def mask_of(
+    sees_B1QW: Tensor | None,
+    query_BHQd: Tensor,
+    width: int,
+    shared: int,
+    segment: Segment | None,
+) -> Tensor:
     """The mask to be added, for so many query heads of a KV head; made once in a forward."""
     masks = MASKS.get()
-    key = (id(sees_B1QW), shared, query_BHQd.dtype)
+    key = (id(sees_B1QW), shared, query_BHQd.dtype, -1 if segment is None else segment.rows.start)
     if key not in masks:
         num_new = query_BHQd.shape[2]
-        sees = sees_B1QW
-        if sees is None:
+        if sees_B1QW is None:
             ones_QW = torch.ones(num_new, width, dtype=torch.bool, device=query_BHQd.device)
             sees = ones_QW.tril(width - num_new)[None, None]
+        elif segment is None:
+            sees = sees_B1QW
+        else:
+            sees = sees_B1QW[segment.rows, :, :num_new, :width]
         added = torch.zeros_like(sees, dtype=query_BHQd.dtype).masked_fill(~sees, -torch.inf)
         masks[key] = sees_B1QW, added.repeat(1, 1, shared, 1)  # the id stays the mask's own
     return masks[key][1]

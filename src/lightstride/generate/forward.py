@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lightstride.generate.cache import FlatPlaces, KvBuffer, Storage, padded
-from lightstride.generate.folded import can_fold, folded_heads
+from lightstride.generate.folded import RowLayout, can_fold, folded_heads
 from lightstride.generate.masks import (
     AttentionArgument,
     attention_argument,
@@ -30,6 +30,8 @@ from lightstride.generate.masks import (
     sliding_window,
 )
 from lightstride.generate.packed import packed_layers
+from lightstride.generate.segments import segments_of
+from lightstride.memory.attention import FOLDED
 
 
 @dataclass(frozen=True)
@@ -185,8 +187,11 @@ class CachedBatch:
             sees_BQW = sees(used_B1, num_new, width, sees_BQQ, columns_BQ)
             mask = attention_argument(sees_BQW, self.model.config, self.model.dtype)
         positions = torch.tensor(self.positions[rows], device=device)[:, None]
+        layout = None
+        if mask is not None and num_new <= FOLDED and places_BQ is None:
+            layout = RowLayout(segments_of(used, [num_new] * len(used)))
         return self.run(
-            tokens_BQ, embeddings_BQD, positions + 1 + depths_BQ, mask, taps, logit_columns
+            tokens_BQ, embeddings_BQD, positions + 1 + depths_BQ, mask, taps, logit_columns, layout
         )
 
     def forward_flat(
@@ -205,13 +210,15 @@ class CachedBatch:
         width = max(used) + num_new
         used_B1 = torch.tensor(used, device=device)[:, None]
         columns_BQ = used_B1 + torch.arange(num_new, device=device)
-        rows_N, places_N, positions = [], [], []
+        rows_N: list[int] = []
+        places_N: list[int] = []
+        positions: list[int] = []
         for row, (size, own) in enumerate(zip(sizes, depths, strict=True)):
             rows_N += [row] * size
             places_N += range(size)
             positions += [self.positions[rows.start + row] + 1 + depth for depth in own]
         where = torch.tensor(rows_N, device=device), torch.tensor(places_N, device=device)
-        flat = FlatPlaces(*where, columns_BQ[where], num_new)
+        flat = FlatPlaces(*where, columns_BQ[where])
         self.cache.reserve(rows, width, 0, None, flat)
         sees_BQW = sees(used_B1, num_new, width, sees_BQQ, columns_BQ)
         found = self.run(
@@ -221,7 +228,7 @@ class CachedBatch:
             attention_argument(sees_BQW, self.model.config, self.model.dtype),
             taps,
             range(len(positions)),
-            flat,
+            RowLayout(segments_of(used, sizes), flat),
         )
         index_BQ = torch.zeros(len(sizes), num_new, dtype=torch.long, device=device)
         index_BQ[where] = torch.arange(len(positions), device=device)
@@ -236,12 +243,12 @@ class CachedBatch:
         mask: AttentionArgument | None,
         taps: Sequence[int],
         logit_columns: Sequence[int],
-        flat: FlatPlaces | None = None,
+        layout: RowLayout | None = None,
     ) -> Forward:
         """What the model makes of new columns, whose places in the cache are reserved."""
         # By index: of a slice torch multiplies row by row, each with a copy of the head.
         wanted = torch.tensor(logit_columns, device=self.model.device)
-        with packed_layers(self.model), folded_heads(self.model, flat):
+        with packed_layers(self.model), folded_heads(self.model, layout):
             output = self.model(
                 input_ids=tokens_BQ,
                 inputs_embeds=embeddings_BQD,

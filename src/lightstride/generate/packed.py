@@ -13,6 +13,7 @@ ours: whoever calls the model otherwise, or trains it, has the layers as they ar
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import psutil
@@ -40,6 +41,8 @@ class PackedLinear:
 
 PACKED: WeakKeyDictionary[nn.Module, dict[nn.Linear, PackedLinear]] = WeakKeyDictionary()
 """By model; an empty mapping where packing does not pay."""
+WEIGHTS: WeakKeyDictionary[nn.Module, PackedLinear] = WeakKeyDictionary()
+"""By owner: copies of weights that are no layer's."""
 
 
 @contextmanager
@@ -59,44 +62,69 @@ def copies_of(model: nn.Module) -> Mapping[nn.Linear, PackedLinear]:
     """The packed copies of a model, made where there is none or where a weight has changed."""
     if model not in PACKED:
         layers = packable(model)
-        needed = sum(layer.weight.nbytes for layer in layers)
-        fits = needed <= MOST_OF_FREE_MEMORY * psutil.virtual_memory().available
-        PACKED[model] = {layer: pack(layer) for layer in layers} if fits else {}
+        is_small = fits_easily(sum(layer.weight.nbytes for layer in layers))
+        PACKED[model] = {layer: pack_layer(layer) for layer in layers} if is_small else {}
     known = PACKED[model]
     for layer, packed in known.items():
         weight = layer._parameters["weight"]
         assert weight is not None
         if not packed.is_of(weight):
-            known[layer] = pack(layer)
+            known[layer] = pack_layer(layer)
     return known
+
+
+def packed_product(owner: nn.Module, weight_OI: Tensor, bias_O: Tensor | None) -> Linear:
+    """What multiplies with a weight that no layer has, by a packed copy where that pays.
+
+    The copy is kept for as long as its owner, who has one such weight.
+    """
+    known = WEIGHTS.get(owner)
+    if known is not None and known.is_of(weight_OI):
+        return known.forward
+    if not has_kernel(weight_OI) or not fits_easily(weight_OI.nbytes):
+        return partial(nn.functional.linear, weight=weight_OI, bias=bias_O)
+    WEIGHTS[owner] = pack(weight_OI, lambda: bias_O)
+    return WEIGHTS[owner].forward
 
 
 def packable(model: nn.Module) -> list[nn.Linear]:
     """The linear layers for which the machine has a kernel of this kind."""
-    if not torch.backends.mkldnn.is_available():
-        return []
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return []
     return [
         layer
         for layer in model.modules()
-        if type(layer) is nn.Linear
-        and "forward" not in layer.__dict__
-        and layer.weight.device.type == "cpu"
-        and layer.weight.dtype == torch.bfloat16
-        and not layer.weight.is_inference()
+        if type(layer) is nn.Linear and "forward" not in layer.__dict__ and has_kernel(layer.weight)
     ]
 
 
-def pack(layer: nn.Linear) -> PackedLinear:
-    """A packed copy of a layer's weight."""
-    weight = layer.weight
+def has_kernel(weight: Tensor) -> bool:
+    """Whether the machine has a kernel that reads such a weight packed."""
+    return (
+        weight.device.type == "cpu"
+        and weight.dtype == torch.bfloat16
+        and not weight.is_inference()
+        and torch.backends.mkldnn.is_available()
+        and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    )
+
+
+def fits_easily(num_bytes: int) -> bool:
+    """Whether copies of so many bytes leave enough of the memory that is free."""
+    return num_bytes <= MOST_OF_FREE_MEMORY * int(psutil.virtual_memory().available)
+
+
+def pack(weight: Tensor, bias: Callable[[], Tensor | None]) -> PackedLinear:
+    """A packed copy of a weight."""
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), 1)
     multiply = torch.ops.mkldnn._linear_pointwise
 
     def forward(inputs: Tensor) -> Tensor:
-        product = multiply(inputs, packed, layer._parameters["bias"], "none", [], "")
+        product = multiply(inputs, packed, bias(), "none", [], "")
         assert isinstance(product, Tensor)
         return product
 
     return PackedLinear(forward, weight.data_ptr(), weight._version)
+
+
+def pack_layer(layer: nn.Linear) -> PackedLinear:
+    """A packed copy of a layer's weight."""
+    return pack(layer.weight, lambda: layer._parameters["bias"])

@@ -43,6 +43,7 @@ class Row:
         self.drafted = 0
         self.accepted = 0
         self.kv_entries = 0
+        self.near_ties = 0
         self.number = 0
         """Number of rows that joined before it."""
         self.num_read = 0

@@ -20,6 +20,15 @@ from lightstride.config.decoding import Settings
 from lightstride.errors import ModelError
 from lightstride.generate.rows import Row
 
+NEAR = {
+    torch.bfloat16: 2 * torch.finfo(torch.bfloat16).eps,
+    torch.float16: 4 * torch.finfo(torch.float16).eps,
+    torch.float32: 64 * torch.finfo(torch.float32).eps,
+    torch.float64: 64 * torch.finfo(torch.float64).eps,
+}
+"""Lead of the likeliest logit, as a share of it, that rounding may turn round: more of it in
+precisions that add up in themselves."""
+
 Drafts = Sequence[Sequence[int]]
 """For every row, tokens of the current step that are not in its answer yet."""
 
@@ -150,6 +159,21 @@ def likeliest(logits: Tensor) -> Tensor:
     if logits.dtype == torch.float32:
         return torch.from_numpy(logits.numpy().argmax(-1, keepdims=True))[..., 0]
     return logits.argmax(-1)
+
+
+def near_ties(logits_NV: Tensor) -> int:
+    """Rows in which another token is as likely as the likeliest, to NEAR parts of rounding.
+
+    There a forward over another number of columns, which rounds otherwise, may choose another.
+    """
+    best_N1 = logits_NV.amax(-1, keepdim=True)
+    least_N1 = best_N1 - NEAR[logits_NV.dtype] * best_N1.abs()
+    has_bits = logits_NV.device.type == "cpu" and logits_NV.dtype == torch.bfloat16
+    if has_bits and bool((least_N1 > 0).all()):  # bits of positive numbers order as these do
+        bits_NV = logits_NV.contiguous().view(torch.int16).numpy()
+        close_N = (bits_NV >= least_N1.view(torch.int16).numpy()).sum(-1)
+        return int((close_N > 1).sum())
+    return int(((logits_NV >= least_N1).sum(-1) > 1).sum())
 
 
 def choose(logits_NV: Tensor, rows: Sequence[Row], drafts: Drafts) -> list[int]:

@@ -81,6 +81,8 @@ class RowStep:
     """KV entries stored for the answer so far, the prompt's left out."""
     cached: int = 0
     """Prompt tokens whose entries were there already."""
+    near_ties: int = 0
+    """Greedy tokens so far that rounding might have made others."""
     logprobs: tuple[TokenLogprob, ...] | None = None
     """One for each of `tokens`, where the settings ask for them."""
 

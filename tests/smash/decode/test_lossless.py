@@ -13,8 +13,10 @@ from helpers.trees import path_to, random_tree
 from lightstride.errors import ConfigError
 from lightstride.generate import PlainDecoder, Settings, generate
 from lightstride.generate.rows import Row
+from lightstride.smash.decode.costs import costs_of
 from lightstride.smash.decode.decoder import SmashDecoder
-from lightstride.smash.decode.lossless import Lossless, follow_trees, tree_size
+from lightstride.smash.decode.lossless import Lossless, drafts_of, follow_trees
+from lightstride.smash.decode.pacing import Pacing
 from lightstride.smash.drafters.guesses import ROOT, Budget, Guess, Guesses, Kept
 from lightstride.smash.hub import SmashModel
 
@@ -101,8 +103,9 @@ def test_true_branches_are_followed(
     settings = Settings(max_new_tokens=LENGTH, temperature=temperature, seed=4)
     plain = generate(PlainDecoder(model.base, byte_tokenizer()), PROMPTS, settings)
     knowing = Knowing(model, [a.tokens for a in plain])
+    lossless = Lossless([knowing], costs_of(model.base), Pacing())
     monkeypatch.setattr(
-        "lightstride.smash.decode.decoder.smash_modes", lambda _: {"lossless": Lossless([knowing])}
+        "lightstride.smash.decode.decoder.smash_modes", lambda _, **__: {"lossless": lossless}
     )
     asked = Settings(
         max_new_tokens=LENGTH, temperature=temperature, seed=4, mode="lossless", tree=12, lookup=0
@@ -132,9 +135,8 @@ def test_sampled_answers_are_the_plain_decoders(base: str, tree: int | None) -> 
         assert all(len(step) == 1 for a in answers for step in a.steps)
 
 
-def test_trees_are_smaller_in_batches() -> None:
-    assert [tree_size(None, rows) for rows in (1, 2, 3, 8, 16, 64)] == [16, 16, 10, 4, 3, 3]
-    assert [tree_size(24, rows) for rows in (1, 64)] == [24, 24]
+def test_fewer_guesses_a_row_in_batches() -> None:
+    assert [drafts_of(rows) for rows in (1, 2, 4, 8, 16, 64)] == [24, 24, 24, 12, 6, 4]
 
 
 def test_a_tree_without_room_is_refused() -> None:

@@ -84,7 +84,7 @@ def test_counts_of_drafts_are_those_of_the_answer() -> None:
 def test_log_probabilities_of_the_exact_modes_are_the_bases(mode: str) -> None:
     model = toy()
     prompt = (4, 5, 6)
-    asked = Settings(max_new_tokens=12, mode=mode, confidence=0.1, logprobs=2, lookup=0)
+    asked = Settings(max_new_tokens=12, mode=mode, confidence=0.1, logprobs=2, lookup=0, tree=8)
     steps = alone(SmashDecoder(model, byte_tokenizer()).session(), Request(prompt, asked))
     tokens = tokens_of(steps)
     found = [each for step in steps for each in step.logprobs or ()]

@@ -20,11 +20,14 @@ from lightstride.errors import ConfigError
 from lightstride.generate.batch_session import BatchSession
 from lightstride.generate.cache import Storage, padded
 from lightstride.generate.decoder import ALL_AT_ONCE, NO_LIMITS, Step, steps_of
+from lightstride.generate.folded import can_fold
 from lightstride.generate.modes import ColumnReader, DecodingMode, OneToken
 from lightstride.generate.rows import ends_of
 from lightstride.generate.session import Hooks, Limits, Session
 from lightstride.memory.cache import Memory
+from lightstride.smash.decode.costs import costs_of
 from lightstride.smash.decode.lossless import Lossless
+from lightstride.smash.decode.pacing import pacing_of
 from lightstride.smash.decode.trust import Trust
 from lightstride.smash.decode.verify import Verify
 from lightstride.smash.drafters.lookups import LookupDrafter, LookupHistory
@@ -100,7 +103,7 @@ def smash_session(
 
     return BatchSession(
         model.base,
-        smash_modes(model),
+        smash_modes(model, rows_are_padded=memory is not None or not can_fold(model.base)),
         resolve,
         reader=ColumnReader(merge, merged_at),
         tokenizer=tokenizer,
@@ -111,13 +114,18 @@ def smash_session(
     )
 
 
-def smash_modes(model: SmashBody) -> dict[str, DecodingMode]:
-    """The four modes; their rows share what was looked up."""
+def smash_modes(model: SmashBody, *, rows_are_padded: bool = False) -> dict[str, DecodingMode]:
+    """The four modes; their rows share what was looked up, all sessions what was learned."""
     history = LookupHistory()
     lookups = LookupDrafter(history, shortest=1, num_branches=MAX_BRANCHES)
     return {
         "trust": Trust(model, history),
         "verify": Verify(model, history),
-        "lossless": Lossless([lookups, MicroTree(model)]),
+        "lossless": Lossless(
+            [lookups, MicroTree(model)],
+            costs_of(model.base),
+            pacing_of(model),
+            rows_are_padded=rows_are_padded,
+        ),
         "ar": OneToken(),
     }

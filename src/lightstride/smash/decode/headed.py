@@ -10,11 +10,14 @@ from lightstride.errors import ConfigError
 from lightstride.generate.batch_session import BatchSession
 from lightstride.generate.cache import Storage
 from lightstride.generate.decoder import ALL_AT_ONCE, NO_LIMITS, Step, steps_of
+from lightstride.generate.folded import can_fold
 from lightstride.generate.modes import ColumnReader, OneToken
 from lightstride.generate.rows import ends_of
 from lightstride.generate.session import Hooks, Limits, Session
 from lightstride.memory.cache import Memory
+from lightstride.smash.decode.costs import costs_of
 from lightstride.smash.decode.lossless import Lossless
+from lightstride.smash.decode.pacing import pacing_of
 from lightstride.smash.drafters.eagle3_tree import Eagle3Tree
 from lightstride.smash.drafters.lookups import LookupDrafter, LookupHistory
 from lightstride.smash.model.eagle3 import Eagle3Head
@@ -43,9 +46,15 @@ class HeadedDecoder:
         """An open batch without rows."""
         lookups = LookupDrafter(LookupHistory(), shortest=1, num_branches=MAX_BRANCHES)
         tree = Eagle3Tree(self.head, self.model.get_input_embeddings())
+        lossless = Lossless(
+            [lookups, tree],
+            costs_of(self.model),
+            pacing_of(self.head),
+            rows_are_padded=self.memory is not None or not can_fold(self.model),
+        )
         return BatchSession(
             self.model,
-            {"lossless": Lossless([lookups, tree]), "ar": OneToken()},
+            {"lossless": lossless, "ar": OneToken()},
             lossless_or_one,
             reader=ColumnReader(),
             tokenizer=self.tokenizer if with_text else None,

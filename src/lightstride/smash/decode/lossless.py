@@ -6,6 +6,10 @@ plain decoder chooses it, greedily or by the row's own random number for that pl
 the children, the walk goes on there, else it is what follows.  So nothing is ever rejected by
 chance: sampled answers, too, are those of the plain decoder, token for token.
 
+Each step checks as many guesses, of all rows together, as bring the most tokens a second on this
+machine (`budget.py`, `costs.py`), believes drafters as far as they were right (`pacing.py`), and is
+the plain decoder's where drafting does not pay.
+
 Shapes: B rows, K columns with logits, T taps, D hidden size, V vocabulary.
 """
 
@@ -19,37 +23,53 @@ from lightstride.generate.forward import Forward
 from lightstride.generate.modes import Columns, Outcome
 from lightstride.generate.rows import Row
 from lightstride.generate.sampling import choose, likeliest
+from lightstride.smash.decode.budget import Choice, best_together, best_width
+from lightstride.smash.decode.costs import CostTable
+from lightstride.smash.decode.pacing import Pacing
 from lightstride.smash.decode.verify import begin_checked
 from lightstride.smash.drafters.guesses import Budget, Drafter, Guess, Kept, Tree, pooled
 
-TREE_SIZE = 16
-"""Columns of a tree of one row; SmolLM2-135M reads 16 in 1.18 times the time of one."""
-BATCH_TREE_BUDGET = 32
-"""Columns of all trees together, beyond which they cost the more the more there are."""
-MIN_TREE_SIZE = 3
-"""Columns of a tree however many rows there are."""
+MOST_COLUMNS = 48
+"""Columns of a row: what a step may try of a run that was there before, and of drafts."""
+MOST_DRAFTS = 24
+"""Guesses of a drafter for one row; further ones are hardly ever right."""
+BATCH_DRAFTS = 96
+"""Guesses of a drafter for all rows, beyond which those of a row are fewer."""
+LEAST_DRAFTS = 4
 
-Choice = Callable[[Sequence[int], Sequence[int], Sequence[Sequence[int]]], list[int]]
+BaseChoice = Callable[[Sequence[int], Sequence[int], Sequence[Sequence[int]]], list[int]]
 """The base's tokens, given rows, the place in each row's tree, and its branch up to there."""
 
 
 class Lossless:
     """Steps that leave one KV entry a token; guesses of all drafters share a row's tree."""
 
-    def __init__(self, drafters: Sequence[Drafter]) -> None:
+    def __init__(
+        self,
+        drafters: Sequence[Drafter],
+        costs: CostTable,
+        pacing: Pacing,
+        *,
+        rows_are_padded: bool = False,
+    ) -> None:
         self.drafters = drafters
-        self.taps: Sequence[int] = sorted({tap for drafter in drafters for tap in drafter.taps})
         self.reads_prompts = any(drafter.reads_context for drafter in drafters)
+        self.costs = costs
+        self.pacing = pacing
+        self.best = best_width if rows_are_padded else best_together
+        self.all_taps: Sequence[int] = sorted({tap for each in drafters for tap in each.taps})
+        self.taps: Sequence[int] = self.all_taps
+        """The base's hidden states that the next forward is to keep: none in a rest."""
         self.trees: dict[str, Tree] = {}
         """The tree of each row in the step at hand."""
 
     def scratch(self, settings: Settings) -> int:
         """A tree."""
-        return settings.tree or TREE_SIZE
+        return settings.tree or MOST_COLUMNS
 
     def begin(self, rows: Sequence[Row], forward: Forward) -> list[list[int]]:
         """The first token of each answer."""
-        return begin_checked(rows, forward, self.taps)
+        return begin_checked(rows, forward, self.all_taps)
 
     def note_prompt(
         self, rows: Sequence[Row], parts: Sequence[Sequence[int]], forward: Forward
@@ -60,37 +80,90 @@ class Lossless:
         self.tell_drafters(rows, parts, columns, forward)
 
     def ask(self, rows: Sequence[Row], num_rows: int) -> list[Columns]:
-        """Draft a tree behind each row's certain token."""
-        sizes = [tree_size(row.settings.tree, num_rows) for row in rows]
-        trees = [Tree([row.pending[-1]]) for row in rows]
-        for tree, guesses, size in zip(trees, self.draft(rows, sizes), sizes, strict=True):
-            tree.attach(guesses, size)
+        """Draft a tree behind each row's certain token, and cut all to what pays."""
+        is_asked = any(row.settings.tree is not None for row in rows)
+        drafts = is_asked or self.pacing.start_step(num_rows)
+        drafts = drafts and all(row.taps_TD is not None for row in rows)
+        free = [not each.taps for each in self.drafters]
+        pools, costs = self.draft(rows, num_rows, [is_free or drafts for is_free in free])
+        trees = self.grown(rows, pools)
+        choice = self.choose(rows, trees, num_rows, sum(costs))
+        if drafts and not is_asked and not all(free):
+            without = [[guess for guess in pool if free[guess.drafter]] for pool in pools]
+            plain = self.choose(rows, self.grown(rows, without), num_rows, 0.0)
+            self.pacing.note_gain(choice.rate / plain.rate)
+        for tree, count in zip(trees, choice.counts, strict=True):
+            tree.cut(1 + count)
         self.trees = {row.key: tree for row, tree in zip(rows, trees, strict=True)}
+        resting = self.pacing.rests > 0 and not self.reads_prompts
+        self.taps = [] if resting else self.all_taps
         return [
-            Columns(tree.tokens, tree.depths, len(tree.tokens), tree.mask())
-            if len(tree.tokens) > 1
-            else Columns.chain(tree.tokens)
+            Columns.chain(tree.tokens)
+            if tree.is_chain
+            else Columns(tree.tokens, tree.depths, len(tree.tokens), tree.mask())
             for tree in trees
         ]
 
-    def draft(self, rows: Sequence[Row], sizes: Sequence[int]) -> list[list[Guess]]:
-        """The guesses of all drafters for each row."""
+    def grown(self, rows: Sequence[Row], pools: Sequence[Sequence[Guess]]) -> list[Tree]:
+        """A tree of each row with all guesses that it may hold."""
+        trees = [Tree([row.pending[-1]]) for row in rows]
+        for row, tree, pool in zip(rows, trees, pools, strict=True):
+            tree.attach(pool, self.scratch(row.settings))
+        return trees
+
+    def choose(
+        self, rows: Sequence[Row], trees: Sequence[Tree], num_rows: int, drafting: float
+    ) -> Choice:
+        """How many guesses of each tree to check; all of those whose size was asked for."""
+        is_fixed = [row.settings.tree is not None for row in rows]
+        fixed = [tree.chances if f else [] for f, tree in zip(is_fixed, trees, strict=True)]
+        certain = sum(map(len, fixed))
+        most = num_rows * (1 + max(len(tree.tokens) for tree in trees)) + certain
+        times = self.costs.curve(num_rows, most)
+        choice = self.best(
+            [[] if f else tree.chances for f, tree in zip(is_fixed, trees, strict=True)],
+            num_rows,
+            times[certain:],
+            drafting * float(times[num_rows]),
+        )
+        counts = [len(own) or n for own, n in zip(fixed, choice.counts, strict=True)]
+        return Choice(counts, choice.rate)
+
+    def draft(
+        self, rows: Sequence[Row], num_rows: int, wanted: Sequence[bool]
+    ) -> tuple[list[list[Guess]], list[float]]:
+        """The guesses of the wanted drafters for each row, and the cost of each drafter."""
         pools: list[list[Guess]] = [[] for _ in rows]
-        taps_BTD = torch.stack([each for row in rows if (each := row.taps_TD) is not None])
-        for drafter in self.drafters:
+        costs = []
+        for number, drafter in enumerate(self.drafters):
+            if not wanted[number]:
+                continue
+            most = drafts_of(num_rows) if drafter.taps else MOST_COLUMNS - 1
             budgets = [
                 Budget(
-                    num_guesses=0 if row.pending[-1] in row.ends else size - 1,
+                    num_guesses=0
+                    if row.pending[-1] in row.ends
+                    else min(most, self.scratch(row.settings) - 1),
                     depth=row.limit - len(row.tokens),
                     least_probability=row.settings.confidence or 1.0,
                     rivals=[guess.probability for guess in pool],
                 )
-                for row, size, pool in zip(rows, sizes, pools, strict=True)
+                for row, pool in zip(rows, pools, strict=True)
             ]
-            chosen = [self.taps.index(tap) for tap in drafter.taps]
-            found = drafter.propose(rows, taps_BTD[:, chosen], budgets)
-            pools = [pooled([pool, more.guesses]) for pool, more in zip(pools, found, strict=True)]
-        return pools
+            found = drafter.propose(rows, self.features(rows, drafter), budgets)
+            costs.append(drafter.cost(len(rows), most))
+            pools = [
+                pooled([pool, self.pacing.corrected(more.guesses, number)])
+                for pool, more in zip(pools, found, strict=True)
+            ]
+        return pools, costs
+
+    def features(self, rows: Sequence[Row], drafter: Drafter) -> Tensor | None:
+        """The states of the rows' last entries that a drafter drafts from, (B, T, D)."""
+        if not drafter.taps:
+            return None
+        taps_BTD = torch.stack([each for row in rows if (each := row.taps_TD) is not None])
+        return taps_BTD[:, [self.all_taps.index(tap) for tap in drafter.taps]]
 
     def answer(
         self, rows: Sequence[Row], asked: Sequence[Columns], forward: Forward
@@ -98,10 +171,13 @@ class Lossless:
         """The branch of each tree that the base confirms, and its next token."""
         trees = [self.trees[row.key] for row in rows]
         paths, following = follow_trees(trees, base_choice(rows, forward.logits_BKV))
-        taps_BTD = forward.taps(self.taps, [path[-1] for path in paths])
+        self.pacing.learn(trees, paths)
+        features: Sequence[Tensor | None] = [None] * len(rows)
+        if self.taps:
+            features = list(forward.taps(self.taps, [path[-1] for path in paths]))
         outcomes = []
         for row, tree, path, token, taps_TD in zip(
-            rows, trees, paths, following, taps_BTD, strict=True
+            rows, trees, paths, following, features, strict=True
         ):
             row.pending, row.taps_TD = [token], taps_TD
             outcomes.append(
@@ -114,6 +190,7 @@ class Lossless:
                     accepted=len(path) - 1,
                 )
             )
+        self.taps = self.all_taps
         tokens = [
             [tree.tokens[place] for place in path] for tree, path in zip(trees, paths, strict=True)
         ]
@@ -137,7 +214,7 @@ class Lossless:
                 drafter.accept(rows, kept)
 
 
-def base_choice(rows: Sequence[Row], logits_BKV: Tensor) -> Choice:
+def base_choice(rows: Sequence[Row], logits_BKV: Tensor) -> BaseChoice:
     """The base's own choice of tokens, as in plain decoding."""
     if all(row.is_plain for row in rows):
         best = likeliest(logits_BKV).tolist()
@@ -152,12 +229,12 @@ def base_choice(rows: Sequence[Row], logits_BKV: Tensor) -> Choice:
     return choice
 
 
-def tree_size(asked: int | None, num_rows: int) -> int:
-    """Most tokens of each tree; it grows again when other rows have ended."""
-    return asked or max(MIN_TREE_SIZE, min(TREE_SIZE, BATCH_TREE_BUDGET // num_rows))
+def drafts_of(num_rows: int) -> int:
+    """Most guesses of a drafter for each row."""
+    return max(LEAST_DRAFTS, min(MOST_DRAFTS, BATCH_DRAFTS // num_rows))
 
 
-def follow_trees(trees: Sequence[Tree], choose: Choice) -> tuple[list[list[int]], list[int]]:
+def follow_trees(trees: Sequence[Tree], choose: BaseChoice) -> tuple[list[list[int]], list[int]]:
     """The places of each tree that the base confirms, from the first, and its token after them."""
     paths = [[0] for _ in trees]
     following = [0] * len(trees)

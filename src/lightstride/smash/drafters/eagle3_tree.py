@@ -81,7 +81,7 @@ class Eagle3Tree:
             self.contexts[row].states.append(states_KD)
 
     def propose(
-        self, rows: Sequence[Row], taps_BTD: Tensor, budgets: Sequence[Budget]
+        self, rows: Sequence[Row], taps_BTD: Tensor | None, budgets: Sequence[Budget]
     ) -> list[Guesses]:
         """Guesses of each row."""
 

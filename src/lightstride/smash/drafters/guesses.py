@@ -14,7 +14,7 @@ Shapes: T taps, D hidden size, V vocabulary.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -36,6 +36,10 @@ class Guess:
     """The guess before it in its list, or ROOT."""
     depth: int
     """Tokens from the first one, which is certain, to this one: at least 1."""
+    drafter: int = 0
+    """Who made it, by number."""
+    claimed: float = 0.0
+    """The probability that its drafter gave it, where experience has corrected that."""
 
 
 @dataclass(frozen=True)
@@ -85,13 +89,13 @@ class Drafter(Protocol):
     """Whether `accept` must be told of every token, the prompts' too."""
 
     def cost(self, num_rows: int, num_guesses: int) -> float:
-        """Cost of so many guesses a row, in forwards of the base over one column."""
+        """Cost of so many guesses a row, in forwards of the base over one column of these rows."""
         ...
 
     def propose(
-        self, rows: Sequence[Row], taps_BTD: Tensor, budgets: Sequence[Budget]
+        self, rows: Sequence[Row], taps_BTD: Tensor | None, budgets: Sequence[Budget]
     ) -> list[Guesses]:
-        """Guesses of each row; `taps` are those of the row's last entry."""
+        """Guesses of each row; `taps` are those of the row's last entry, None without any."""
         ...
 
     def accept(self, rows: Sequence[Row], kept: Sequence[Kept]) -> None:
@@ -108,6 +112,8 @@ class Tree:
     depths: list[int] = field(default_factory=lambda: [0])
     children: dict[tuple[int, int], int] = field(default_factory=dict)
     """Where a token is, by its parent and itself."""
+    origins: list[Guess | None] = field(default_factory=lambda: [None])
+    """The guess that each token was added for; the first is certain."""
 
     def add(self, parent: int, token: int) -> int:
         """Where the token is as a child of `parent`; it is added if it is not there."""
@@ -124,7 +130,26 @@ class Tree:
         for index in sorted(range(len(guesses)), key=lambda i: -guesses[i].probability):
             if len(self.tokens) == size:
                 return
-            places[index] = self.add(places[guesses[index].parent], guesses[index].token)
+            guess = guesses[index]
+            places[index] = self.add(places[guess.parent], guess.token)
+            if places[index] == len(self.origins):
+                self.origins.append(guess)
+
+    @property
+    def chances(self) -> list[float]:
+        """Probabilities of all tokens but the first, descending."""
+        return [origin.probability for origin in self.origins if origin is not None]
+
+    def cut(self, size: int) -> None:
+        """Keep the likeliest tokens alone, so many with the first."""
+        for values in (self.tokens, self.parents, self.depths, self.origins):
+            del values[size:]
+        self.children = {key: place for key, place in self.children.items() if place < size}
+
+    @property
+    def is_chain(self) -> bool:
+        """Whether no token has two others behind it."""
+        return self.parents == list(range(-1, len(self.tokens) - 1))
 
     def mask(self) -> Tensor:
         """Which tokens each sees: its own branch up to itself, shape (Q, Q)."""
@@ -141,5 +166,5 @@ def pooled(lists: Sequence[Sequence[Guess]]) -> list[Guess]:
         start = len(pool)
         for guess in guesses:
             parent = guess.parent if guess.parent == ROOT else guess.parent + start
-            pool.append(Guess(guess.probability, guess.token, parent, guess.depth))
+            pool.append(replace(guess, parent=parent))
     return pool

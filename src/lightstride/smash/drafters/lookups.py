@@ -10,9 +10,10 @@ from torch import Tensor
 
 from lightstride.generate.rows import Row
 from lightstride.smash.drafters.guesses import ROOT, Budget, Guess, Guesses, Kept
-from lightstride.smash.model.lookup import LOOKUP_ACCURACY, Lookup, continuation
+from lightstride.smash.model.lookup import Lookup, continuation, lookup_accuracy
 
-LAST = len(LOOKUP_ACCURACY) - 1
+LEAST_PROPOSED = 10
+"""Tokens that the shortest run proposes; one of n proposes 2 n."""
 
 
 class LookupHistory:
@@ -49,7 +50,8 @@ class LookupDrafter:
     def propose(
         self, rows: Sequence[Row], taps_BTD: Tensor | None, budgets: Sequence[Budget]
     ) -> list[Guesses]:
-        """Up to `row.settings.lookup` - 1 tokens of each continuation."""
+        """Up to `row.settings.lookup` - 1 tokens of each continuation, the more the longer the run
+        that led to it: its evidence."""
         return [
             Guesses(self.look_up(row, budget)) for row, budget in zip(rows, budgets, strict=True)
         ]
@@ -63,15 +65,17 @@ class LookupDrafter:
         guesses: list[Guess] = []
         remaining = 1.0
         for branch in lookup.branches(self.shortest)[: self.num_branches]:
-            tokens = until_end(continuation(lookup.tokens, branch.place, longest), row.ends)
+            run = lookup.run_before(branch.place, branch.run)
+            most = min(longest, max(LEAST_PROPOSED, 2 * run))
+            tokens = until_end(continuation(lookup.tokens, branch.place, most), row.ends)
             probability, parent = remaining, ROOT
             for depth, token in enumerate(tokens, 1):
-                probability *= LOOKUP_ACCURACY[min(branch.run + depth - 1, LAST)]
+                probability *= lookup_accuracy(run + depth - 1)
                 if probability < budget.least_probability:
                     break
                 guesses.append(Guess(probability, token, parent, depth))
                 parent = len(guesses) - 1
-            remaining *= 1 - LOOKUP_ACCURACY[min(branch.run, LAST)]
+            remaining *= 1 - lookup_accuracy(run)
         return guesses
 
     def accept(self, rows: Sequence[Row], kept: Sequence[Kept]) -> None:

@@ -21,6 +21,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from lightstride.errors import ModelError
 from lightstride.generate.masks import slot_positions
+from lightstride.generate.packed import packed_product
 from lightstride.models.families.registry import adapter_for
 from lightstride.models.fingerprint import fingerprint
 from lightstride.models.head_logits import head_logits
@@ -184,6 +185,9 @@ class SmashBody(PreTrainedModel):
 
     def micro_logits(self, later_JD: Tensor) -> Tensor:
         """Logits of later tokens, over the micro vocabulary, shape (J, M)."""
+        if torch.is_inference_mode_enabled():
+            multiply = packed_product(self, self.micro_head_MD, self.micro_bias_M)
+            return self.finish_logits(multiply(later_JD))
         return self.finish_logits(
             nn.functional.linear(later_JD, self.micro_head_MD, self.micro_bias_M)
         )
