@@ -6,6 +6,8 @@ import time
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
+from types import ModuleType
+from typing import cast
 
 from lightstride.checkpoint import open_decoder, with_budget
 from lightstride.config.serve import ServeConfig
@@ -39,8 +41,9 @@ def serve(config: ServeConfig) -> Mapping[str, object]:
     with closing(listen(config.host, config.port)) as bound:
         port = bound.getsockname()[1]
         host = f"[{config.host}]" if ":" in config.host else config.host
+        models = open_models(config, limits)
         service = Service(
-            models=open_models(config, limits),
+            models=models,
             limits=limits,
             defaults=Defaults(
                 max_tokens=config.max_new_tokens,
@@ -56,8 +59,13 @@ def serve(config: ServeConfig) -> Mapping[str, object]:
                 f"(ready after {time.perf_counter() - begin:.1f} s; Ctrl+C ends it)\n"
             )
             sys.stderr.flush()
+            for model in models.values():
+                model.warm_up()
 
         hosts = {*LOOPBACK_NAMES, config.host.lower()} if config.is_local else None
+        # FastAPI asks of every type whether it is one of pydantic's old models: none is here, and
+        # to import them takes a third of a second.
+        sys.modules.setdefault("pydantic.v1", cast("ModuleType", None))
         app = build(service, key=config.key, hosts=hosts, origins=config.cors)
         Server(app, service, grace=config.grace, on_ready=say_ready).run(sockets=[bound])
     return {"models": list(service.models), "host": config.host, "port": port}

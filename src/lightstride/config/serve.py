@@ -64,7 +64,7 @@ class ServeConfig(ModelCommand):
     no_prefix_cache: bool = False
     """Read every prompt whole; without it, KV entries of what was read and said are kept for
     prompts that begin the same, as far as --kv-entries has room."""
-    chunk: int = 64
+    chunk: int = 48
     """Most tokens of a prompt read in a step: few let others go on while a long prompt is read,
     many read it sooner."""
     timeout: float = 600.0

@@ -24,6 +24,10 @@ from transformers import Cache
 Storage = Literal["dynamic", "static"]
 GROWTH = 64
 """Columns by which a dynamic buffer grows."""
+SHRINK = 2
+"""Rows that a buffer has for one that is there, and SPARE, when memory is given back."""
+SPARE = 3
+"""Rows, at least, by which a buffer grows that knows its bound: the next to come need no copy."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,8 @@ class KvBuffer(Cache):
             assert buffer is not None
             return buffer
         if rows < self.num_rows:
-            rows = max(self.num_rows, rows + rows // 2)
+            spare = rows // 2 if self.max_rows is None else max(SPARE, rows // 2)
+            rows = max(self.num_rows, rows + spare)
         if self.max_rows is not None:
             rows = max(self.num_rows, min(rows, self.max_rows))
         needed = self.columns(self.width)
@@ -148,9 +153,9 @@ class KvBuffer(Cache):
             buffer_RGWd[large, :, :few] = kept
 
     def shrink(self, used: int) -> None:
-        """Give back memory once half of the rows have left; `used` columns are still needed."""
+        """Give back memory once most of the rows have left; `used` columns are still needed."""
         buffers = self.buffers
-        if not buffers or 2 * self.num_rows > buffers[0].shape[0]:
+        if not buffers or SHRINK * self.num_rows > buffers[0].shape[0] - SPARE:
             return
         columns = self.columns(used)
         self.width = min(self.width, columns)

@@ -47,7 +47,6 @@ class ServedModel:
         self.words = ThreadPoolExecutor(1, thread_name_prefix="words")
         self.grammars = ThreadPoolExecutor(1, thread_name_prefix="grammars")
         self.start = lru_cache(KEPT_GRAMMARS)(lambda grammar: start_of(grammar, self.trie))
-        self.grammars.submit(lambda: self.pieces)
         self.engine = Engine(open_session, self.prepare, rows=limits.rows, queue=limits.queue)
 
     @property
@@ -110,6 +109,10 @@ class ServedModel:
     def trie(self) -> LLTokenizer:
         """All tokens as grammars need them; takes about a second, once."""
         return token_trie(self.tokenizer, self.facts.vocab_size, self.ends)
+
+    def warm_up(self) -> None:
+        """Begin with what the first grammar and the first logprobs would wait for."""
+        self.grammars.submit(lambda: self.pieces)
 
     async def know_pieces(self) -> None:
         """Make `piece` quick."""
