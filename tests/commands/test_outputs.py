@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 
 from helpers.cli_runs import run_together
+from helpers.processes import run_ranks
 from helpers.tiny_commands import TINY, make_sources
 from lightstride import cli, results
 from lightstride.commands import bench, evaluate, prune
 from lightstride.errors import OutputError
 from lightstride.files import write_json
+from lightstride.files.lock import locked
 from lightstride.results import read_result
 
 pytestmark = pytest.mark.timeout(600)
@@ -36,6 +38,20 @@ def pair(name: str, sources: Path, folder: Path) -> None:
 @pytest.mark.parametrize("name", ["prune", "export", "evaluate"])
 def test_one_of_two_is_refused(name: str, sources: Path, tmp_path: Path) -> None:
     pair(name, sources, tmp_path / name)
+
+
+def refused(arguments: list[str]) -> None:
+    """What every process of a second run ends in."""
+    assert cli.main(arguments) == 2
+
+
+def test_processes_of_one_run_share_a_lock_and_are_refused_together(
+    sources: Path, tmp_path: Path
+) -> None:
+    arguments = TINY["prune"].arguments(sources, tmp_path)
+    with locked(tmp_path / "out"):
+        run_ranks(refused, 2, arguments)
+    assert not list(tmp_path.iterdir())
 
 
 def no_work(*_: object, **__: object) -> None:

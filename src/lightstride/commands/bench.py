@@ -1,7 +1,6 @@
 """The command `bench`: every load on one model, or on two in turn."""
 
 import itertools
-import sys
 from collections.abc import Mapping, Sequence
 from typing import cast
 
@@ -10,7 +9,7 @@ import torch
 from lightstride.bench.machine import Machine, measure_machine
 from lightstride.bench.measure import Load, measure_weights, ratios, run_in_turn, summarize
 from lightstride.checkpoint import base_of, open_decoder
-from lightstride.commands.outputs import result_writer, save_result
+from lightstride.commands.outputs import printed, result_writer, save_result
 from lightstride.config import BenchConfig
 from lightstride.generate import Decoder
 from lightstride.models.device import pick_device, pick_dtype, suitable_dtype
@@ -37,8 +36,8 @@ def bench_alone(config: BenchConfig) -> Mapping[str, object]:
     machine = measure_machine(torch.device(device), dtype)
     numbers = measure(config, sources, decoders, machine)
     named = str(dtype).removeprefix("torch.")
-    sys.stdout.write(load_tables(numbers) + "\n")
-    return save_result("bench", config, numbers, seed=config.seed, device=device, dtype=named)
+    with printed(load_tables(numbers)):
+        return save_result("bench", config, numbers, seed=config.seed, device=device, dtype=named)
 
 
 def measure(

@@ -70,17 +70,22 @@ def evaluate(config: EvaluateConfig) -> Mapping[str, object]:
 def evaluate_alone(config: EvaluateConfig) -> Mapping[str, object]:
     """The same, while no other run writes there."""
     check_inputs(config)
-    judged = [measure_model(config.model, config)]
-    numbers: dict[str, object] = {"model": judged[0].as_dict()}
+    judged: list[ModelReport] = []
     found: dict[str, Retained] = {}
-    if config.against is not None:
-        judged.append(measure_model(config.against, config))
-        found = retention(*judged)
-        retained_numbers = {task: one.as_dict() for task, one in found.items()}
-        numbers |= {"against": judged[1].as_dict(), "retained": retained_numbers}
-    compared = compare(config) if config.fidelity or config.loops else {}
-    sys.stdout.write(f"{measured_text(judged, found)}\n{comparison_text(compared)}".strip() + "\n")
-    return save_result("evaluate", config, {**numbers, **compared}, data=judged[0].data)
+    compared: Mapping[str, Mapping[str, object]] = {}
+    try:
+        judged.append(measure_model(config.model, config))
+        numbers: dict[str, object] = {"model": judged[0].as_dict()}
+        if config.against is not None:
+            judged.append(measure_model(config.against, config))
+            found = retention(*judged)
+            retained_numbers = {task: one.as_dict() for task, one in found.items()}
+            numbers |= {"against": judged[1].as_dict(), "retained": retained_numbers}
+        compared = compare(config) if config.fidelity or config.loops else {}
+        return save_result("evaluate", config, {**numbers, **compared}, data=judged[0].data)
+    finally:  # what was measured is told, however it ends
+        text = f"{measured_text(judged, found)}\n{comparison_text(compared)}".strip()
+        sys.stdout.write(f"{text}\n" if judged else "")
 
 
 def check_inputs(config: EvaluateConfig) -> None:

@@ -89,6 +89,18 @@ def result_writer(config: WithOutput) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def printed(text: str) -> Iterator[None]:
+    """Print what was found when the block, which saves it, is over: whether that went well or not.
+
+    In this order a reader that has seen enough of stdout keeps nothing from being saved.
+    """
+    try:
+        yield
+    finally:
+        sys.stdout.write(f"{text}\n")
+
+
 def check_apart(output: str, flag: str, other: str) -> None:
     """ConfigError where the folder of a flag lies in the output, or the output in it."""
     whole, part = Path(output).resolve(), Path(other).resolve()

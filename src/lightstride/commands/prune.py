@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from lightstride import distributed
 from lightstride.checkpoint import save_checkpoint
-from lightstride.commands.outputs import resumable_writer, save_result
+from lightstride.commands.outputs import printed, resumable_writer, save_result
 from lightstride.commands.pruning.dry_run import dry_run
 from lightstride.commands.pruning.setup import PruneRun, open_run
 from lightstride.config import PruneConfig
@@ -77,12 +77,12 @@ def prune_alone(config: PruneConfig) -> Mapping[str, object]:
     result: Mapping[str, object] = {}
     if rank() == 0:
         numbers = {"dense": dense, "sizes": sizes, "seconds": time.perf_counter() - started}
-        sys.stdout.write(sizes_table([dense, *sizes]) + "\n")
         record = run.runner.work / "search.jsonl"
-        if record.exists():
-            with whole_file(Path(config.output) / record.name) as partial:
-                shutil.copyfile(record, partial)
-        result = save_result("prune", config, numbers, seed=config.seed, data=run.texts.hashes)
+        with printed(sizes_table([dense, *sizes])):
+            if record.exists():
+                with whole_file(Path(config.output) / record.name) as partial:
+                    shutil.copyfile(record, partial)
+            result = save_result("prune", config, numbers, seed=config.seed, data=run.texts.hashes)
     barrier()
     return result
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightstride import distributed
 from lightstride.checkpoint import ancestors_of, read_record, save_checkpoint
-from lightstride.commands.outputs import identity, resumable_writer, save_result
+from lightstride.commands.outputs import identity, printed, resumable_writer, save_result
 from lightstride.commands.recover_texts import Texts, read_texts
 from lightstride.config import RecoverConfig
 from lightstride.distributed import barrier, rank
@@ -225,10 +225,11 @@ def finish(
             whole = {**record, "kind": "recover", "config": config.as_dict(), "data": used}
             save_checkpoint(model, tokenizer, Path(config.output), record=whole)
         hashes = {each.source: each.sha256 for each in (*texts.sources, texts.held_out)}
-        sys.stdout.write(
+        said = (
             f"{config.output}: perplexity {numbers['perplexity']:.2f} "
-            f"(before {numbers['unrecovered']:.2f}) after {numbers['tokens']:,} tokens\n"
+            f"(before {numbers['unrecovered']:.2f}) after {numbers['tokens']:,} tokens"
         )
-        result = save_result("recover", config, numbers, seed=config.seed, data=hashes)
+        with printed(said):
+            result = save_result("recover", config, numbers, seed=config.seed, data=hashes)
     barrier()
     return result

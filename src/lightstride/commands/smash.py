@@ -3,7 +3,6 @@
 Every stage goes on, with `--resume`, from what it left in the work folder.
 """
 
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightstride import distributed
 from lightstride.checkpoint import ancestors_of, is_headed, is_smashed, save_checkpoint
-from lightstride.commands.outputs import check_apart, identity, resumable_writer, save_result
+from lightstride.commands.outputs import (
+    check_apart,
+    identity,
+    printed,
+    resumable_writer,
+    save_result,
+)
 from lightstride.commands.smashing.eagle3 import Answers, check_head, smash_with_head
 from lightstride.commands.smashing.examples import (
     JUDGE_TOKENS,
@@ -212,10 +217,9 @@ def save(
             write_plans(output, plans, {"memory": numbers["memory"]})
         if config.train_base and not (output / BASE_FOLDER / "lightstride.json").exists():
             save_checkpoint(model.base, tokenizer, output / BASE_FOLDER, record=record)
-        sys.stdout.write(modes_table(numbers) + "\n")
-        result = save_result(
-            "smash", config, numbers, seed=config.seed, data={config.prompts: data}
-        )
+        hashes = {config.prompts: data}
+        with printed(modes_table(numbers)):
+            result = save_result("smash", config, numbers, seed=config.seed, data=hashes)
     barrier()
     return result
 

@@ -2,7 +2,6 @@
 
 import copy
 import math
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightstride.checkpoint import save_headed
-from lightstride.commands.outputs import save_result
+from lightstride.commands.outputs import printed, save_result
 from lightstride.commands.smashing.examples import JUDGE_TOKENS, MONITOR_TOKENS, first_greedy
 from lightstride.commands.smashing.facts import start_provenance, training_facts
 from lightstride.config import SmashRunConfig
@@ -248,11 +247,11 @@ def save(
         if not (output / "lightstride.json").exists():
             save_headed(head, base, config.model, tokenizer, output, record=record)
         hashes = {config.prompts: data}
-        result = save_result("smash", config, numbers, seed=config.seed, data=hashes)
         found = numbers["tokens_per_step"]
         assert isinstance(found, dict)
         rows = [["lossless, a chain", f"{found['lossless']:.2f}", f"{found['agreement'][0]:.3f}"]]
         columns = ["mode", "tokens per step", "first drafts right"]
-        sys.stdout.write(markdown_table(columns, rows) + "\n")
+        with printed(markdown_table(columns, rows)):
+            result = save_result("smash", config, numbers, seed=config.seed, data=hashes)
     barrier()
     return result

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightstride.checkpoint import save_checkpoint
-from lightstride.commands.outputs import identity, save_result
+from lightstride.commands.outputs import identity, printed, save_result
 from lightstride.commands.smashing.memory_texts import memory_texts
 from lightstride.config import SmashRunConfig
 from lightstride.distributed import barrier, broadcast_object, rank
@@ -104,8 +104,8 @@ def plan_memory(config: SmashRunConfig, device: str, dtype: torch.dtype) -> Mapp
             record = {"kind": "memory", "config": config.as_dict()}
             save_checkpoint(model, tokenizer, output, record=record)
         write_plans(output, plans, {"memory": numbers})
-        sys.stdout.write(plans_table(numbers) + "\n")
-        result = save_result("memory", config, numbers, seed=config.seed)
+        with printed(plans_table(numbers)):
+            result = save_result("memory", config, numbers, seed=config.seed)
     barrier()
     return result
 
