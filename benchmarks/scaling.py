@@ -164,12 +164,13 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=["resident", "streamed"], choices=WAYS)
     parser.add_argument("--memory", help="limit of the ways that read block by block")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()))
-    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=N", help="flags of prune")
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="flags of prune")
     add_output(parser)
     flags = parser.parse_args()
     if flags.ways:
         flags.folder.mkdir(parents=True, exist_ok=True)
-        changes = {k: int(v) for k, v in (each.split("=") for each in flags.set)}
+        given = dict(each.split("=") for each in flags.set)
+        changes = {name: int(v) if v.isdigit() else v for name, v in given.items()}
         found = [
             compare(shape, flags.only, flags.memory, flags.folder, changes) for shape in flags.ways
         ]

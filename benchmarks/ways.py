@@ -37,6 +37,7 @@ from lightstride.prune.ways import Room, Way, footprint_of
 BUILT_IN = "smollm2-135m"
 SHAPES: Mapping[str, tuple[int, int, int, int, int, int, bool]] = {
     "tiny": (12, 64, 4, 2, 256, 49_152, True),
+    "76M": (12, 640, 10, 2, 1792, 49_152, True),
     "360M": (32, 960, 15, 5, 2560, 49_152, True),
     "1B": (16, 2048, 32, 8, 8192, 128_256, True),
     "3B": (28, 3072, 24, 8, 8192, 128_256, True),
@@ -123,7 +124,7 @@ def words_of(config: PruneConfig) -> list[str]:
     flags = [
         f"--{name.replace('_', '-')}={value}"
         for name, value in config.as_dict().items()
-        if name in FLAGS and name != "sparsity"
+        if name in {*FLAGS, "search"} - {"sparsity"} and value is not None
     ]
     shares = [f"{share:g}" for share in config.sparsity]
     memory = [] if config.memory is None else [f"--memory={config.memory}"]

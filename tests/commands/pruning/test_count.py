@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from helpers.prune_runs import config_of, make_inputs
+from helpers.prune_runs import config_of, finish, make_inputs
 from helpers.toys import tiny_llama
 from lightstride.commands.prune import prune
 from lightstride.commands.pruning import setup
@@ -133,3 +133,13 @@ def test_a_shard_that_went_is_put_back_and_the_run_goes_on(
     shard.write_bytes(whole)
     prune(config_for(folder, "streamed", **changes, resume=True))
     assert (tmp_path / "cut" / "lightstride.json").exists()
+
+
+def test_two_processes_read_blocks_and_find_the_same(folder: Path) -> None:
+    config = config_for(folder, "spilled", output=str(folder / "two"))
+    finish(config, num_ranks=2)
+    alone = config_for(folder, "spilled", output=str(folder / "one"))
+    finish(alone)
+    assert plan_in(folder / "two") == plan_in(folder / "one")
+    mine, theirs = (load_file(folder / name / "model.safetensors") for name in ("two", "one"))
+    assert all((mine[name] == tensor).all() for name, tensor in theirs.items())
