@@ -20,7 +20,7 @@ from lightstride.generate.forward import CachedBatch, Forward
 from lightstride.generate.rows import Row
 from lightstride.generate.sampling import choose
 
-MOST_FULL = 0.9
+MOST_FULL = 0.75
 """Rows stand in one where padding them would leave no more than this share of columns in use."""
 
 

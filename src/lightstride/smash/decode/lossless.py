@@ -31,11 +31,14 @@ from lightstride.smash.drafters.guesses import Budget, Drafter, Guess, Kept, Tre
 
 MOST_COLUMNS = 48
 """Columns of a row: what a step may try of a run that was there before, and of drafts."""
-MOST_DRAFTS = 24
+MOST_DRAFTS = 16
 """Guesses of a drafter for one row; further ones are hardly ever right."""
-BATCH_DRAFTS = 96
+BATCH_DRAFTS = 64
 """Guesses of a drafter for all rows, beyond which those of a row are fewer."""
 LEAST_DRAFTS = 4
+RAGGED = 1.15
+"""A forward of several rows over unlike columns takes so much longer than one over as many that are
+alike: they are taken apart for attention, and put together again."""
 
 BaseChoice = Callable[[Sequence[int], Sequence[int], Sequence[Sequence[int]]], list[int]]
 """The base's tokens, given rows, the place in each row's tree, and its branch up to there."""
@@ -119,7 +122,9 @@ class Lossless:
         fixed = [tree.chances if f else [] for f, tree in zip(is_fixed, trees, strict=True)]
         certain = sum(map(len, fixed))
         most = num_rows * (1 + max(len(tree.tokens) for tree in trees)) + certain
-        times = self.costs.curve(num_rows, most)
+        times = self.costs.curve(num_rows, most).copy()
+        if num_rows > 1:
+            times[num_rows + 1 :] *= RAGGED
         choice = self.best(
             [[] if f else tree.chances for f, tree in zip(is_fixed, trees, strict=True)],
             num_rows,

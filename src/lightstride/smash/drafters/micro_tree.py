@@ -15,15 +15,15 @@ from lightstride.smash.drafters.levels import propose_levels
 from lightstride.smash.model.body import SmashBody
 from lightstride.smash.model.modules import MicroCache
 
-STEP_COST = 0.035
-"""A micro step in forwards of SmolLM2-135M over one column: 0.035 of one row, 0.03 of 16."""
+STEP_COST = 0.07
+"""A micro step in forwards of SmolLM2-135M over one column of these rows."""
 USUAL_LEVELS = 3
 """Levels that are mostly grown: the more the likelier they are to be right."""
-MIN_LEVEL_PROBABILITY = 0.1
+MIN_LEVEL_PROBABILITY = 0.2
 """Grow another level while a row's guesses on it sum to at least this probability.
 
-A level costs one micro step, 3% of a forward, and is worth a token as often as one of its guesses
-is right: with half of the level above right, 0.1 * 0.5 = 0.05 tokens for 0.03 forwards."""
+A level costs one micro step, 7% of a forward, and is worth a token as often as one of its guesses
+is right: with half of the level above right, 0.2 * 0.5 = 0.1 tokens for 0.07 forwards."""
 
 
 class MicroTree:
