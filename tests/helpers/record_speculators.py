@@ -1,4 +1,4 @@
-"""Records what speculators' own `Eagle3DraftModel` computes, for `test_eagle3_speculators.py`.
+"""Records what speculators' own `Eagle3DraftModel` computes, for `test_eagle3_files.py`.
 
     PYTHONPATH=DIR_WITH_SPECULATORS:tests:src python tests/helpers/record_speculators.py
 
