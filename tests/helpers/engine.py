@@ -18,11 +18,12 @@ Answer = dict[str, Any]
 
 
 class Engine:
-    """One GGUF, loaded on the CPU, with keys and values kept in fp32."""
+    """One GGUF, loaded on the CPU, with keys and values kept in fp32; `head` drafts for it."""
 
     process: subprocess.Popen[str] | None = None
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, head: Path | None = None) -> None:
+        self.paths = [str(path)] if head is None else [str(path), str(head)]
         self.path = str(path)
 
     def log_probabilities(self, prompt: Sequence[int], vocab_size: int) -> list[float]:
@@ -38,6 +39,18 @@ class Engine:
         (step,) = answer["choices"][0]["logprobs"]["content"]
         found = {entry["id"]: entry["logprob"] for entry in step["top_logprobs"]}
         return [found[token] for token in range(vocab_size)]
+
+    def complete(self, prompt: Sequence[int], length: int) -> Answer:
+        """A greedy answer of so many tokens: `tokens`, and counts of drafts in `timings`."""
+        body = {
+            "prompt": list(prompt),
+            "n_predict": length,
+            "temperature": 0,
+            "return_tokens": True,
+            "ignore_eos": True,
+            "cache_prompt": False,
+        }
+        return self.ask("/completion", body)
 
     def tokenize(self, text: str, *, add_special: bool = False) -> list[int]:
         """The engine's own tokens of a text."""
@@ -55,7 +68,7 @@ class Engine:
             atexit.register(Engine.process.kill)
         assert Engine.process.stdin is not None
         assert Engine.process.stdout is not None
-        Engine.process.stdin.write(json.dumps([self.path, route, body]) + "\n")
+        Engine.process.stdin.write(json.dumps([self.paths, route, body]) + "\n")
         Engine.process.stdin.flush()
         line = Engine.process.stdout.readline()
         assert line, f"llama.cpp crashed on {self.path}"
@@ -64,7 +77,7 @@ class Engine:
         return answer
 
 
-def load(path: str) -> object:
+def load(path: str, head: str | None = None) -> object:
     """A server of the child's; the settings are those of the smallest possible one."""
     import xllamacpp
 
@@ -77,6 +90,12 @@ def load(path: str) -> object:
     settings.warmup = settings.fit_params = False
     settings.verbosity = -1
     settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+    if head is not None:
+        kinds, draft = xllamacpp.common_speculative_type, settings.speculative.draft
+        settings.speculative.types = [kinds.COMMON_SPECULATIVE_TYPE_DRAFT_EAGLE3]
+        draft.mparams.path = head
+        draft.n_max, draft.n_min, draft.p_min = 3, 0, 0.0
+        draft.cpuparams.n_threads = draft.cpuparams_batch.n_threads = 1
     return xllamacpp.Server(settings)
 
 
@@ -86,9 +105,10 @@ def serve() -> None:
     os.dup2(2, 1)  # what llama.cpp prints is no answer
     servers: dict[str, Any] = {}
     for line in sys.stdin:
-        path, route, body = json.loads(line)
+        paths, route, body = json.loads(line)
         try:
-            server = servers.setdefault(path, servers.get(path) or load(path))
+            key = "\n".join(paths)
+            server = servers.setdefault(key, servers.get(key) or load(*paths))
             request = urllib.request.Request(
                 server.listening_address + route,
                 json.dumps(body).encode(),

@@ -22,8 +22,8 @@ class ExportConfig(Command):
     """The file or folder to write; must not exist."""
     to: Literal["gguf", "decilm", "eagle3", "speculators"] = "gguf"
     """The format: gguf (llama.cpp, Ollama) or decilm (a folder for engines that know DeciLM); of a
-    model with a draft head its head, as eagle3 (SGLang, vLLM) or speculators (vllm serve FOLDER
-    starts base and head)."""
+    model with a draft head its head, as eagle3 (SGLang, vLLM), speculators (vllm serve FOLDER
+    starts base and head) or gguf (llama.cpp)."""
     dtype: GGUFType = "bf16"
     """How a GGUF stores the weights."""
     trust_remote_code: bool = False

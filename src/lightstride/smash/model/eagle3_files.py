@@ -103,31 +103,40 @@ def write_head(
     Raises OutputError when the folder is not new or empty, or cannot be written.
     """
     config = head.config
-    settings = layer_settings(config)
     ids = None if config.taps == default_taps(num_blocks) else list(config.taps)
     if layout == "flat":
-        document: dict[str, object] = {
-            "architectures": [ARCHITECTURE],
-            **settings,
-            "draft_vocab_size": config.draft_vocab_size,
-            "target_hidden_size": config.hidden_size,
-            **{name: getattr(config, name) for name in SWITCHES},
-        }
+        document = flat_config(config)
         if ids is not None:
             nested = [tap - 1 for tap in ids]  # SGLang reads the input of block id + 1
             document["eagle_config"] = {"eagle_aux_hidden_state_layer_ids": nested}
     else:
-        document = speculators_config(config, settings, base, architectures, num_tokens)
+        document = speculators_config(config, base, architectures, num_tokens)
         if ids is not None:
             document["eagle_aux_hidden_state_layer_ids"] = ids
-    tensors = {
-        stored_name(name, layout): tensor.contiguous() for name, tensor in head.state_dict().items()
-    }
+    tensors = stored_tensors(head, layout)
     tensors["t2d"] = torch.zeros(config.vocab_size, dtype=torch.bool)
     tensors["t2d"][head.tokens_of_rows().cpu()] = True
     with whole_folder(Path(folder)) as partial:
         write_json(partial / "config.json", document)
         save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
+
+
+def stored_tensors(head: Eagle3Head, layout: Layout) -> dict[str, Tensor]:
+    """The head's tensors by their published names."""
+    return {
+        stored_name(name, layout): tensor.contiguous() for name, tensor in head.state_dict().items()
+    }
+
+
+def flat_config(config: Eagle3Config) -> dict[str, object]:
+    """The config of the flat layout, without numbers of blocks."""
+    return {
+        "architectures": [ARCHITECTURE],
+        **layer_settings(config),
+        "draft_vocab_size": config.draft_vocab_size,
+        "target_hidden_size": config.hidden_size,
+        **{name: getattr(config, name) for name in SWITCHES},
+    }
 
 
 def layer_settings(config: Eagle3Config) -> dict[str, object]:
@@ -161,7 +170,6 @@ def layer_settings(config: Eagle3Config) -> dict[str, object]:
 
 def speculators_config(
     config: Eagle3Config,
-    settings: Mapping[str, object],
     base: str,
     architectures: list[str],
     num_tokens: int,
@@ -177,7 +185,7 @@ def speculators_config(
             "proposal_methods": [{"proposal_type": "greedy", "speculative_tokens": num_tokens}],
             "verifier": {"name_or_path": base, "architectures": architectures},
         },
-        "transformer_layer_config": dict(settings),
+        "transformer_layer_config": layer_settings(config),
         "draft_vocab_size": config.draft_vocab_size,
         "target_hidden_size": config.hidden_size,
         "embed_requires_grad": False,
