@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from helpers.agree import assert_same_greedy
-from helpers.headed_toys import BLOCKS, KINDS, deep_toy, random_head
+from helpers.headed_toys import BLOCKS, KINDS, deep_toy, deep_uneven, random_head
 from helpers.smash_toys import PROMPTS
 from helpers.toys import byte_tokenizer, tiny_llama
 from lightstride.checkpoint import open_decoder, save_checkpoint
@@ -123,10 +123,22 @@ def test_flags_of_training_and_models_with_a_head_are_refused(base: Path, tmp_pa
     out = tmp_path / "out"
     with pytest.raises(ModelError, match="a draft head on another model"):
         smash(config_of(out, folder, "again"))
-    with pytest.raises(ExportError, match="draft head"):
-        export(ExportConfig(model=str(out), output=str(tmp_path / "file.gguf")))
+    with pytest.raises(ExportError, match="draft head, which is not written as decilm"):
+        export(ExportConfig(model=str(out), output=str(tmp_path / "file"), to="decilm"))
     with pytest.raises(ExportError, match="no draft head"):
         export(ExportConfig(model=str(base), output=str(tmp_path / "file"), to="eagle3"))
+
+
+def test_a_head_on_an_uneven_base_goes_to_vllm_alone(tmp_path: Path) -> None:
+    save_checkpoint(deep_uneven(), byte_tokenizer(), tmp_path / "base")
+    smash(config_of(tmp_path / "base", publish(random_head(), tmp_path / "public")))
+    out = {"model": str(tmp_path / "out"), "output": str(tmp_path / "written")}
+    with pytest.raises(ExportError, match=r"differ in width.*--to speculators"):
+        export(ExportConfig(**out, to="eagle3"))
+    with pytest.raises(ExportError, match=r"'deci'.*--to speculators"):
+        export(ExportConfig(**out, to="gguf"))
+    assert not (tmp_path / "written").exists()
+    export(ExportConfig(**out, to="speculators"))
 
 
 @pytest.mark.parametrize("to", ["eagle3", "speculators"])
