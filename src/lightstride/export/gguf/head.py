@@ -87,17 +87,7 @@ def write_head_gguf(
     head_dim = settings["head_dim"]
     metadata, tables = head_metadata(settings, taps)
     vocabulary = read_vocabulary(tokenizer, base, ())
-    plan = []
-    for source, tensor in tensors.items():
-        if source == "d2t":
-            continue
-        target = f"{HEAD_NAMES[source.removesuffix('.weight')]}.weight"
-        wanted = GGMLQuantizationType.F32
-        if tensor.dim() > 1:
-            wanted = wanted_type(target, dtype, None, 1, is_head=target == "output.weight")
-        if source.split(".")[-2] in ("q_proj", "k_proj"):
-            tensor = interleave_rows(tensor, head_dim)
-        plan.append((target, tensor, fitting_type(wanted, tensor.shape[-1]), wanted))
+    plan = plan_head(tensors, head_dim, dtype)
     writer = GGUFWriter(None, HEAD_ARCHITECTURE)
     add_metadata(
         writer,
@@ -135,6 +125,26 @@ def write_head_gguf(
             f"{target}: {kind.name.lower()}" for target, _, kind, wanted in plan if kind != wanted
         ),
     )
+
+
+Planned = tuple[str, Tensor, GGMLQuantizationType, GGMLQuantizationType]
+"""Name, numbers, type, and the type that was asked for."""
+
+
+def plan_head(tensors: Mapping[str, Tensor], head_dim: int, dtype: str) -> list[Planned]:
+    """All tensors of the file but `d2t`."""
+    plan: list[Planned] = []
+    for source, tensor in tensors.items():
+        if source == "d2t":
+            continue
+        target = f"{HEAD_NAMES[source.removesuffix('.weight')]}.weight"
+        wanted = GGMLQuantizationType.F32
+        if tensor.dim() > 1:
+            wanted = wanted_type(target, dtype, None, 1, is_head=target == "output.weight")
+        if source.split(".")[-2] in ("q_proj", "k_proj"):
+            tensor = interleave_rows(tensor, head_dim)
+        plan.append((target, tensor, fitting_type(wanted, tensor.shape[-1]), wanted))
+    return plan
 
 
 def head_metadata(
