@@ -5,6 +5,7 @@
 #   make check   formatting, lint and types
 #   make fuzz    damaged files of every kind (INPUTS=20000), with a new SEED each time
 #   make kills   commands that are killed anywhere, or whose disk fails, and resumed (KILLS=500)
+#   make audit   known vulnerabilities of the pinned packages (needs a network), and their licenses
 #   make wheel   an sdist and a wheel in dist/
 #   make bench   the benchmarks (long); TEXT=file TEST=file measure on these instead of pydoc
 #   make gpu-check   the tests marked gpu and benchmarks/gpu.py; needs an accelerator
@@ -28,7 +29,7 @@ INPUTS ?= 20000
 KILLS ?= 500
 SEED ?= $(shell date +%s)
 
-.PHONY: demo test test-portable gpu-check check bench fuzz kills wheel setup setup-demo clean
+.PHONY: demo audit test test-portable gpu-check check bench fuzz kills wheel setup setup-demo clean
 
 demo: setup-demo
 	$(BIN)/python examples/demo.py
@@ -52,6 +53,10 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+audit: setup
+	-$(PIP) pip-audit==2.10.1
+	$(BIN)/python benchmarks/audit.py
 
 fuzz: setup
 	@echo "SEED=$(SEED)"
