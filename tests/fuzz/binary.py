@@ -192,6 +192,8 @@ def gguf_text(data: bytes, draw: int, what: bytes) -> bytes:
         places = [each for each in gguf_places(data) if each[0] == "text" and each[2]]
     except (KeyError, IndexError, RecursionError, MemoryError):
         return data
+    if not places:
+        return data
     _, at, size = random.Random(draw).choice(places)
     new = (what * size)[:size] if what else data[at : at + size][::-1]
     return data[:at] + new + data[at + size :]
@@ -202,6 +204,8 @@ def gguf_rename(data: bytes, draw: int, longer: bytes) -> bytes:
     try:
         places = [each for each in gguf_places(data) if each[0] == "text"]
     except (KeyError, IndexError, RecursionError, MemoryError):
+        return data
+    if not places:
         return data
     _, at, size = random.Random(draw).choice(places)
     return data[: at - 8] + len(longer).to_bytes(8, "little") + longer + data[at + size :]

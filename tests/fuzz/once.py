@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import logging
+import re
 import resource
 import shutil
 import signal
@@ -109,6 +110,8 @@ def check(code: int, out: str, err: str, home: Path) -> str:
         except ValueError as error:
             raise FuzzError(f"no answer: {error}", out[-500:]) from None
         return ""
+    if code == 1 and (ours := re.findall(r'lightstride(/\S+)", line (\d+), in (\w+)', err)):
+        raise FuzzError("{}:{} {}".format(*ours[-1]), err[-3000:])
     errors = [line for line in err.splitlines() if line.startswith("lightstride: error")]
     if code != 2 or len(errors) != 1 or out or "Traceback" in err:
         raise FuzzError(f"not one line, code {code}", f"{out[-500:]}\n{err[-2000:]}")

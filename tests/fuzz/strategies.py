@@ -33,7 +33,15 @@ TEXTS: list[Any] = [
     *("float64", "torch.float32", "int8", "auto", "quantized", "llama", "opt", "gemma3_text"),
     *("lightstride_llama", "lightstride_smash", "lightstride_headed", "gpt2", "eager", "relu"),
     *("linear", "dynamic", "yarn", "longrope", "llama3", "default", "full_attention"),
-    *("sliding_attention", "<eos>", "{{ 1/0 }}", "%s%n", "(((((a*)*)*)*)*)$", "smollm2-135m"),
+    *(
+        "sliding_attention",
+        "<eos>",
+        "{{ 1/0 }}",
+        "%s%n",
+        "$\\bad$",
+        "(((((a*)*)*)*)*)$",
+        "smollm2-135m",
+    ),
     *("BPE", "Unigram", "WordLevel", "ByteLevel", "Sequence", "Replace", "TemplateProcessing"),
 ]
 HOLDERS: list[Any] = [

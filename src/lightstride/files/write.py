@@ -22,6 +22,7 @@ import psutil
 from safetensors import SafetensorError
 
 from lightstride.errors import OutputError
+from lightstride.files.read import file_size
 
 
 def cache_folder() -> Path:
@@ -108,6 +109,7 @@ def read_lines(path: Path, *, mend: bool = False) -> list[bytes]:
     """
     if not path.exists():
         return []
+    file_size(path, OutputError)
     try:
         *lines, cut = path.read_bytes().split(b"\n")
         if cut and mend:

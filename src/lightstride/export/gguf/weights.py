@@ -8,7 +8,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from lightstride.models.opening.explain import errors_explained
-from lightstride.models.opening.gate import read_header, weight_files
+from lightstride.models.opening.gate import check_weight_files, read_header, weight_files
 
 
 class Weights(Protocol):
@@ -30,6 +30,7 @@ class FolderWeights:
     def __init__(self, folder: Path) -> None:
         self._files: dict[str, Path] = {}
         shapes: dict[str, tuple[int, ...]] = {}
+        check_weight_files(folder)
         for path in weight_files(folder):
             for name, tensor in read_header(path).items():
                 self._files[name] = path

@@ -236,6 +236,9 @@ def check_weight_files(folder: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for file in files:
         tensors |= read_header(file)
+    for name, tensor in tensors.items():
+        if tensor.dtype in INTEGERS and name.endswith((".weight", ".bias")):
+            raise ModelError(f"{folder}: {name} is of whole numbers ({tensor.dtype}), as no weight")
     config = read_json(folder / "config.json", dict[str, object], ModelError)
     check_layers(folder, config, tensors)
     check_least(folder, config, tensors)

@@ -134,6 +134,11 @@ def check_state(source: str, state: Mapping[str, Tensor], wanted: Mapping[str, T
         "have in another size": sorted(
             name for name in set(state) & set(wanted) if state[name].shape != wanted[name].shape
         ),
+        "have in another type": sorted(
+            name
+            for name in set(state) & set(wanted)
+            if state[name].is_floating_point() != wanted[name].is_floating_point()
+        ),
         "have with NaN or infinite values": sorted(
             name for name, tensor in state.items() if not bool(torch.isfinite(tensor).all())
         ),
