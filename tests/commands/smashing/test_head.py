@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from helpers.agree import assert_same_greedy
+from helpers.ascii_tokenizer import ascii_tokenizer
 from helpers.headed_toys import BLOCKS, KINDS, deep_toy, deep_uneven, random_head
 from helpers.smash_toys import PROMPTS
 from helpers.toys import byte_tokenizer, tiny_llama
@@ -139,6 +140,20 @@ def test_a_head_on_an_uneven_base_goes_to_vllm_alone(tmp_path: Path) -> None:
         export(ExportConfig(**out, to="gguf"))
     assert not (tmp_path / "written").exists()
     export(ExportConfig(**out, to="speculators"))
+
+
+def test_a_head_becomes_a_gguf(tmp_path: Path) -> None:
+    save_checkpoint(deep_toy(), ascii_tokenizer(), tmp_path / "base")
+    smash(config_of(tmp_path / "base", publish(random_head(), tmp_path / "public")))
+    written = ExportConfig(
+        model=str(tmp_path / "out"), output=str(tmp_path / "head.gguf"), to="gguf", dtype="q8_0"
+    )
+    found = export(written)
+    assert (found["architecture"], found["bytes"]) == (
+        "eagle3",
+        (tmp_path / "head.gguf").stat().st_size,
+    )
+    assert found["fallbacks"] == ["blk.0.ffn_down.weight: f16"]
 
 
 @pytest.mark.parametrize("to", ["eagle3", "speculators"])
