@@ -9,6 +9,9 @@ ways take turns, and every figure is the median of the rounds.
     overhead          (seconds of one stream - seconds of `generate`) / tokens
     first token       of a short request, on an idle server and while a long prompt is read
     ready             from the start of the process to the line that says so
+    opening           first token after an opening of `--long` tokens, new and read before
+
+All but the last are of a server that keeps no prefixes: the same questions come in every round.
 
     python benchmarks/serve.py --output results/serve.json
 """
@@ -97,10 +100,10 @@ class Remote:
 
 @contextlib.contextmanager
 def lightstride_server(
-    client: Client, model: str, mode: str | None, threads: int
+    client: Client, model: str, mode: str | None, threads: int, *flags: str
 ) -> Iterator[Remote]:
     """Our server, ready."""
-    command = [sys.executable, "-m", "lightstride", "serve", model, "--port", "0"]
+    command = [sys.executable, "-m", "lightstride", "serve", model, "--port", "0", *flags]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     begin = time.perf_counter()
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
@@ -179,7 +182,9 @@ def measure(args: argparse.Namespace, ours: Remote, theirs: Remote | None) -> Nu
     rates: dict[str, list[float]] = {name: [] for name in ("served", "batch", "one", "single")}
     rates["transformers"] = []
     overhead, idle, busy = [], [], []
-    ours.at_once(QUESTIONS[:2], 8)
+    for server in (ours, theirs):
+        if server is not None:
+            server.at_once(QUESTIONS[:2], 8)
     in_process(decoder, QUESTIONS[:2], settings)
     for turn in range(args.rounds):
         question = [QUESTIONS[turn % len(QUESTIONS)]]
@@ -200,6 +205,17 @@ def measure(args: argparse.Namespace, ours: Remote, theirs: Remote | None) -> Nu
         idle.append(ours.first_token(None))
         busy.append(ours.first_token(long_prompt))
     return summary(rates, overhead, idle, busy, ours.ready_seconds)
+
+
+def opening_twice(args: argparse.Namespace, ours: Remote) -> Numbers:
+    """Time to the first token after a long opening, read and kept, of a server that keeps them."""
+    ours.at_once(QUESTIONS[:2], 8)
+    opening = "the old lighthouse " * (args.long // 3)
+    times = []
+    for question in QUESTIONS[:2]:
+        body = ours.body(opening + question, 4)
+        times.append(1000 * ours.client.ask(ours.host, ours.port, [body])[0].first)
+    return {"first_token_opening_ms": times[0], "first_token_opening_again_ms": times[1]}
 
 
 def summary(
@@ -256,8 +272,11 @@ def main() -> None:
             theirs = stack.enter_context(
                 transformers_server(client, args.dense, args.threads, folder)
             )
-        ours = stack.enter_context(lightstride_server(client, args.model, args.mode, args.threads))
-        numbers = measure(args, ours, theirs)
+        how = (client, args.model, args.mode, args.threads)
+        with lightstride_server(*how, "--no-prefix-cache") as ours:
+            numbers = measure(args, ours, theirs)
+        with lightstride_server(*how) as ours:
+            numbers |= opening_twice(args, ours)
     finish("serve", numbers, args, 0)
 
 
