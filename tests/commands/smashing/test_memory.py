@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers.smash_toys import toy
+from helpers.smash_toys import toy, uneven_llama
 from helpers.toys import byte_tokenizer, tiny_llama
 from lightstride.checkpoint import open_decoder, save_checkpoint
 from lightstride.commands.smash import smash
@@ -127,3 +127,24 @@ def test_a_killed_search_goes_on_from_what_it_measured(tmp_path: Path) -> None:
     assert others["plans"] == numbers["plans"]
     texts = json.loads((tmp_path / "memory-texts.json").read_text())["texts"]
     assert {text["domain"] for text in texts} == {"chat", "maths", "code", "copy", "lookup"}
+
+
+def test_a_pruned_base_of_uneven_heads_has_plans_too(tmp_path: Path) -> None:
+    model = uneven_llama()
+    base, grafts, output = tmp_path / "base", tmp_path / "grafts", tmp_path / "planned"
+    save_checkpoint(model, byte_tokenizer(), base)
+    grafted = toy(model)
+    grafted.config.base = str(base)
+    save_checkpoint(grafted, byte_tokenizer(), grafts)
+    smash(SmashRunConfig(model=str(grafts), output=str(output), kv=(0.7,), kv_context=CONTEXT))
+    file = read_plans(output)
+    assert file is not None
+    plan = file.plans[0.7]
+    assert [len(block) for block in plan.blocks] == [1, 2]
+    assert plan.entries(CONTEXT) <= 0.7 * 3 * CONTEXT
+    prompt = [list(range(65, 90)) * 14]
+    answers = {}
+    for mode in ("ar", "lossless"):
+        settings = Settings(max_new_tokens=24, mode=mode, ignore_end_tokens=True)
+        answers[mode] = generate(open_decoder(str(output)), prompt, settings)[0].tokens
+    assert answers["lossless"] == answers["ar"]
