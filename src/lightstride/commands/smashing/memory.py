@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightstride.checkpoint import save_checkpoint
 from lightstride.commands.outputs import identity, printed, save_result
-from lightstride.commands.smashing.memory_texts import memory_texts
+from lightstride.commands.smashing.memory_texts import COPY_LENGTH, memory_texts
 from lightstride.config import SmashRunConfig
 from lightstride.distributed import barrier, broadcast_object, rank
 from lightstride.errors import ConfigError, WorkError
@@ -38,8 +38,8 @@ from lightstride.smash.hub import SmashModel
 from lightstride.work import open_work
 
 ROUNDS, EVALUATIONS = "memory-rounds.json", "memory-search.jsonl"
-EFFECTS_OVER_FORWARD = 8.0
-"""Time of all effects on a text, in forwards of it, as measured with SmolLM2-135M and 2 probes."""
+EFFECTS_OVER_FORWARD = 7.0
+"""Time of all effects on a text, in forwards of it, as measured with SmolLM2-135M and 1 probe."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,13 @@ class MemorySearch:
 
     budgets: tuple[float, ...]
     context: int = 1000
-    conversations: int = 6
+    conversations: int = 4
     recalls: int = 4
     length: int = 1100
-    probes: int = 2
-    rounds: int = 3
+    probes: int = 1
+    rounds: int = 2
     generations: int = 1
-    offspring: int = 6
+    offspring: int = 4
     seed: int = 0
 
     @property
@@ -125,9 +125,10 @@ def plans_table(numbers: Numbers) -> str:
 def check_budgets(model: PreTrainedModel, search: MemorySearch) -> None:
     """Refuse budgets that no plan of this model has, before anything is computed."""
     longest = getattr(model.config, "max_position_embeddings", None)
-    if isinstance(longest, int) and longest < search.length + 1:
+    needed = int(COPY_LENGTH * search.length)
+    if isinstance(longest, int) and longest < needed + 1:
         raise ConfigError(
-            f"--kv is searched on texts of {search.length} tokens, and this model's context is "
+            f"--kv is searched on texts of up to {needed} tokens, and this model's context is "
             f"{longest}"
         )
     for budget in search.budgets:

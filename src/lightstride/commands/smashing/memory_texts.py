@@ -32,6 +32,9 @@ OPENINGS = (("chat", ""), ("maths", "A shop sells"), ("chat", ""), ("maths", "If
 """What conversations are about, and how their first turn begins."""
 MODULES: tuple[ModuleType, ...] = (heapq, textwrap, shlex, statistics, string, fractions, calendar)
 """Modules whose source is code to be written."""
+COPY_LENGTH = 1.3
+"""Tokens of a text that is copied and its copy, over those of other texts: a word and its copy are
+to be farther apart than the largest window."""
 SHARE_GIVEN = 0.45
 """Share of a conversation that is not judged."""
 
@@ -60,7 +63,7 @@ def memory_texts(
     kinds = [
         converse(decoder, conversations, length, seed),
         code(tokenizer, conversations // 2, length, seed),
-        copies(tokenizer, recalls - half, length, rng),
+        copies(tokenizer, recalls - half, int(COPY_LENGTH * length), rng),
         lookups(tokenizer, half, length, rng),
     ]
     texts = mixed(kinds)
