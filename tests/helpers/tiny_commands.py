@@ -28,6 +28,7 @@ ON_CPU = ("--device", "cpu", "--dtype", "float32")
 TIMED = (
     "second",
     "created",
+    "commit",
     "forecast",
     "resume",
     "command",
