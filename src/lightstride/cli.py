@@ -130,6 +130,8 @@ OURS = (
     "that is a mistake of lightstride's own; please report it with the lines above, the command, "
     "and all that `lightstride doctor` prints"
 )
+MOST_SAID = 1000
+"""Characters of an error; what a file holds can be of any length."""
 COMMANDS: Mapping[str, tuple[type[Command], Callable[[Any], Document]]] = {
     "prune": (PruneConfig, prune),
     "recover": (RecoverConfig, recover),
@@ -254,7 +256,9 @@ def print_error(message: str, code: int, error: Exception | None = None) -> int:
     """Print one line on stderr, under LIGHTSTRIDE_DEBUG=1 with its traceback; the exit code."""
     if error is not None and os.environ.get("LIGHTSTRIDE_DEBUG", "0") not in ("", "0"):
         traceback.print_exception(error)
-    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(message.split()))
+    text = " ".join(message.split())
+    text = text if len(text) <= MOST_SAID else f"{text[:MOST_SAID]} ..."
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
     with contextlib.suppress(BrokenPipeError):
         sys.stderr.write(f"lightstride: error: {line}\n")
     return code

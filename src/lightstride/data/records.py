@@ -41,7 +41,8 @@ def files_in(folder: Path, suffixes: Collection[str]) -> list[Path]:
 
 def read_text(path: Path) -> str:
     """A text file, unpacked; DataError where it cannot be read or is no UTF-8."""
-    file_size(path, DataError)
+    if file_size(path, DataError) > MAX_TEXT_BYTES:
+        raise DataError(f"{path} has more than {MAX_TEXT_BYTES >> 30} GiB; split it")
     try:
         data = bytearray()
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:

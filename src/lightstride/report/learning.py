@@ -11,6 +11,9 @@ from lightstride.errors import DataError
 from lightstride.report.charts import COLORS, Picture, draw, slug
 from lightstride.report.facts import Facts, shorten
 
+MAX_NLL = 700.0
+"""More is no number any more as a perplexity."""
+
 
 class Measurement(msgspec.Struct):
     """The held-out loss at a moment, in nats."""
@@ -56,7 +59,7 @@ def read_curve(path: str, numbers: Mapping[str, object]) -> Curve:
 def learning_picture(path: str, curve: Curve) -> Picture:
     """Perplexity over the minutes of learning."""
     minutes = [each.seconds / 60 for each in curve.evaluations] + [curve.seconds / 60]
-    values = [math.exp(each.nll) for each in curve.evaluations] + [curve.perplexity]
+    values = [math.exp(min(each.nll, MAX_NLL)) for each in curve.evaluations] + [curve.perplexity]
     foretold = curve.forecast
     name = shorten(str(Path(path).parent))
 
