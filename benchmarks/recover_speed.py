@@ -11,12 +11,14 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
 from lightstride.models.families.registry import adapter_for
 from lightstride.models.opening.load import load_model
 from lightstride.recover.optimizer import MasterAdam
+from lightstride.recover.said import SaidRows
 from lightstride.recover.student import Learning, Student
 from lightstride.recover.teacher import Dense
 from lightstride.training.top_k_kl import concatenate
@@ -32,7 +34,7 @@ class Bench:
         dense, small = (load_model(name, dtype=torch.bfloat16) for name in (flags.model, flags.cut))
         adapter = adapter_for(dense.config)
         self.student = Student(small, adapter, Learning())
-        self.teacher = Dense(dense, adapter, TOP_K, cache_bytes=0)
+        self.teacher = Dense(dense, adapter, TOP_K, SaidRows(Path("nowhere"), limit_bytes=0))
         rate = 1e-6
         self.optimizer = MasterAdam([{"params": self.student.learned(), "lr": rate, "peak": rate}])
         shape = (flags.step_tokens // flags.window, flags.window)

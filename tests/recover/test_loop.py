@@ -17,6 +17,7 @@ from lightstride.models.families.registry import adapter_for
 from lightstride.recover import loop as room
 from lightstride.recover.loop import Recovery, Rows, gradients, recover, steps_of
 from lightstride.recover.optimizer import MasterAdam
+from lightstride.recover.said import SaidRows
 from lightstride.recover.student import Learning, Student
 from lightstride.recover.teacher import Dense
 from lightstride.training.checkpoint import TrainingFolder
@@ -62,12 +63,12 @@ def test_the_head_learns_where_that_is_wanted(tmp_path: Path) -> None:
     assert not torch.equal(smaller.lm_head.weight, dense.lm_head.weight)
 
 
-def test_the_gradient_is_that_of_whole_logits() -> None:
+def test_the_gradient_is_that_of_whole_logits(tmp_path: Path) -> None:
     dense = tiny_llama(num_layers=2)
     adapter = adapter_for(dense.config)
     smaller, twin = cut(dense), cut(dense)
     student = Student(smaller, adapter, Learning())
-    teacher = Dense(dense, adapter, top_k=260, cache_bytes=0)
+    teacher = Dense(dense, adapter, top_k=260, kept=SaidRows(tmp_path, 0))
     positions_NL = torch.rand(WINDOWS.shape)
     loss = gradients(student, teacher, Rows(WINDOWS, positions_NL), list(range(len(WINDOWS))))
     for block in adapter.blocks(twin):
@@ -82,11 +83,12 @@ def test_the_gradient_is_that_of_whole_logits() -> None:
         torch.testing.assert_close(found[name], parameter.grad, rtol=1e-2, atol=1e-4)
 
 
-def test_the_teacher_is_asked_once_and_says_the_same() -> None:
+def test_the_teacher_is_asked_once_and_says_the_same(tmp_path: Path) -> None:
     dense = tiny_llama()
-    teacher = Dense(dense, adapter_for(dense.config), top_k=4, cache_bytes=2 * 24 * 28)
+    kept = SaidRows(tmp_path / "said", 2 * 24 * 28 + 1000)
+    teacher = Dense(dense, adapter_for(dense.config), top_k=4, kept=kept)
     first = [teacher.say(number, WINDOWS[number]) for number in range(4)]
-    assert sorted(teacher.known) == [0, 1]
+    assert sorted(path.stem for path in kept.folder.iterdir()) == ["0", "1"]
     for number, said in enumerate(first):
         again = teacher.say(number, WINDOWS[number])
         assert torch.equal(again.token_NK, said.token_NK)

@@ -157,7 +157,7 @@ def train(
         if rank() == 0:
             sys.stderr.write(
                 f"lightstride: learning takes {num_bytes / 2**30:.2f} GiB beside the models, and "
-                f"up to {config.cache_gib:g} GiB for what the dense model says\n"
+                f"up to {config.cache_gib:g} GiB of disk for what the dense model says\n"
             )
 
     recovery = Recovery(

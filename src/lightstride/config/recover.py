@@ -65,7 +65,7 @@ class RecoverConfig(PresetCommand):
     top_k: int = 64
     """Likeliest tokens of the dense model that are told apart; the rest counts as one more."""
     cache_gib: float = 2.0
-    """Memory for what the dense model said, for further passes, in GiB."""
+    """Disk for what the dense model said, for further passes, in GiB."""
     seed: int = 0
     """Seed of everything random."""
     work: OptionalPath = None

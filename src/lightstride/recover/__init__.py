@@ -1,6 +1,7 @@
 """What a cut model keeps learns to answer like the dense one; its shape stays.
 
-teacher    what the dense model says, once    losses    KL in slices with its gradient
+teacher    what the dense model says, once    said    kept on disk for further passes
+losses    KL in slices with its gradient    attention    plain products on a CPU
 student    which weights learn    optimizer    Adam over bf16 weights
 pace       learning rates by steps and minutes    loop    steps, checkpoints, a clean stop
 extrapolate   the perplexity at the end, from the first minutes

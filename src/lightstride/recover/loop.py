@@ -27,6 +27,7 @@ from lightstride.models.families.adapter import Adapter
 from lightstride.progress import Bar
 from lightstride.recover.optimizer import MasterAdam
 from lightstride.recover.pace import Pace, counted, read_pace, timed
+from lightstride.recover.said import SaidRows
 from lightstride.recover.student import Learning, Student
 from lightstride.recover.teacher import Dense
 from lightstride.training.checkpoint import Progress, TrainingFolder
@@ -78,7 +79,7 @@ class Recovery:
     top_k: int = 64
     """Likeliest tokens of the teacher that are told apart."""
     cache_bytes: int = 1 << 30
-    """Memory for what the teacher said, for further passes."""
+    """Disk for what the teacher said, for further passes."""
     save_minutes: float = 2.0
     """Time between checkpoints."""
     seed: int = 0
@@ -152,7 +153,8 @@ def recover(
     student = Student(smaller, adapter, learning or Learning())
     if announce is not None:
         announce(student.bytes_needed)
-    teacher = Dense(dense, adapter, recovery.top_k, recovery.cache_bytes)
+    kept = SaidRows(folder / "said", recovery.cache_bytes // world_size())
+    teacher = Dense(dense, adapter, recovery.top_k, kept)
     rate = recovery.learning_rate
     optimizer = MasterAdam([{"params": student.learned(), "lr": rate, "peak": rate}])
     store = TrainingFolder(folder)
@@ -187,6 +189,7 @@ def recover(
             look(at)
     at.pace = pace.as_list
     store.save(student, optimizer, at)
+    kept.forget()
     student.release()
     return at
 

@@ -8,7 +8,7 @@ of it does not depend on what it is read with, and a resumed run has the same bi
 Shapes: L tokens of a row, P positions of a slice, D hidden size, V vocabulary.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from lightstride.models.head_logits import head_inputs
 from lightstride.models.sliced_logits import cached_rows
 from lightstride.recover.attention import plain_products
 from lightstride.recover.losses import PRODUCT_ROWS
+from lightstride.recover.said import SaidRows
 from lightstride.training.top_k_kl import Teacher, concatenate, remember
 
 
@@ -30,20 +31,17 @@ class Dense:
     adapter: Adapter
     top_k: int
     """Likeliest tokens of a position that are told apart."""
-    cache_bytes: int
-    """Memory for what was said, for the next pass."""
-    known: dict[int, Teacher] = field(default_factory=dict)
-    """Rows that were read, by their number."""
+    kept: SaidRows
+    """What was said before."""
 
     def say(self, number: int, tokens_L: Tensor) -> Teacher:
         """Its distributions at all positions of a row, whose number names it."""
-        if number not in self.known:
-            said = self.read(tokens_L)
-            taken = (len(self.known) + 1) * len(tokens_L) * Teacher.bytes_per_position(self.top_k)
-            if taken > self.cache_bytes:
-                return said
-            self.known[number] = said
-        return self.known[number]
+        known = self.kept.recall(number, tokens_L)
+        if known is not None:
+            return known.to(self.model.device)
+        said = self.read(tokens_L)
+        self.kept.keep(number, tokens_L, said)
+        return said
 
     @torch.no_grad()
     def read(self, tokens_L: Tensor) -> Teacher:

@@ -38,6 +38,11 @@ class Teacher:
         """The same for some of the positions."""
         return Teacher(self.log_probability_NK[where], self.token_NK[where], self.log_rest_N[where])
 
+    def to(self, device: torch.device) -> "Teacher":
+        """The same on a device."""
+        parts = (self.log_probability_NK, self.token_NK, self.log_rest_N)
+        return Teacher(*(part.to(device) for part in parts))
+
     @staticmethod
     def bytes_per_position(top_k: int) -> int:
         """Bytes that one position takes in the cache."""
