@@ -87,7 +87,15 @@ class Student(nn.Module):
         with plain_products(self.config, tokens_BL.device, tokens_BL.shape[1]):
             hidden_BLD = self.decoder(input_ids=tokens_BL, use_cache=False).last_hidden_state
         hidden_BLD = head_inputs(self.config, hidden_BLD)
-        return top_k_loss(self.head[0], hidden_BLD.flatten(0, 1), said, weights_BL.flatten())
+        hidden_ND, weights_N = hidden_BLD.flatten(0, 1), weights_BL.flatten()
+        counts_N = weights_N != 0
+        if not bool(counts_N.all()):  # no logits where nothing counts
+            hidden_ND, said, weights_N = (
+                hidden_ND[counts_N],
+                said.rows(counts_N),
+                weights_N[counts_N],
+            )
+        return top_k_loss(self.head[0], hidden_ND, said, weights_N)
 
     def release(self) -> None:
         """Merge updates into their matrices; nothing learns any more."""

@@ -34,7 +34,7 @@ class Teacher:
     log_rest_N: Tensor
     """Log-probability of all other tokens together, fp32."""
 
-    def rows(self, where: slice) -> "Teacher":
+    def rows(self, where: slice | Tensor) -> "Teacher":
         """The same for some of the positions."""
         return Teacher(self.log_probability_NK[where], self.token_NK[where], self.log_rest_N[where])
 
