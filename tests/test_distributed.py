@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from helpers.healing import WINDOWS
+from helpers.healing import cut as cut_toy
 from helpers.processes import run_ranks
 from helpers.toys import tiny_llama
 from lightstride import distributed
@@ -25,6 +27,7 @@ from lightstride.models.opening.source import Resident
 from lightstride.models.shapes import AttentionShape, FFNShape, Shape, Site
 from lightstride.prune.cut.statistics import SiteStatistics, stream_blocks
 from lightstride.prune.cut.supernet import build_supernet
+from lightstride.recover.loop import Recovery, Rows, recover
 
 
 def worker(folder: Path) -> None:
@@ -131,3 +134,30 @@ def test_more_ranks_than_shards_are_refused(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(distributed, "world_size", lambda: 9)
     with pytest.raises(ConfigError, match="9 processes for 8 shards"):
         owned_shards(8)
+
+
+def learner(folder: Path) -> None:
+    """What every rank does: a recovery; rank 0 writes the weights."""
+    distributed.init()
+    dense = tiny_llama()
+    smaller = cut_toy(dense)
+    recovery = Recovery(passes=2, learning_rate=3e-3, step_tokens=96)
+    rows = Rows.alike(WINDOWS)
+    recover(smaller, dense, adapter_for(dense.config), rows, recovery, folder / "training")
+    if distributed.rank() == 0:
+        weights = {name: tensor.clone() for name, tensor in smaller.state_dict().items()}
+        save_file(weights, folder / "weights.safetensors")
+    distributed.close()
+
+
+@pytest.mark.timeout(900)
+def test_a_recovery_by_two_processes_is_that_of_one(tmp_path: Path) -> None:
+    found = []
+    for num_ranks in (1, 2):
+        folder = tmp_path / str(num_ranks)
+        folder.mkdir()
+        run_ranks(learner, num_ranks, folder)
+        found.append(load_file(folder / "weights.safetensors"))
+    one, two = found
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-4)

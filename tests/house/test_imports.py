@@ -35,7 +35,7 @@ ALLOWED = {
     "memory": {"errors", "files", "distributed", "search", "models"},
     "generate": {"errors", "config", "models", "memory"},
     "training": {"errors", "files", "distributed", "models"},
-    "recover": {"errors", "progress", "distributed", "models", "training"},
+    "recover": {"errors", "files", "progress", "distributed", "models", "training"},
     "prune": {
         "errors",
         "progress",

@@ -119,6 +119,11 @@ class Clock:
         """Seconds of all runs."""
         return self.before + self.here
 
+    def note(self, at: Progress, step: int) -> None:
+        """Write down when a step was reached."""
+        at.step, at.seconds = step, self.seconds
+        at.processor_seconds = self.processor
+
     def without(self, call: Callable[[], None]) -> None:
         """Make a call whose time does not count."""
         start = self.now()
@@ -177,8 +182,7 @@ def recover(
             in_a_row = 0 if is_finite else in_a_row + 1
             if in_a_row >= MOST_SKIPPED:
                 raise ConfigError(not_finite(rate, folder))
-            at.step, at.seconds = number + 1, clock.seconds
-            at.processor_seconds = clock.processor
+            clock.note(at, number + 1)
             move_bar(bar, at, pace, clock, recovery)
             if shared(clock.since_save() >= 60 * recovery.save_minutes):
                 pace = planned(pace, at, clock, recovery, len(steps))
