@@ -160,8 +160,7 @@ def recover(
         announce(student.bytes_needed)
     kept = SaidRows(folder / "said", recovery.cache_bytes // world_size())
     teacher = Dense(dense, adapter, recovery.top_k, kept)
-    rate = recovery.learning_rate
-    optimizer = MasterAdam([{"params": student.learned(), "lr": rate, "peak": rate}])
+    optimizer = adam_of(student, recovery.learning_rate)
     store = TrainingFolder(folder)
     at = store.load(student, optimizer)
     steps = steps_of(len(rows.tokens_NL), rows.tokens_NL.shape[1], recovery)
@@ -181,7 +180,7 @@ def recover(
             is_finite = take_step(student, teacher, optimizer, rows, steps[number], recovery, at)
             in_a_row = 0 if is_finite else in_a_row + 1
             if in_a_row >= MOST_SKIPPED:
-                raise ConfigError(not_finite(rate, folder))
+                raise ConfigError(not_finite(recovery.learning_rate, folder))
             clock.note(at, number + 1)
             move_bar(bar, at, pace, clock, recovery)
             if shared(clock.since_save() >= 60 * recovery.save_minutes):
@@ -196,6 +195,11 @@ def recover(
     kept.forget()
     student.release()
     return at
+
+
+def adam_of(student: Student, rate: float) -> MasterAdam:
+    """The optimizer of all that learns."""
+    return MasterAdam([{"params": student.learned(), "lr": rate, "peak": rate}])
 
 
 def take_step(
