@@ -58,7 +58,10 @@ def test_checkpoints_say_what_they_said(name: str) -> None:
         settings = Settings(max_new_tokens=16, mode=mode, confidence=0.3)
         assert_no_ties(decoder, [PROMPT], settings)
         (answer,) = generate(decoder, [PROMPT], settings)
-        assert [list(step) for step in answer.steps] == steps
+        found = [list(step) for step in answer.steps]
+        if mode == "lossless":  # how many tokens a step tries is the budget's, not the file's
+            found, steps = [[token for step in each for token in step] for each in (found, steps)]
+        assert found == steps
 
 
 @pytest.mark.parametrize("name", ["uneven", "even"])

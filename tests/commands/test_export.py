@@ -124,8 +124,8 @@ def test_sharded_checkpoints_are_read(tmp_path: Path) -> None:
     whole.mkdir()
     parts.mkdir()
     files = []
-    for place, size in ((whole, "5GB"), (parts, "10KB")):
-        folder = saved(model, place, max_shard_size=size)
+    for place, size in ((whole, 5 * 10**9), (parts, 10**4)):
+        folder = saved(model, place, shard_bytes=size)
         files.append(place / "model.gguf")
         export(ExportConfig(model=str(folder), output=str(files[-1]), dtype="f16"))
     assert len(list((parts / "model").glob("*.safetensors"))) > 2

@@ -117,12 +117,19 @@ def test_rows_say_the_same_alone_and_among_others(mode: str, temperature: float)
 
 def test_eight_bits_stack_with_a_plan() -> None:
     model = tiny_llama(head_dim=32)
-    plan = mixed_plan(model, 10)
     asked = prompts(2, 11, 80, 90)
     settings = Settings(max_new_tokens=12, ignore_end_tokens=True)
-    exact, near = (
-        generate(PlainDecoder(model, byte_tokenizer(), memory=Memory(plan, kind)), asked, settings)
-        for kind in ("model", "int8")
-    )
-    assert near[0].kv_bytes < 0.3 * exact[0].kv_bytes
-    assert near[0].tokens[:2] == exact[0].tokens[:2]
+    equal = []
+    for seed in range(8, 12):
+        exact, near = (
+            generate(
+                PlainDecoder(model, byte_tokenizer(), memory=Memory(mixed_plan(model, seed), kind)),
+                asked,
+                settings,
+            )
+            for kind in ("model", "int8")
+        )
+        assert near[0].kv_bytes < 0.3 * exact[0].kv_bytes
+        for one, other in zip(exact, near, strict=True):
+            equal += [a == b for a, b in zip(one.tokens, other.tokens, strict=True)]
+    assert sum(equal) > 0.75 * len(equal)  # two likeliest tokens of a toy are sometimes close

@@ -118,13 +118,13 @@ CASES = {
     "no such device": pruning("--device cuda", "--device cuda is not on this machine")
     if not torch.cuda.is_available()
     else pruning("--device mps", "--device mps is not on this machine"),
-    "an engine nobody knows": pruning("--target tensorrt", "'any', 'hf', 'vllm'"),
+    "an engine nobody knows": pruning("--target tensorrt", "any, hf, vllm"),
     "nothing to say": Case("generate {model} -p=", "-p '' is not allowed"),
     "a prompt longer than the context": Case("generate {model} -p " + 600 * "x", "512"),
     "confidence 0": Case("generate {model} -p x --confidence 0", "above 0 and at most 1"),
     "an unknown mode": Case("generate {model} -p x --mode fast", "--mode"),
     "a temperature below 0": Case("generate {model} -p x --temperature=-1", "--temperature -1.0"),
-    "an answer of no tokens": Case("generate {model} -p x --max-new-tokens 0", "at least 1"),
+    "an answer of no tokens": Case("generate {model} -p x --max-new-tokens 0", "from 1 to"),
     "a model to ask that is not there": Case("generate {folder}/none -p x", "none"),
     "NaN weights to ask": Case("generate {model} -p x", "up_proj", weights(with_nan)),
     "nothing to measure": Case("evaluate {model}", "without --perplexity, --tasks"),

@@ -109,7 +109,7 @@ def test_no_more_rows_than_allowed_and_entries_are_bounded() -> None:
 
 
 def test_a_client_that_goes_frees_its_row() -> None:
-    opened, open_one = paced(pace=0.01)
+    opened, open_one = paced(pace=0.05)
     with served(toy_model(session=open_one)) as server:
         url = f"{server.url}/v1/chat/completions"
         long = {"max_tokens": 400, "ignore_eos": True}

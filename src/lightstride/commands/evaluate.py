@@ -248,7 +248,7 @@ def measured_text(judged: list[ModelReport], found: Mapping[str, Retained]) -> s
         parts.append(f"{source}: perplexity {text.value:.2f} over {text.num_tokens:,} tokens")
     if len(texts) > 1:
         parts.append(f"ratio of perplexities {texts[0][1].value / texts[1][1].value:.3f}")
-    for one in judged if judged[0].tasks else ():
+    for one in judged if judged and judged[0].tasks else ():
         parts.append(f"\n{one.source}\n\n{score_table(one.tasks)}")
     if found:
         names = [Path(one.source).name for one in judged]

@@ -38,7 +38,10 @@ class EvaluateConfig(ModelCommand):
     """Text on which the distributions of MODEL and --against are compared, and last words asked."""
     loops: OptionalSource = None
     """Prompts whose greedy answers are looked at: how many loop, of MODEL and of --against."""
-    yardsticks: Annotated[tuple[Yardstick, ...], arg(metavar="{q8_0,q4_k_m} ...")] = ()
+    yardsticks: Annotated[
+        tuple[Yardstick, ...],
+        arg(metavar="{q8_0,q4_k_m} ...", help_behavior_hint="(default: none)"),
+    ] = ()
     """With --fidelity: --against quantized so is held against itself too, for comparison."""
     window: int = 2048
     """Length of the perplexity windows, in tokens."""

@@ -49,7 +49,7 @@ def test_prompts_are_distinct_finished_and_seeded() -> None:
     found = self_prompts(model, tokenizer, 20, batch_size=16)
     assert len({prompt.id for prompt in found}) == 20
     texts = [prompt.messages[0].content for prompt in found]
-    assert all(len(text) >= module.SHORTEST and text == text.strip() for text in texts)
+    assert all(len(text) >= module.SHORTEST_PROMPT and text == text.strip() for text in texts)
     assert all(set(text) <= {chr(letter) for letter in LETTERS} for text in texts)
     assert self_prompts(model, tokenizer, 20, batch_size=16) == found
     assert self_prompts(model, tokenizer, 5, batch_size=16) == found[:5]

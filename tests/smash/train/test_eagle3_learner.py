@@ -15,7 +15,7 @@ from lightstride.smash.judge.chains import collect_chains
 from lightstride.smash.judge.held_out import lossless_tokens_per_step
 from lightstride.smash.train.eagle3_learner import LoweredHeadLoss
 from lightstride.smash.train.loss import place_weights
-from lightstride.training.checkpoint import NAME, TrainingFolder
+from lightstride.training.checkpoint import TRAINING_FILE, TrainingFolder
 
 EXAMPLES = answered(deep_toy(), 10)
 
@@ -124,7 +124,7 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
         folder = tmp_path / str(ranks)
         folder.mkdir()
         train_head_in_processes(folder, ranks)
-    one, two = (load_file(tmp_path / str(ranks) / NAME) for ranks in (1, 2))
+    one, two = (load_file(tmp_path / str(ranks) / TRAINING_FILE) for ranks in (1, 2))
     names = [name for name in one if name.startswith("weight.")]
     assert names
     for name in names:

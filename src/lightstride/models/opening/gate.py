@@ -43,6 +43,7 @@ DTYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
 """Of weights; buffers may also be of the integers below."""
 INTEGERS = {"I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 ADAPTER_FILE = "adapter_config.json"
+MOST_DIMENSIONS = 8
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 JSON_FILES = ("generation_config.json", "special_tokens_map.json", "added_tokens.json")
 USED = "conversion.json"
@@ -305,6 +306,10 @@ def check_tensor(path: Path, name: str, tensor: Tensor, num_bytes: int) -> None:
     width = {**DTYPES, **INTEGERS}.get(tensor.dtype)
     if width is None:
         raise ModelError(f"{path}: {name} is of the type {tensor.dtype!r}, which is not known")
+    if len(tensor.shape) > MOST_DIMENSIONS:
+        raise ModelError(
+            f"{path}: {name} has {len(tensor.shape)} dimensions; no weight has so many"
+        )
     count = 1
     for extent in tensor.shape:
         count *= extent
