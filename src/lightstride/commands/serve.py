@@ -4,6 +4,7 @@ import logging
 import sys
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from types import ModuleType
@@ -41,7 +42,10 @@ def serve(config: ServeConfig) -> Mapping[str, object]:
     with closing(listen(config.host, config.port)) as bound:
         port = bound.getsockname()[1]
         host = f"[{config.host}]" if ":" in config.host else config.host
-        models = open_models(config, limits)
+        # Opened in a thread that ends: OpenMP keeps a pool for every thread that has computed, and
+        # where pools have more threads than there are cores they sleep between products.
+        with ThreadPoolExecutor(1) as opener:
+            models = opener.submit(open_models, config, limits).result()
         service = Service(
             models=models,
             limits=limits,
