@@ -114,7 +114,8 @@ def test_a_client_that_goes_frees_its_row() -> None:
         url = f"{server.url}/v1/chat/completions"
         long = {"max_tokens": 400, "ignore_eos": True}
         with httpx.stream("POST", url, json=ask("x", stream=True, **long)) as stream:
-            next(stream.iter_lines())
+            lines = stream.iter_lines()  # kept: one that is dropped closes the stream
+            next(lines)
             wait_for(lambda: opened[0].rows)
         wait_for(lambda: not opened[0].rows)
         with pytest.raises(httpx.ReadTimeout):
