@@ -10,7 +10,7 @@ from helpers.agree import assert_no_ties, assert_same_greedy
 from helpers.toys import EOS, TINY, byte_tokenizer, tiny_gemma3, tiny_llama
 from lightstride.errors import ConfigError
 from lightstride.generate import Hooks, PlainDecoder, Settings, generate
-from lightstride.generate.masks import attention_argument
+from lightstride.generate.batch.masks import attention_argument
 
 PROMPTS = [[72, 101, 108], [1, 2, 3, 4, 5, 6, 7, 8, 9], [200]]
 LENGTH = 24

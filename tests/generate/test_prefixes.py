@@ -10,7 +10,7 @@ from helpers.memory_toys import mixed_plan
 from helpers.sessions import Request, alone, among_others, tokens_of
 from helpers.toys import byte_tokenizer, tiny_gemma3, tiny_llama
 from lightstride.generate import Limits, PlainDecoder, Settings
-from lightstride.generate.cache import KvBuffer
+from lightstride.generate.batch.cache import KvBuffer
 from lightstride.generate.prefixes import BLOCK, PrefixPool
 from lightstride.memory.cache import Memory
 

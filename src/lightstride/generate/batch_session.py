@@ -16,10 +16,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightstride.config.decoding import Settings
 from lightstride.errors import ConfigError
-from lightstride.generate.cache import Storage
+from lightstride.generate.batch.cache import Storage
+from lightstride.generate.batch.forward import CachedBatch, Forward
+from lightstride.generate.batch.memory_batch import MemoryBatch
 from lightstride.generate.detokenize import TextStream
-from lightstride.generate.forward import CachedBatch, Forward
-from lightstride.generate.memory_batch import MemoryBatch
 from lightstride.generate.modes import ColumnReader, Columns, DecodingMode, Outcome
 from lightstride.generate.prefixes import PrefixPool
 from lightstride.generate.rows import NO_HOOKS, Row, check_prompt, context_length

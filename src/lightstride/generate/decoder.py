@@ -11,8 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightstride.config.decoding import Settings
 from lightstride.errors import ConfigError
+from lightstride.generate.batch.cache import Storage
 from lightstride.generate.batch_session import BatchSession
-from lightstride.generate.cache import Storage
 from lightstride.generate.modes import ColumnReader, OneToken
 from lightstride.generate.rows import ends_of
 from lightstride.generate.session import FinishReason, Hooks, Limits, RowStep, Session

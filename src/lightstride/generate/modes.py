@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from lightstride.config.decoding import Settings
-from lightstride.generate.cache import padded
-from lightstride.generate.forward import CachedBatch, Forward
+from lightstride.generate.batch.cache import padded
+from lightstride.generate.batch.forward import CachedBatch, Forward
 from lightstride.generate.rows import Row
 from lightstride.generate.sampling import choose
 

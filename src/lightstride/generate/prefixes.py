@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightstride.generate.cache import KvBuffer
+from lightstride.generate.batch.cache import KvBuffer
 
 BLOCK = 16
 """Tokens of a block."""

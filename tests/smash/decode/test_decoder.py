@@ -13,7 +13,7 @@ from helpers.smash_toys import BASES, PROMPTS, sharp, slot_batch, slow_trust, sl
 from helpers.toys import byte_tokenizer
 from lightstride.errors import ConfigError
 from lightstride.generate import Generation, Hooks, PlainDecoder, Settings, generate
-from lightstride.generate.masks import slot_positions
+from lightstride.generate.batch.masks import slot_positions
 from lightstride.generate.sampling import distribution
 from lightstride.models.opening.load import load_model, load_tokenizer
 from lightstride.smash.decode.decoder import SmashDecoder

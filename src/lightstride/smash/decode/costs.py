@@ -32,7 +32,7 @@ from transformers import PreTrainedModel
 from lightstride.errors import LightstrideError, ModelError, OutputError
 from lightstride.files import cache_folder
 from lightstride.files.sealed import read_sealed, write_sealed
-from lightstride.generate.forward import CachedBatch
+from lightstride.generate.batch.forward import CachedBatch
 from lightstride.models.device import synchronize
 from lightstride.models.fingerprint import model_hash
 

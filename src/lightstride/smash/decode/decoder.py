@@ -17,10 +17,10 @@ from transformers import PreTrainedTokenizerBase
 
 from lightstride.config.decoding import DEFAULT_CONFIDENCE, Settings
 from lightstride.errors import ConfigError
+from lightstride.generate.batch.cache import Storage, padded
+from lightstride.generate.batch.folded import can_fold
 from lightstride.generate.batch_session import BatchSession
-from lightstride.generate.cache import Storage, padded
 from lightstride.generate.decoder import ALL_AT_ONCE, NO_LIMITS, Step, steps_of
-from lightstride.generate.folded import can_fold
 from lightstride.generate.modes import ColumnReader, DecodingMode, OneToken
 from lightstride.generate.rows import ends_of
 from lightstride.generate.session import Hooks, Limits, Session

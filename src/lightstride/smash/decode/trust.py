@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from lightstride.config.decoding import Settings
-from lightstride.generate.forward import Forward
+from lightstride.generate.batch.forward import Forward
 from lightstride.generate.modes import Columns, Outcome
 from lightstride.generate.rows import Row
 from lightstride.generate.sampling import choose

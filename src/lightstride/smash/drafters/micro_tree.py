@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightstride.generate.packed import packed_layers
+from lightstride.generate.batch.packed import packed_layers
 from lightstride.generate.rows import Row
 from lightstride.smash.drafters.guesses import Budget, Guesses, Kept
 from lightstride.smash.drafters.levels import propose_levels

@@ -20,8 +20,8 @@ from transformers import Cache, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from lightstride.errors import ModelError
-from lightstride.generate.masks import slot_positions
-from lightstride.generate.packed import packed_product
+from lightstride.generate.batch.masks import slot_positions
+from lightstride.generate.batch.packed import packed_product
 from lightstride.models.families.registry import adapter_for
 from lightstride.models.fingerprint import fingerprint
 from lightstride.models.head_logits import head_logits

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lightstride.generate.masks import attention_argument, slot_positions
+from lightstride.generate.batch.masks import attention_argument, slot_positions
 from lightstride.models.families.registry import adapter_for
 from lightstride.smash.model.slots import SlotBatch, causal_mask
 

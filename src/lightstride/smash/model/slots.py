@@ -30,7 +30,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightstride.generate.masks import slot_positions
+from lightstride.generate.batch.masks import slot_positions
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from transformers import PreTrainedModel
 
 from helpers.agree import assert_close_logits
 from helpers.toys import tiny_gemma3, tiny_llama, tiny_qwen3
-from lightstride.generate import segments
-from lightstride.generate.cache import Storage
-from lightstride.generate.forward import CachedBatch
+from lightstride.generate.batch import segments
+from lightstride.generate.batch.cache import Storage
+from lightstride.generate.batch.forward import CachedBatch
 from lightstride.generate.modes import ColumnReader, Columns, are_ragged
 
 PROMPTS = [[1, 2, 3, 4, 5], [6, 7], [8, 9, 10]]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from lightstride.generate.segments import CALL, LEAST_COLUMNS, Segment, segments_of
+from lightstride.generate.batch.segments import CALL, LEAST_COLUMNS, Segment, segments_of
 
 
 def cost(used: Sequence[int], sizes: Sequence[int], bounds: Sequence[int]) -> int:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lightstride.generate.forward import CachedBatch, Forward
-from lightstride.generate.packed import packed_layers
+from lightstride.generate.batch.forward import CachedBatch, Forward
+from lightstride.generate.batch.packed import packed_layers
 from lightstride.memory.attention import check_readable, read_by
 from lightstride.memory.cache import Memory, MemoryCache
 

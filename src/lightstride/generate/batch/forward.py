@@ -21,16 +21,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lightstride.generate.cache import FlatPlaces, KvBuffer, Storage, padded
-from lightstride.generate.folded import RowLayout, can_fold, folded_heads
-from lightstride.generate.masks import (
+from lightstride.generate.batch.cache import FlatPlaces, KvBuffer, Storage, padded
+from lightstride.generate.batch.folded import RowLayout, can_fold, folded_heads
+from lightstride.generate.batch.masks import (
     AttentionArgument,
     attention_argument,
     check_attention,
     sliding_window,
 )
-from lightstride.generate.packed import packed_layers
-from lightstride.generate.segments import segments_of
+from lightstride.generate.batch.packed import packed_layers
+from lightstride.generate.batch.segments import segments_of
 from lightstride.memory.attention import FOLDED
 
 

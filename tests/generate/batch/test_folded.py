@@ -6,7 +6,7 @@ from torch import nn
 
 from helpers.agree import assert_close_logits
 from helpers.toys import tiny_llama, tiny_qwen3
-from lightstride.generate.folded import NAME, attention, can_fold, folded_heads
+from lightstride.generate.batch.folded import NAME, attention, can_fold, folded_heads
 
 SHAPES = [(1, 1, 9), (3, 1, 9), (2, 5, 12), (1, 40, 50), (2, 6, 6)]
 """Rows, new columns, columns in all."""

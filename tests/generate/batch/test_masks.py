@@ -2,7 +2,7 @@
 
 import torch
 
-from lightstride.generate.masks import slot_positions
+from lightstride.generate.batch.masks import slot_positions
 
 
 def test_positions_jump_to_the_last_token_and_restart_with_documents() -> None:

@@ -10,7 +10,8 @@ from helpers.agree import TIE
 from helpers.memory_toys import mixed_plan
 from helpers.smash_toys import sharp, toy
 from helpers.toys import TINY, byte_tokenizer, tiny_llama
-from lightstride.generate import PlainDecoder, Settings, generate, memory_batch
+from lightstride.generate import PlainDecoder, Settings, generate
+from lightstride.generate.batch import memory_batch
 from lightstride.generate.decoder import Generation
 from lightstride.memory.attention import heads_of
 from lightstride.memory.cache import Memory

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from lightstride.generate.cache import FlatPlaces
-from lightstride.generate.segments import Segment
+from lightstride.generate.batch.cache import FlatPlaces
+from lightstride.generate.batch.segments import Segment
 from lightstride.memory.attention import FOLDED
 
 NAME = "lightstride_folded"

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from helpers.toys import tiny_llama
-from lightstride.generate import packed
-from lightstride.generate.packed import copies_of, packed_layers
+from lightstride.generate.batch import packed
+from lightstride.generate.batch.packed import copies_of, packed_layers
 
 needs_kernel = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
