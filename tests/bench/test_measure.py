@@ -79,6 +79,7 @@ class Noted:
                 kv_entries=(number,) * len(prompts),
                 entry_bytes=8,
                 allocated_bytes=0,
+                near_ties=(0,) * len(prompts),
             )
 
 

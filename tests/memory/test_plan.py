@@ -75,7 +75,6 @@ def test_costs_add_up() -> None:
     assert PLAN.bytes(context, element_bytes=1, scale_bytes=2) == sum(single) * 2 * (8 + 2)
     assert PLAN.exact_up_to == 16
     full = MemoryPlan.full([2, 0, 2], 8)
-    assert full.is_full
     assert full.exact_up_to is None
     assert full.share(7) == 1
 

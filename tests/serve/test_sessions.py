@@ -43,8 +43,8 @@ def test_rows_of_all_plans_share_one_bound() -> None:
             said[row.key] = said.get(row.key, 0) + len(row.tokens)
         most_running = max(most_running, len(sessions.owners))
         assert sum(each.promised_entries for each in sessions.opened.values()) <= ENTRIES
-        kept = sessions.opened.get(1.0)
-        assert kept is None or kept.allocated_bytes <= ENTRIES * max(1, kept.entry_bytes)
+        kept = sessions.opened[1.0]
+        assert kept.allocated_bytes <= ENTRIES * max(1, kept.entry_bytes)
         assert sessions.free_entries == ENTRIES - sum(
             each.promised_entries for each in sessions.opened.values()
         )

@@ -39,7 +39,7 @@ class Step:
     """Bytes of one KV entry over all layers."""
     allocated_bytes: int
     """Bytes of the KV cache as it is, prompts and room to grow included."""
-    near_ties: tuple[int, ...] = ()
+    near_ties: tuple[int, ...]
     """Greedy tokens of each answer so far that rounding might have made others."""
 
 
@@ -61,7 +61,7 @@ class Generation:
     seconds: float
     """Wall time of the whole batch, up to this row's end."""
     finish_reason: FinishReason
-    near_ties: int = 0
+    near_ties: int
     """Its greedy tokens that rounding might have made others: in bfloat16 another mode, or another
     number of rows, may answer otherwise from there on."""
 
@@ -229,5 +229,5 @@ def answer_of_row(
         kv_bytes=entries * steps[last].entry_bytes,
         seconds=moments[last],
         finish_reason=reason,
-        near_ties=steps[last].near_ties[row] if steps[last].near_ties else 0,
+        near_ties=steps[last].near_ties[row],
     )

@@ -50,11 +50,6 @@ class PrefixPool:
         self.num_made = 0
 
     @property
-    def num_entries(self) -> int:
-        """Entries that are kept."""
-        return BLOCK * len(self.blocks)
-
-    @property
     def num_slots(self) -> int:
         """Blocks that there is memory for."""
         return len(self.buffers[0]) if self.buffers else 0

@@ -77,26 +77,49 @@ def attend(
 ) -> Tensor:
     """Attention of some KV heads' queries, shape (B, H, Q, d); None sees every column.
 
-    Each KV head is read once for all its queries: of few columns the query heads are taken for
-    more columns, else the kernel shares them.  A mask that is not of booleans is added to logits.
+    A mask that is not of booleans is added to logits.
+    """
+    folded = folded_queries(query_BHQd, key_BGWd)
+    if mask_BQW is not None:
+        if query_BHQd.shape[2] > 1:
+            mask_BQW = mask_BQW.repeat(1, folded, 1)
+        if mask_BQW.is_floating_point():
+            mask_BQW = mask_BQW.to(query_BHQd.dtype)
+    mask_B1QW = None if mask_BQW is None else mask_BQW[:, None]
+    return grouped_attention(query_BHQd, key_BGWd, value_BGWd, mask_B1QW, scale, folded)
+
+
+def folded_queries(query_BHQd: Tensor, key_BGWd: Tensor) -> int:
+    """Query heads of a KV head that are to be taken for further columns of it; 1: none."""
+    shared = query_BHQd.shape[1] // key_BGWd.shape[1]
+    return shared if query_BHQd.shape[2] <= FOLDED else 1
+
+
+def grouped_attention(
+    query_BHQd: Tensor,
+    key_BGWd: Tensor,
+    value_BGWd: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    folded: int,
+    *,
+    is_causal: bool = False,
+) -> Tensor:
+    """The heads' outputs, shape (B, H, Q, d); each KV head is read once for all its queries.
+
+    Of few columns so many query heads are `folded` into columns, as many as the mask then has; else
+    the kernel shares KV heads.
     """
     num_rows, num_heads, num_new, size = query_BHQd.shape
     groups = key_BGWd.shape[1]
-    shared = num_heads // groups
-    folds = num_new <= FOLDED and shared > 1
-    if folds:
-        query_BHQd = query_BHQd.reshape(num_rows, groups, shared * num_new, size)
-        if mask_BQW is not None and num_new > 1:
-            mask_BQW = mask_BQW.repeat(1, shared, 1)
-    if mask_BQW is not None and mask_BQW.is_floating_point():
-        mask_BQW = mask_BQW.to(query_BHQd.dtype)
     output = nn.functional.scaled_dot_product_attention(
-        query_BHQd,
+        query_BHQd.reshape(num_rows, num_heads // folded, folded * num_new, size),
         key_BGWd,
         value_BGWd,
-        attn_mask=None if mask_BQW is None else mask_BQW[:, None],
+        attn_mask=mask,
+        is_causal=is_causal,
         scale=scale,
-        enable_gqa=not folds and shared > 1,
+        enable_gqa=num_heads != groups * folded,
     )
     return output.reshape(num_rows, num_heads, num_new, size)
 

@@ -108,11 +108,6 @@ class MemoryPlan:
         return cls(blocks=blocks, head_dim=head_dim, base=base)
 
     @property
-    def is_full(self) -> bool:
-        """Whether every head keeps all."""
-        return all(keep == ALL for block in self.blocks for keep in block)
-
-    @property
     def exact_up_to(self) -> int | None:
         """Tokens up to which the answer is the full cache's; None is any number."""
         windows = [keep.window for block in self.blocks for keep in block if keep != ALL]

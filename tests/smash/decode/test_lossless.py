@@ -64,7 +64,7 @@ class Knowing:
         self.truth = truth
         self.heard: dict[str, list[int]] = {}
 
-    def cost(self, num_rows: int, num_guesses: int) -> float:
+    def cost(self, num_guesses: int) -> float:
         return 0.0
 
     def propose(
@@ -105,7 +105,7 @@ def test_true_branches_are_followed(
     knowing = Knowing(model, [a.tokens for a in plain])
     lossless = Lossless([knowing], costs_of(model.base), Pacing())
     monkeypatch.setattr(
-        "lightstride.smash.decode.decoder.smash_modes", lambda _, **__: {"lossless": lossless}
+        "lightstride.smash.decode.decoder.smash_modes", lambda *_: {"lossless": lossless}
     )
     asked = Settings(
         max_new_tokens=LENGTH, temperature=temperature, seed=4, mode="lossless", tree=12, lookup=0

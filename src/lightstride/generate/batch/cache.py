@@ -69,7 +69,7 @@ class KvBuffer(Cache):
         width: int,
         start: int,
         columns_BQ: Tensor | None,
-        flat: "FlatPlaces | None" = None,
+        flat: FlatPlaces | None = None,
     ) -> None:
         """Set the rows of the next forward, how many columns it attends to in all, and where it
         writes: at each row's own columns, or from `start` on in all of them, or, where the rows'

@@ -20,7 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lightstride.generate.batch.cache import FlatPlaces
 from lightstride.generate.batch.segments import Segment
-from lightstride.memory.attention import FOLDED
+from lightstride.memory.attention import folded_queries, grouped_attention
 
 NAME = "lightstride_folded"
 Masks = dict[tuple[int, int, torch.dtype, int], tuple[Tensor | None, Tensor]]
@@ -107,38 +107,27 @@ def attend(
 
     Without a mask the new columns are the last ones, and each sees those before it and itself.
     """
-    num_rows, num_heads, num_new, size = query_BHQd.shape
-    groups, width = key_BGWd.shape[1:3]
-    shared = num_heads // groups
-    folds = num_new <= FOLDED and shared > 1
+    num_new, width = query_BHQd.shape[2], key_BGWd.shape[2]
     is_causal = sees_B1QW is None and num_new == width > 1
+    folded = 1 if is_causal else folded_queries(query_BHQd, key_BGWd)
     mask = None
     if sees_B1QW is not None or (num_new > 1 and not is_causal):
-        mask = mask_of(sees_B1QW, query_BHQd, width, shared if folds else 1, segment)
-    if folds and not is_causal:
-        query_BHQd = query_BHQd.reshape(num_rows, groups, shared * num_new, size)
-    output = nn.functional.scaled_dot_product_attention(
-        query_BHQd,
-        key_BGWd,
-        value_BGWd,
-        attn_mask=mask,
-        is_causal=is_causal,
-        scale=scale,
-        enable_gqa=query_BHQd.shape[1] != groups,
-    )
-    return output.reshape(num_rows, num_heads, num_new, size).transpose(1, 2)
+        mask = mask_of(sees_B1QW, query_BHQd, width, folded, segment)
+    return grouped_attention(
+        query_BHQd, key_BGWd, value_BGWd, mask, scale, folded, is_causal=is_causal
+    ).transpose(1, 2)
 
 
 def mask_of(
     sees_B1QW: Tensor | None,
     query_BHQd: Tensor,
     width: int,
-    shared: int,
+    folded: int,
     segment: Segment | None,
 ) -> Tensor:
     """The mask to be added, for so many query heads of a KV head; made once in a forward."""
     masks = MASKS.get()
-    key = (id(sees_B1QW), shared, query_BHQd.dtype, -1 if segment is None else segment.rows.start)
+    key = (id(sees_B1QW), folded, query_BHQd.dtype, -1 if segment is None else segment.rows.start)
     if key not in masks:
         num_new = query_BHQd.shape[2]
         if sees_B1QW is None:
@@ -149,7 +138,7 @@ def mask_of(
         else:
             sees = sees_B1QW[segment.rows, :, :num_new, :width]
         added = torch.zeros_like(sees, dtype=query_BHQd.dtype).masked_fill(~sees, -torch.inf)
-        masks[key] = sees_B1QW, added.repeat(1, 1, shared, 1)  # the id stays the mask's own
+        masks[key] = sees_B1QW, added.repeat(1, 1, folded, 1)  # the id stays the mask's own
     return masks[key][1]
 
 

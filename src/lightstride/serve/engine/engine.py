@@ -78,7 +78,7 @@ class Engine:
 
     def run(self) -> None:
         """The thread: sleep while there is nothing to do, else step."""
-        sessions = self.open()
+        sessions = Sessions(self.open_session)
         while True:
             with self.lock:
                 while not (self.waiting or self.running or self.cancelled or self.stopping):
@@ -91,13 +91,7 @@ class Engine:
             except Exception:
                 LOG.exception("a step failed; all its answers are given up")
                 self.give_up(internal())
-                sessions = self.open()
-
-    def open(self) -> Sessions:
-        """Sessions without rows; that of the full cache is there at once."""
-        sessions = Sessions(self.open_session)
-        sessions.of(1.0)
-        return sessions
+                sessions = Sessions(self.open_session)
 
     def turn(self, sessions: Sessions) -> None:
         """Drop, take in, step, tell."""

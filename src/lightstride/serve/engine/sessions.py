@@ -1,8 +1,8 @@
 """One session a memory plan, and one bound on the entries of all of them.
 
-Requests name the plan by its budget, the share of KV entries that it keeps.  A session is opened
-when its plan is first asked for.  Each is promised as much as if it kept everything, so that a
-prompt can be read; what one was promised, the others leave.
+Requests name the plan by its budget, the share of KV entries that it keeps.  The session of the
+full cache is opened at once, any other when its plan is first asked for.  Each is promised as much
+as if it kept everything, so that a prompt can be read; what one was promised, the others leave.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ class Sessions:
 
     def __init__(self, open_session: OpenSession) -> None:
         self.open_session = open_session
-        self.opened: dict[float, Session] = {}
+        self.opened: dict[float, Session] = {1.0: open_session(1.0)}
         self.owners: dict[str, Session] = {}
         """The session of each row that has not ended."""
 
@@ -70,6 +70,4 @@ class Sessions:
     @property
     def free_entries(self) -> int | None:
         """Entries that no row of any session has been promised; None without a limit."""
-        for budget in self.opened:
-            return self.of(budget).free_entries
-        return None
+        return self.of(1.0).free_entries

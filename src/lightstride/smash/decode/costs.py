@@ -25,7 +25,6 @@ from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel
 
@@ -35,6 +34,7 @@ from lightstride.files.sealed import read_sealed, write_sealed
 from lightstride.generate.batch.forward import CachedBatch
 from lightstride.models.device import synchronize
 from lightstride.models.fingerprint import model_hash
+from lightstride.smash.decode.budget import Times
 
 COST_FORMAT = 1
 ROWS = (1, 4, 16, 64)
@@ -47,7 +47,6 @@ REPEATS = 3
 
 Points = Sequence[tuple[int, float]]
 """Columns of all rows together, ascending, and seconds."""
-Array = npt.NDArray[np.float64]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=1e6)]
 
 
@@ -68,7 +67,7 @@ class CostTable:
     """Where it is kept; None: nowhere."""
     described: dict[str, str] = field(default_factory=dict)
     points: dict[int, Points] = field(default_factory=dict)
-    curves: dict[int, Array] = field(default_factory=dict)
+    curves: dict[int, Times] = field(default_factory=dict)
 
     def seconds(self, rows: int, columns: int) -> float:
         """Seconds of a forward over so many columns of so many rows together."""
@@ -81,7 +80,7 @@ class CostTable:
         low = between(self.of_rows(below), columns * below / rows)
         return low + (high - low) * (rows - below) / (above - below)
 
-    def curve(self, rows: int, most: int) -> Array:
+    def curve(self, rows: int, most: int) -> Times:
         """Seconds of so many rows by all numbers of columns together, from 0 to at least `most`."""
         known = self.curves.get(rows)
         if known is None or len(known) <= most:

@@ -18,16 +18,13 @@ from transformers import PreTrainedTokenizerBase
 from lightstride.config.decoding import DEFAULT_CONFIDENCE, Settings
 from lightstride.errors import ConfigError
 from lightstride.generate.batch.cache import Storage, padded
-from lightstride.generate.batch.folded import can_fold
 from lightstride.generate.batch_session import BatchSession
 from lightstride.generate.decoder import ALL_AT_ONCE, NO_LIMITS, Step, steps_of
 from lightstride.generate.modes import ColumnReader, DecodingMode, OneToken
 from lightstride.generate.rows import ends_of
 from lightstride.generate.session import Hooks, Limits, Session
 from lightstride.memory.cache import Memory
-from lightstride.smash.decode.costs import costs_of
-from lightstride.smash.decode.lossless import Lossless
-from lightstride.smash.decode.pacing import pacing_of
+from lightstride.smash.decode.lossless import lossless_mode
 from lightstride.smash.decode.trust import Trust
 from lightstride.smash.decode.verify import Verify
 from lightstride.smash.drafters.lookups import LookupDrafter, LookupHistory
@@ -103,7 +100,7 @@ def smash_session(
 
     return BatchSession(
         model.base,
-        smash_modes(model, rows_are_padded=memory is not None or not can_fold(model.base)),
+        smash_modes(model, memory),
         resolve,
         reader=ColumnReader(merge, merged_at),
         tokenizer=tokenizer,
@@ -114,18 +111,13 @@ def smash_session(
     )
 
 
-def smash_modes(model: SmashBody, *, rows_are_padded: bool = False) -> dict[str, DecodingMode]:
+def smash_modes(model: SmashBody, memory: Memory | None) -> dict[str, DecodingMode]:
     """The four modes; their rows share what was looked up, all sessions what was learned."""
     history = LookupHistory()
     lookups = LookupDrafter(history, shortest=1, num_branches=MAX_BRANCHES)
     return {
         "trust": Trust(model, history),
         "verify": Verify(model, history),
-        "lossless": Lossless(
-            [lookups, MicroTree(model)],
-            costs_of(model.base),
-            pacing_of(model),
-            rows_are_padded=rows_are_padded,
-        ),
+        "lossless": lossless_mode(model.base, [lookups, MicroTree(model)], model, memory),
         "ar": OneToken(),
     }

@@ -8,16 +8,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lightstride.config.decoding import DEFAULT_CONFIDENCE, Settings
 from lightstride.errors import ConfigError
 from lightstride.generate.batch.cache import Storage
-from lightstride.generate.batch.folded import can_fold
 from lightstride.generate.batch_session import BatchSession
 from lightstride.generate.decoder import ALL_AT_ONCE, NO_LIMITS, Step, steps_of
 from lightstride.generate.modes import ColumnReader, OneToken
 from lightstride.generate.rows import ends_of
 from lightstride.generate.session import Hooks, Limits, Session
 from lightstride.memory.cache import Memory
-from lightstride.smash.decode.costs import costs_of
-from lightstride.smash.decode.lossless import Lossless
-from lightstride.smash.decode.pacing import pacing_of
+from lightstride.smash.decode.lossless import lossless_mode
 from lightstride.smash.drafters.eagle3_tree import Eagle3Tree
 from lightstride.smash.drafters.lookups import LookupDrafter, LookupHistory
 from lightstride.smash.model.eagle3 import Eagle3Head
@@ -46,12 +43,7 @@ class HeadedDecoder:
         """An open batch without rows."""
         lookups = LookupDrafter(LookupHistory(), shortest=1, num_branches=MAX_BRANCHES)
         tree = Eagle3Tree(self.head, self.model.get_input_embeddings())
-        lossless = Lossless(
-            [lookups, tree],
-            costs_of(self.model),
-            pacing_of(self.head),
-            rows_are_padded=self.memory is not None or not can_fold(self.model),
-        )
+        lossless = lossless_mode(self.model, [lookups, tree], self.head, self.memory)
         return BatchSession(
             self.model,
             {"lossless": lossless, "ar": OneToken()},

@@ -16,16 +16,19 @@ Shapes: B rows, K columns with logits, T taps, D hidden size, V vocabulary.
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from lightstride.config.decoding import Settings
+from lightstride.generate.batch.folded import can_fold
 from lightstride.generate.batch.forward import Forward
 from lightstride.generate.modes import Columns, Outcome
 from lightstride.generate.rows import Row
 from lightstride.generate.sampling import choose, likeliest
+from lightstride.memory.cache import Memory
 from lightstride.smash.decode.budget import Choice, best_together, best_width
-from lightstride.smash.decode.costs import CostTable
-from lightstride.smash.decode.pacing import Pacing
+from lightstride.smash.decode.costs import CostTable, costs_of
+from lightstride.smash.decode.pacing import Pacing, pacing_of
 from lightstride.smash.decode.verify import begin_checked
 from lightstride.smash.drafters.guesses import Budget, Drafter, Guess, Kept, Tree, pooled
 
@@ -38,7 +41,8 @@ BATCH_DRAFTS = 64
 LEAST_DRAFTS = 4
 RAGGED = 1.15
 """A forward of several rows over unlike columns takes so much longer than one over as many that are
-alike: they are taken apart for attention, and put together again."""
+alike, as timed (LOG.md, "drafts that pay"): they are taken apart for attention, and put together
+again."""
 
 BaseChoice = Callable[[Sequence[int], Sequence[int], Sequence[Sequence[int]]], list[int]]
 """The base's tokens, given rows, the place in each row's tree, and its branch up to there."""
@@ -60,6 +64,7 @@ class Lossless:
         self.costs = costs
         self.pacing = pacing
         self.best = best_width if rows_are_padded else best_together
+        self.ragged = 1.0 if rows_are_padded else RAGGED
         self.all_taps: Sequence[int] = sorted({tap for each in drafters for tap in each.taps})
         self.taps: Sequence[int] = self.all_taps
         """The base's hidden states that the next forward is to keep: none in a rest."""
@@ -88,9 +93,9 @@ class Lossless:
         drafts = is_asked or self.pacing.start_step(num_rows)
         drafts = drafts and all(row.taps_TD is not None for row in rows)
         free = [not each.taps for each in self.drafters]
-        pools, costs = self.draft(rows, num_rows, [is_free or drafts for is_free in free])
+        pools, cost = self.draft(rows, num_rows, [is_free or drafts for is_free in free])
         trees = self.grown(rows, pools)
-        choice = self.choose(rows, trees, num_rows, sum(costs))
+        choice = self.choose(rows, trees, num_rows, cost)
         if drafts and not is_asked and not all(free):
             without = [[guess for guess in pool if free[guess.drafter]] for pool in pools]
             plain = self.choose(rows, self.grown(rows, without), num_rows, 0.0)
@@ -124,7 +129,7 @@ class Lossless:
         most = num_rows * (1 + max(len(tree.tokens) for tree in trees)) + certain
         times = self.costs.curve(num_rows, most).copy()
         if num_rows > 1:
-            times[num_rows + 1 :] *= RAGGED
+            times[num_rows + 1 :] *= self.ragged
         choice = self.best(
             [[] if f else tree.chances for f, tree in zip(is_fixed, trees, strict=True)],
             num_rows,
@@ -136,10 +141,10 @@ class Lossless:
 
     def draft(
         self, rows: Sequence[Row], num_rows: int, wanted: Sequence[bool]
-    ) -> tuple[list[list[Guess]], list[float]]:
-        """The guesses of the wanted drafters for each row, and the cost of each drafter."""
+    ) -> tuple[list[list[Guess]], float]:
+        """The guesses of the wanted drafters for each row, and what they cost (`Drafter.cost`)."""
         pools: list[list[Guess]] = [[] for _ in rows]
-        costs = []
+        cost = 0.0
         for number, drafter in enumerate(self.drafters):
             if not wanted[number]:
                 continue
@@ -156,12 +161,12 @@ class Lossless:
                 for row, pool in zip(rows, pools, strict=True)
             ]
             found = drafter.propose(rows, self.features(rows, drafter), budgets)
-            costs.append(drafter.cost(len(rows), most))
+            cost += drafter.cost(most)
             pools = [
                 pooled([pool, self.pacing.corrected(more.guesses, number)])
                 for pool, more in zip(pools, found, strict=True)
             ]
-        return pools, costs
+        return pools, cost
 
     def features(self, rows: Sequence[Row], drafter: Drafter) -> Tensor | None:
         """The states of the rows' last entries that a drafter drafts from, (B, T, D)."""
@@ -217,6 +222,18 @@ class Lossless:
                     hidden = [forward.hidden[tap][index, list(places)] for tap in drafter.taps]
                     kept.append(Kept(own, torch.stack(hidden, dim=1)))
                 drafter.accept(rows, kept)
+
+
+def lossless_mode(
+    base: PreTrainedModel, drafters: Sequence[Drafter], owner: nn.Module, memory: Memory | None
+) -> Lossless:
+    """The mode on a base; sessions share what they learn of the owner's drafters."""
+    return Lossless(
+        drafters,
+        costs_of(base),
+        pacing_of(owner),
+        rows_are_padded=memory is not None or not can_fold(base),
+    )
 
 
 def base_choice(rows: Sequence[Row], logits_BKV: Tensor) -> BaseChoice:

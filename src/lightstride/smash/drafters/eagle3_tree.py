@@ -29,7 +29,8 @@ from lightstride.smash.drafters.levels import propose_levels
 from lightstride.smash.model.eagle3 import Attend, Eagle3Head
 
 STEP_COST = 0.07
-"""A level in forwards of SmolLM2-135M over one column, by the bytes that are read."""
+"""A level in forwards of SmolLM2-135M over one column: the share of its bytes that are read, not
+timed (LOG.md, "EAGLE-3 heads")."""
 MAX_DEPTH = 7
 """Most tokens of a branch; heads are trained on chains of 3 to 7."""
 MIN_LEVEL_PROBABILITY = 0.2
@@ -63,7 +64,7 @@ class Eagle3Tree:
         self.contexts: WeakKeyDictionary[Row, HeadContext] = WeakKeyDictionary()
         """Forgotten with the row."""
 
-    def cost(self, num_rows: int, num_guesses: int) -> float:
+    def cost(self, num_guesses: int) -> float:
         """The head's layer for each level."""
         return STEP_COST * min(num_guesses, MAX_DEPTH)
 

@@ -43,7 +43,7 @@ class LookupDrafter:
         """Tokens of a run that is reason enough to propose what followed it."""
         self.num_branches = num_branches
 
-    def cost(self, num_rows: int, num_guesses: int) -> float:
+    def cost(self, num_guesses: int) -> float:
         """Nothing."""
         return 0.0
 

@@ -23,7 +23,6 @@ from lightstride.generate.sampling import (
 )
 from lightstride.smash.drafters.guesses import ROOT, Budget, Guess, Guesses, Kept
 from lightstride.smash.drafters.lookups import LookupHistory
-from lightstride.smash.drafters.micro_tree import STEP_COST
 from lightstride.smash.model.body import SmashBody
 from lightstride.smash.model.confidence import conditional, log_odds
 from lightstride.smash.model.lookup import LookupPrediction
@@ -64,10 +63,6 @@ class MicroChain:
         self.checked = checked
         """Whether the base checks the tokens: then the first is in the answer already, and draws
         and their probabilities are a draft's."""
-
-    def cost(self, num_rows: int, num_guesses: int) -> float:
-        """A micro step for each token."""
-        return STEP_COST * min(num_guesses, self.model.config.max_segment - 1)
 
     def propose(
         self, rows: Sequence[Row], taps_BTD: Tensor, budgets: Sequence[Budget]

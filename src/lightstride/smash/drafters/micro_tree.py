@@ -16,7 +16,8 @@ from lightstride.smash.model.body import SmashBody
 from lightstride.smash.model.modules import MicroCache
 
 STEP_COST = 0.07
-"""A micro step in forwards of SmolLM2-135M over one column of these rows."""
+"""A micro step in forwards of SmolLM2-135M over one column of as many rows: by processor time on
+one thread of a Zen 4, in bfloat16 and with packed weights (LOG.md, "drafts that pay")."""
 USUAL_LEVELS = 3
 """Levels that are mostly grown: the more the likelier they are to be right."""
 MIN_LEVEL_PROBABILITY = 0.2
@@ -35,7 +36,7 @@ class MicroTree:
         self.model = model
         self.taps: Sequence[int] = model.taps
 
-    def cost(self, num_rows: int, num_guesses: int) -> float:
+    def cost(self, num_guesses: int) -> float:
         """A micro step for each level."""
         return STEP_COST * min(num_guesses, self.model.config.max_segment - 1, USUAL_LEVELS)
 
