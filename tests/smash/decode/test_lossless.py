@@ -7,17 +7,17 @@ import pytest
 from torch import Tensor
 
 from helpers.agree import assert_same_greedy
-from helpers.smash_toys import BASES, PROMPTS, sharp, toy
+from helpers.smash_toys import BASES, PROMPTS, a_row, sharp, toy
 from helpers.toys import byte_tokenizer
 from helpers.trees import path_to, random_tree
 from lightstride.errors import ConfigError
 from lightstride.generate import PlainDecoder, Settings, generate
 from lightstride.generate.rows import Row
-from lightstride.smash.decode.costs import costs_of
+from lightstride.smash.decode.costs import CostTable, costs_of
 from lightstride.smash.decode.decoder import SmashDecoder
-from lightstride.smash.decode.lossless import Lossless, drafts_of, follow_trees
+from lightstride.smash.decode.lossless import RAGGED, Lossless, drafts_of, follow_trees
 from lightstride.smash.decode.pacing import Pacing
-from lightstride.smash.drafters.guesses import ROOT, Budget, Guess, Guesses, Kept
+from lightstride.smash.drafters.guesses import ROOT, Budget, Guess, Guesses, Kept, Tree
 from lightstride.smash.hub import SmashModel
 
 LENGTH = 16
@@ -137,6 +137,19 @@ def test_sampled_answers_are_the_plain_decoders(base: str, tree: int | None) -> 
 
 def test_fewer_guesses_a_row_in_batches() -> None:
     assert [drafts_of(rows) for rows in (1, 2, 4, 8, 16, 64)] == [16, 16, 16, 8, 4, 4]
+
+
+def test_only_unlike_rows_are_charged_for_being_unlike() -> None:
+    """Two rows of one sure guess each: seconds of 2 columns and of 4."""
+    costs = CostTable(lambda rows: [(rows, 1.0), (2 * rows, 1.2)])
+    rows, trees = [a_row([1]), a_row([1])], [Tree([7]), Tree([7])]
+    for tree in trees:
+        tree.attach([Guess(0.9, 8, ROOT, 1)], 2)
+    for padded, longer in ((True, 1.0), (False, RAGGED)):
+        mode = Lossless([], costs, Pacing(), rows_are_padded=padded)
+        choice = mode.choose(rows, trees, 2, 0.1)
+        assert choice.counts == [1, 1]
+        assert choice.rate == pytest.approx((2 + 0.9 + 0.9) / (1.2 * longer + 0.1))
 
 
 def test_a_tree_without_room_is_refused() -> None:
