@@ -23,9 +23,11 @@ from helpers.toys import TINY, byte_tokenizer, tiny_llama, tiny_qwen2
 from lightstride.checkpoint import (
     MODELING_NAME,
     RECORD_NAME,
+    ancestors_of,
     open_decoder,
     read_record,
     save_checkpoint,
+    write_record,
 )
 from lightstride.errors import ModelError, OutputError
 from lightstride.generate import PlainDecoder
@@ -189,6 +191,13 @@ def test_large_models_are_written_in_shards(tmp_path):
 def test_a_folder_of_others_has_an_empty_record(tmp_path):
     tiny_llama().save_pretrained(tmp_path)
     assert read_record(tmp_path) == {}
+
+
+def test_a_record_with_hashes_alone_is_read(tmp_path):
+    """Smashed models of earlier versions have one."""
+    write_record(tmp_path, {"kind": "smash", "data": {"self": "0123abcd"}, "ancestors": ["a"]})
+    assert read_record(tmp_path)["data"] == {"self": "0123abcd"}
+    assert ancestors_of(tmp_path) == ("a",)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"format": 99}'])

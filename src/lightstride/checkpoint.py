@@ -74,7 +74,8 @@ class TextFields(msgspec.Struct):
 class RecordFields(msgspec.Struct):
     """The parts of a record that are read again; others are for people."""
 
-    data: dict[str, TextFields] = {}
+    data: dict[str, TextFields | str] = {}
+    """By role; records of smashed models had a source and a hash instead."""
     ancestors: list[str] = []
 
 
@@ -222,9 +223,8 @@ def with_budget(decoder: Decoder, source: str, kv: float, kv_type: KvType) -> De
     ConfigError where the model has no such plan.
     """
     assert isinstance(decoder, SmashDecoder | HeadedDecoder | PlainDecoder)
-    base = decoder.model.base if isinstance(decoder, SmashDecoder) else decoder.model
     other = copy.copy(decoder)
-    other.memory = memory_of(source, base, kv, kv_type)
+    other.memory = memory_of(source, base_of(decoder), kv, kv_type)
     return other
 
 

@@ -217,9 +217,12 @@ def leaked_documents(windows: Windows, record: Mapping[str, object]) -> list[str
     used = record.get("data", {})
     assert isinstance(used, dict)
     lines = []
-    for role, data in used.items():
-        shared = windows.documents & set(data.get("documents", ()))
-        if shared and role in ROLES:
+    for role in ROLES:
+        data = used.get(role)
+        shared = windows.documents & set(
+            data.get("documents", ()) if isinstance(data, dict) else ()
+        )
+        if shared:
             lines.append(
                 f"{len(shared)} of the {len(windows.documents)} documents of {windows.source} "
                 f"were used for its {role}; the perplexity is too good"

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import cast
 
-from lightstride.checkpoint import open_decoder, with_budget
+from lightstride.checkpoint import base_of, open_decoder, with_budget
 from lightstride.config.serve import ServeConfig
 from lightstride.errors import ConfigError
 from lightstride.generate import Mode
@@ -127,7 +127,6 @@ def served(
     name: str, source: str, decoder: Decoder, config: ServeConfig, limits: Limits
 ) -> ServedModel:
     """A decoder with its engine."""
-    model = decoder.model
     modes: tuple[Mode, ...] = ("ar",)
     default: Mode = "ar"
     if isinstance(decoder, SmashDecoder):
@@ -135,7 +134,7 @@ def served(
     if isinstance(decoder, HeadedDecoder):
         modes = ("lossless", "ar")
         default = "lossless"
-    base = decoder.model.base if isinstance(decoder, SmashDecoder) else model
+    base = base_of(decoder)
     decoders, default_kv = by_budget(source, decoder, config)
     facts = Facts(
         name=name,
