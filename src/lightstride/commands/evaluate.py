@@ -13,8 +13,8 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightstride.checkpoint import open_decoder, read_record
-from lightstride.commands.evaluate_fidelity import compare, comparison_text
-from lightstride.commands.evaluate_streamed import streamed_perplexity, too_large
+from lightstride.commands.evaluating.fidelity import compare, comparison_text
+from lightstride.commands.evaluating.streamed import streamed_perplexity, too_large
 from lightstride.commands.outputs import result_writer, save_result
 from lightstride.config import EvaluateConfig
 from lightstride.data.documents import read_documents

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
 
 from tyro.conf import Positional, arg
 
-from lightstride.config.limits import problem
+from lightstride.config.values import problem
 from lightstride.errors import ConfigError
 
 Device = Literal["auto", "cpu", "cuda", "mps", "xpu"]
@@ -42,6 +42,9 @@ class Command:
 
     json: bool = False
     """Print exactly one JSON document on stdout, and nothing else there."""
+
+    def __post_init__(self) -> None:
+        self.check_fields()
 
     def check_fields(self) -> None:
         """ConfigError for a number that is not finite or beyond all use, or for no model's name."""

@@ -22,6 +22,6 @@ class CacheConfig(Command):
     """Read all copies again and compare their hashes."""
 
     def __post_init__(self) -> None:
-        self.check_fields()
+        super().__post_init__()
         alone = self.clear is None or not self.verify
         require(alone, "--verify", "with --clear", "used without --clear")

@@ -17,7 +17,7 @@ from lightstride.config.base import (
     require,
     require_choice,
 )
-from lightstride.config.sizes import parse_size
+from lightstride.config.values import parse_size
 
 Yardstick = Literal["q8_0", "q4_k_m"]
 
@@ -74,7 +74,7 @@ class EvaluateConfig(ModelCommand):
     """Folder for result.json, which replaces one that is there."""
 
     def __post_init__(self) -> None:
-        self.check_fields()
+        super().__post_init__()
         pairs = self.fidelity is not None or self.loops is not None
         asked = pairs or self.perplexity is not None or bool(self.tasks)
         ways = "--perplexity, --tasks, --fidelity or --loops"
@@ -87,7 +87,6 @@ class EvaluateConfig(ModelCommand):
             require_choice("--yardsticks", name, Yardstick)
         if self.memory is not None:
             parse_size("--memory", self.memory)
-        require(self.window >= 2, "--window", self.window, "at least 2")
         stride = self.window if self.stride is None else self.stride
         allowed = f"between 1 and the window, {self.window}"
         require(1 <= stride <= self.window, "--stride", stride, allowed)
@@ -95,7 +94,6 @@ class EvaluateConfig(ModelCommand):
         require(self.limit is None or self.limit >= 1, "--limit", self.limit, "at least 1")
         shots = self.num_fewshot
         require(shots is None or shots >= 0, "--num-fewshot", shots, "0 or more")
-        require(self.batch_size >= 1, "--batch-size", self.batch_size, "at least 1")
 
     @property
     def task_names(self) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from tyro.conf import arg
 
-from lightstride.config.base import Command, Model, require
+from lightstride.config.base import Command, Model
 
 GGUFType = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_k_m"]
 
@@ -28,7 +28,3 @@ class ExportConfig(Command):
     """How a GGUF stores the weights."""
     trust_remote_code: bool = False
     """Allow Python files that come with the model to run."""
-
-    def __post_init__(self) -> None:
-        self.check_fields()
-        require(bool(self.output), "-o", "''", "the name of a file or folder")

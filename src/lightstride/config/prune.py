@@ -17,7 +17,7 @@ from lightstride.config.base import (
     require,
     require_choice,
 )
-from lightstride.config.sizes import parse_size
+from lightstride.config.values import parse_size
 
 TargetName = Literal["any", "hf", "vllm", "gguf", "decilm", "uniform"]
 Accumulation = Literal["none", "median", "expectation"]
@@ -132,14 +132,13 @@ class PruneConfig(PresetCommand):
     """Machines that --dry-run is about: this one, whose rates are measured, or known ones."""
 
     def __post_init__(self) -> None:
-        self.check_fields()
+        super().__post_init__()
         require(bool(self.sparsity), "--sparsity", "without a number", "above 0 and below 1")
         for share in self.sparsity:
             require(0 < share < 1, "--sparsity", f"{share:g}", "above 0 and below 1")
         given = " ".join(f"{share:g}" for share in self.sparsity)
         ascending = tuple(sorted(set(self.sparsity))) == self.sparsity
         require(ascending, "--sparsity", given, "ascending, each number once")
-        require(bool(self.output), "-o", "''", "the name of a folder")
         for name, choices in (
             ("split", Split),
             ("accumulation", Accumulation),
@@ -155,13 +154,11 @@ class PruneConfig(PresetCommand):
             given = f"{self.correction:g}"
             require(0 <= self.correction <= 1, "--correction", given, "from 0 to 1")
         require(self.damping > 0, "--damping", f"{self.damping:g}", "above 0")
-        require(self.heal >= 0, "--heal", self.heal, "0 or more")
         require(self.heal_rate > 0, "--heal-rate", f"{self.heal_rate:g}", "above 0")
         require(self.cache_gib > 0, "--cache-gib", f"{self.cache_gib:g}", "above 0")
-        for flag in ("tp", "multiple", "context", "batch", "top_k", *NUMBERS):
+        for flag in COUNTS:
             value = getattr(self, flag)
             require(value is None or value >= 1, f"--{flag.replace('_', '-')}", value, "at least 1")
-
         for flag in ("memory", "device_memory"):
             size = getattr(self, flag)
             if size is not None:
@@ -185,13 +182,4 @@ class PruneConfig(PresetCommand):
         return self.work or f"{self.output.rstrip('/')}.work"
 
 
-NUMBERS = (
-    "calibration_tokens",
-    "search_tokens",
-    "held_out_tokens",
-    "window",
-    "levels",
-    "rounds",
-    "generations",
-    "offspring",
-)
+COUNTS = ("multiple", "top_k", "calibration_tokens", "search_tokens", "held_out_tokens")

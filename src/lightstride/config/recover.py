@@ -74,8 +74,7 @@ class RecoverConfig(PresetCommand):
     """Go on from what is in the work folder."""
 
     def __post_init__(self) -> None:
-        self.check_fields()
-        require(bool(self.output), "-o", "''", "the name of a folder")
+        super().__post_init__()
         require(bool(self.text or self.answers), "--text", "''", "a source, or --answers given")
         require_choice("--loss-on", self.loss_on, LossOn)
         require_choice("--clock", self.clock, ClockName)
@@ -85,11 +84,10 @@ class RecoverConfig(PresetCommand):
         for flag in ("minutes", "learning_rate", "cache_gib"):
             value = getattr(self, flag)
             require(value is None or value > 0, f"--{flag.replace('_', '-')}", value, "above 0")
-        require(self.rank >= 0, "--rank", self.rank, "0 or more")
         require(
             not (self.rank and self.learn_head), "--learn-head", "with --rank", "without a rank"
         )
-        for flag in NUMBERS:
+        for flag in COUNTS:
             value = getattr(self, flag)
             require(value is None or value >= 1, f"--{flag.replace('_', '-')}", value, "at least 1")
 
@@ -99,7 +97,7 @@ class RecoverConfig(PresetCommand):
         return self.work or f"{self.output.rstrip('/')}.work"
 
 
-NUMBERS = ("tokens", "held_out_tokens", "window", "passes", "step_tokens", "top_k")
+COUNTS = ("tokens", "held_out_tokens", "step_tokens", "top_k")
 
 
 def split_weight(source: str) -> tuple[str, float]:

@@ -23,9 +23,8 @@ class ReportConfig(Command):
     """The page to write (.html is added to a name without it); its pictures go beside it."""
 
     def __post_init__(self) -> None:
-        self.check_fields()
+        super().__post_init__()
         require(bool(self.folder), "report", "without a folder", "given at least one")
-        require(bool(self.output), "-o", "''", "the name of a file")
 
     @property
     def page(self) -> Path:

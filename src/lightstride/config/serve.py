@@ -75,15 +75,13 @@ class ServeConfig(ModelCommand):
     """Log requests with what they say; without it no prompt and no answer reaches the log."""
 
     def __post_init__(self) -> None:
-        self.check_fields()
+        super().__post_init__()
         require(bool(self.models), "MODEL", "''", "at least one model")
         require(len(set(self.models)) == len(self.models), "MODEL", "twice", "named once each")
         require(0 <= self.port <= 65535, "--port", self.port, "between 0 and 65535")
         if self.mode is not None:
             require_choice("--mode", self.mode, Mode)
-        require(self.max_new_tokens >= 1, "--max-new-tokens", self.max_new_tokens, "at least 1")
         require(0 <= self.temperature <= 2, "--temperature", self.temperature, "between 0 and 2")
-        require(self.rows >= 1, "--rows", self.rows, "at least 1")
         require(self.queue >= 0, "--queue", self.queue, "0 or more")
         require(self.kv is None or 0 < self.kv <= 1, "--kv", self.kv, "above 0 and at most 1")
         require_choice("--kv-dtype", self.kv_dtype, KvType)

@@ -123,8 +123,7 @@ class SmashRunConfig(PresetCommand):
     """Go on from what is in the work folder."""
 
     def __post_init__(self) -> None:
-        self.check_fields()
-        require(bool(self.output), "-o", "''", "the name of a folder")
+        super().__post_init__()
         require(bool(self.prompts.strip(", ")), "--prompts", "''", "a source of prompts")
         require_choice("--loss", self.loss, LossName)
         require_choice("--grafts", self.grafts, Grafts)
@@ -155,9 +154,6 @@ class SmashRunConfig(PresetCommand):
             require(value is None or value > 0, f"--{flag.replace('_', '-')}", value, "above 0")
         for budget in self.kv:
             require(0 < budget <= 1, "--kv", f"{budget:g}", "above 0 and at most 1")
-        require(self.kv_context >= 100, "--kv-context", self.kv_context, "at least 100")
-        require(self.cache_gib >= 0, "--cache-gib", f"{self.cache_gib:g}", "0 or more")
-        require(self.adapter_rank >= 0, "--adapter-rank", self.adapter_rank, "0 or more")
 
     def check_drafter(self) -> None:
         """Refuse flags of the other drafter: they would be ignored."""
@@ -210,15 +206,4 @@ MICRO_ONLY = (
     "kv",
 )
 """Flags of a micro decoder alone."""
-COUNTS = (
-    "num_prompts",
-    "answer_tokens",
-    "answer_batch",
-    "max_segment",
-    "micro_layers",
-    "micro_vocab",
-    "steps",
-    "row_tokens",
-    "rows",
-    "accumulate",
-)
+COUNTS = ("num_prompts", "micro_vocab", "steps", "accumulate")

@@ -13,7 +13,7 @@ from lightstride.commands.prune import prune
 from lightstride.commands.pruning import setup
 from lightstride.commands.pruning.count import count_run, way_of
 from lightstride.config import PruneConfig
-from lightstride.config.sizes import parse_size
+from lightstride.config.values import parse_size
 from lightstride.errors import ConfigError, ModelError
 from lightstride.prune.ways import WAYS, Room, Way, footprint_of
 

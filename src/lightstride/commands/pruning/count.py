@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from lightstride.commands.pruning.options import cost_of, rounds_of, target_of
 from lightstride.config import PruneConfig
-from lightstride.config.sizes import parse_size, size_text
+from lightstride.config.values import parse_size, size_text
 from lightstride.data.windows import windows_in
 from lightstride.errors import ConfigError
 from lightstride.models.device import pick_device, pick_dtype, suitable_dtype

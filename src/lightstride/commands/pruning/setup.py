@@ -13,7 +13,7 @@ from lightstride.commands.pruning.count import check_shares, count_run, way_of
 from lightstride.commands.pruning.options import cost_of, rounds_of, serving_of, target_of
 from lightstride.commands.pruning.texts import Texts, read_texts
 from lightstride.config import PruneConfig
-from lightstride.config.sizes import parse_size
+from lightstride.config.values import parse_size
 from lightstride.data.sampled import sample_documents
 from lightstride.distributed import broadcast_object, rank
 from lightstride.errors import ConfigError, OutputError, WorkError

@@ -1,4 +1,4 @@
-"""Numbers beyond all use and names that are none are refused, whatever the flag."""
+"""What is beyond all use is refused, whatever the flag; sizes are read as they are written."""
 
 from dataclasses import fields
 from typing import get_type_hints
@@ -7,7 +7,7 @@ import pytest
 
 from lightstride import cli
 from lightstride.config import BenchConfig, PruneConfig
-from lightstride.config.limits import problem
+from lightstride.config.values import parse_size, problem, size_text
 from lightstride.errors import ConfigError
 
 
@@ -35,7 +35,7 @@ def test_what_is_beyond_all_use(name: str, value: object, wanted: str | None) ->
 
 @pytest.mark.parametrize("command", [name for name in cli.COMMANDS if name not in ("report",)])
 def test_no_flag_takes_an_endless_number(command: str) -> None:
-    kind = cli.COMMANDS[command][0]
+    kind = cli.COMMANDS[command]
     given = {"model": "m", "models": ("m",), "output": "o", "sparsity": (0.5,), "prompt": "x"}
     needed = {key: value for key, value in given.items() if key in {f.name for f in fields(kind)}}
     if kind is BenchConfig:
@@ -58,3 +58,22 @@ def test_the_flag_is_named_as_it_is_given() -> None:
         with pytest.raises(ConfigError) as error:
             PruneConfig(**{"model": "m", "output": "o", "sparsity": (0.5,), **changes})  # type: ignore[arg-type]
         assert str(error.value) == said
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("20GiB", 20 << 30), ("500MB", 500_000_000), ("1.5 gib", 3 << 29), ("7 B", 7)],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size("--memory", text) == size
+
+
+@pytest.mark.parametrize("text", ["", "20", "GiB", "-1GiB", "0MB", "nanGB", "1e3MB", "9999999TB"])
+def test_other_texts_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"--memory .* such as 20GiB"):
+        parse_size("--memory", text)
+
+
+def test_a_size_is_rounded_up_so_that_it_is_enough() -> None:
+    for size in (1, 3 << 30, 123_456_789_012):
+        assert size <= parse_size("--memory", size_text(size)) < size + (1 << 24)

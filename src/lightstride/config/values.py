@@ -1,10 +1,13 @@
-"""What no flag may be, whatever its command: not a number, endless, or beyond all use.
+"""Values of flags, whatever the command: bounds of numbers, names of models, sizes such as 20GiB.
 
 A number of a flag that is not named here is at most 10^12.
 """
 
 import math
+import re
 from collections.abc import Mapping
+
+from lightstride.errors import ConfigError
 
 MOST = 10**12
 RANGES: Mapping[str, tuple[float, float]] = {
@@ -46,6 +49,18 @@ RANGES: Mapping[str, tuple[float, float]] = {
 }
 MODELS = ("model", "models", "against", "teacher", "start_from", "from_head")
 """Flags that name models."""
+UNITS: Mapping[str, int] = {
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KIB": 1 << 10,
+    "MIB": 1 << 20,
+    "GIB": 1 << 30,
+    "TIB": 1 << 40,
+}
+SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT]?I?B)", re.IGNORECASE)
 
 
 def problem(name: str, value: object) -> str | None:
@@ -65,3 +80,18 @@ def problem(name: str, value: object) -> str | None:
             if "://" in each:
                 return "a folder, a file, or an id on the hub alone, as owner/name"
     return None
+
+
+def parse_size(flag: str, text: str) -> int:
+    """Bytes of a size with its unit; ConfigError, naming the flag, for anything else."""
+    found = SIZE.fullmatch(text.strip())
+    size = int(float(found[1]) * UNITS[found[2].upper()]) if found else 0
+    if not 0 < size < 1 << 60:
+        raise ConfigError(f"{flag} {text} is not allowed: it must be a size such as 20GiB or 500MB")
+    return size
+
+
+def size_text(size: int) -> str:
+    """Bytes in GiB, rounded up to two digits, as a flag takes it."""
+    hundredths = -(-100 * size // (1 << 30))
+    return f"{hundredths / 100:.2f}GiB"

@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 
 from lightstride.checkpoint import is_headed, is_smashed
 from lightstride.config import EvaluateConfig
-from lightstride.config.sizes import parse_size, size_text
+from lightstride.config.values import parse_size, size_text
 from lightstride.data.windows import Windows
 from lightstride.errors import ConfigError
 from lightstride.evaluate.perplexity import Perplexity, perplexity

@@ -7,7 +7,7 @@ import pytest
 from helpers.prune_runs import make_inputs
 from helpers.toys import tiny_llama
 from lightstride.commands.evaluate import evaluate
-from lightstride.commands.evaluate_streamed import too_large
+from lightstride.commands.evaluating.streamed import too_large
 from lightstride.config import EvaluateConfig
 from lightstride.errors import ConfigError
 from lightstride.prune.footprint import PROGRAM_BYTES
@@ -19,7 +19,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     make_inputs(tmp_path)
     (tmp_path / "model" / "model.safetensors").unlink()
     tiny_llama(num_layers=12).save_pretrained(tmp_path / "model", max_shard_size="100KB")
-    monkeypatch.setattr("lightstride.commands.evaluate_streamed.LOGIT_BYTES", 0)
+    monkeypatch.setattr("lightstride.commands.evaluating.streamed.LOGIT_BYTES", 0)
     return tmp_path
 
 
