@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from typing import get_type_hints
 
 import pytest
 
@@ -17,7 +18,8 @@ PRUNE = ["prune", "smollm2-135m", "-o", "out", "--sparsity", "0.25"]
 
 
 def with_prune(monkeypatch: pytest.MonkeyPatch, call: object) -> None:
-    monkeypatch.setattr(cli, "COMMANDS", {"prune": (PruneConfig, call)})
+    monkeypatch.setattr(cli, "COMMANDS", {"prune": PruneConfig})
+    monkeypatch.setattr(cli, "function_of", {"prune": call}.__getitem__)
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
@@ -28,7 +30,7 @@ def test_help_ends_with_an_example_that_parses(
     last = capsys.readouterr().out.strip().splitlines()[-1]
     words = shlex.split(last.removeprefix("example: "))
     assert words[:2] == ["lightstride", name]
-    assert isinstance(cli.parse(words[1:]), cli.COMMANDS[name][0])
+    assert isinstance(cli.parse(words[1:]), cli.COMMANDS[name])
 
 
 def test_help_names_every_command_and_ends_with_an_example(
@@ -48,6 +50,11 @@ def test_help_is_instant_and_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stderr.strip() == "set() True"
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_has_a_function_of_its_name(name: str) -> None:
+    assert get_type_hints(cli.function_of(name))["config"] is cli.COMMANDS[name]
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,8 +1,8 @@
 """The command line: flags to a configuration, a configuration to one call.
 
 Data goes to stdout, progress to stderr; `--json` prints exactly one document.  A mistake of the
-user's is one line on stderr and exit code 2.  The commands import what they need inside, so that
-`--help` is instant.
+user's is one line on stderr and exit code 2.  A command's module is imported when it is called, so
+that `--help` is instant.
 """
 
 import contextlib
@@ -14,8 +14,8 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from types import FrameType
-from typing import Any
 
 import tyro
 
@@ -44,83 +44,6 @@ DESCRIPTION = (
 )
 
 
-def prune(config: PruneConfig) -> Document:
-    """Prune a model; the result, as in `result.json`."""
-    from lightstride.commands.prune import prune
-
-    return prune(config)
-
-
-def recover(config: RecoverConfig) -> Document:
-    """Let a pruned model learn from its dense one; the result, as in `result.json`."""
-    from lightstride.commands.recover import recover
-
-    return recover(config)
-
-
-def smash(config: SmashRunConfig) -> Document:
-    """Teach a model to emit several tokens a step; the result, as in `result.json`."""
-    from lightstride.commands.smash import smash
-
-    return smash(config)
-
-
-def generate(config: GenerateConfig) -> Document:
-    """Print an answer; the answer and what it cost."""
-    from lightstride.commands.generate import generate
-
-    return generate(config)
-
-
-def evaluate(config: EvaluateConfig) -> Document:
-    """Measure what a model knows; the result, as in `result.json`."""
-    from lightstride.commands.evaluate import evaluate
-
-    return evaluate(config)
-
-
-def bench(config: BenchConfig) -> Document:
-    """Measure how fast a model is; the result, as in `result.json`."""
-    from lightstride.commands.bench import bench
-
-    return bench(config)
-
-
-def report(config: ReportConfig) -> Document:
-    """Make a page of results; the names of the files written."""
-    from lightstride.commands.report import report
-
-    return report(config)
-
-
-def export(config: ExportConfig) -> Document:
-    """Write a model for another engine; what was written."""
-    from lightstride.commands.export import export
-
-    return export(config)
-
-
-def cache(config: CacheConfig) -> Document:
-    """List, verify or delete the converted copies of models; what is there, or what went."""
-    from lightstride.commands.cache import cache
-
-    return cache(config)
-
-
-def doctor(config: DoctorConfig) -> Document:
-    """Print what is installed, measured and kept; the same as a document."""
-    from lightstride.commands.doctor import doctor
-
-    return doctor(config)
-
-
-def serve(config: ServeConfig) -> Document:
-    """Serve models until a signal comes; where it was and what."""
-    from lightstride.commands.serve import serve
-
-    return serve(config)
-
-
 STOPS: Mapping[int, str] = {
     signal.SIGINT: "interrupted",
     signal.SIGTERM: "ended by SIGTERM",
@@ -132,19 +55,20 @@ OURS = (
 )
 MOST_SAID = 1000
 """Characters of an error; what a file holds can be of any length."""
-COMMANDS: Mapping[str, tuple[type[Command], Callable[[Any], Document]]] = {
-    "prune": (PruneConfig, prune),
-    "recover": (RecoverConfig, recover),
-    "smash": (SmashRunConfig, smash),
-    "generate": (GenerateConfig, generate),
-    "evaluate": (EvaluateConfig, evaluate),
-    "bench": (BenchConfig, bench),
-    "export": (ExportConfig, export),
-    "report": (ReportConfig, report),
-    "serve": (ServeConfig, serve),
-    "cache": (CacheConfig, cache),
-    "doctor": (DoctorConfig, doctor),
+COMMANDS: Mapping[str, type[Command]] = {
+    "prune": PruneConfig,
+    "recover": RecoverConfig,
+    "smash": SmashRunConfig,
+    "generate": GenerateConfig,
+    "evaluate": EvaluateConfig,
+    "bench": BenchConfig,
+    "export": ExportConfig,
+    "report": ReportConfig,
+    "serve": ServeConfig,
+    "cache": CacheConfig,
+    "doctor": DoctorConfig,
 }
+"""The function of each stands, under its name, in the module of its name in `commands/`."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -203,7 +127,7 @@ def is_ours(number: int) -> bool:
 
 def print_interrupted(given: Sequence[str], what: str, code: int) -> int:
     """Say, on a line of its own, that the command ended early, and how it goes on; the code."""
-    resumable = any(hasattr(COMMANDS[name][0], "resume") for name in given[:1] if name in COMMANDS)
+    resumable = any(hasattr(COMMANDS[name], "resume") for name in given[:1] if name in COMMANDS)
     sys.stderr.write("\n" if sys.stderr.isatty() else "")  # a progress bar stands on this line
     return print_error(what + ("; go on with --resume" if resumable else ""), code)
 
@@ -217,12 +141,12 @@ def parse(arguments: Sequence[str]) -> Command | None:
     except SystemExit as stop:
         if stop.code:
             said.seek(0)
-            given = COMMANDS.get(arguments[0], (None, None))[0] if arguments else None
+            given = COMMANDS.get(arguments[0]) if arguments else None
             raise ConfigError(in_our_words(flattened_box(said.read()), given, arguments)) from None
     with contextlib.suppress(SystemExit):  # again, as the terminal likes it
         parse_flags(arguments)
-    examples = [command.example for command, _ in COMMANDS.values()]
-    named = [COMMANDS[name][0].example for name in arguments if name in COMMANDS]
+    examples = [command.example for command in COMMANDS.values()]
+    named = [COMMANDS[name].example for name in arguments if name in COMMANDS]
     sys.stdout.write(f"\nexample: {[*named, *examples][0]}\n")
     return None
 
@@ -230,7 +154,7 @@ def parse(arguments: Sequence[str]) -> Command | None:
 def parse_flags(arguments: Sequence[str]) -> Command:
     """The configuration that tyro parses; SystemExit on a mistake or a wish for help."""
     config = tyro.extras.subcommand_cli_from_dict(
-        {name: command for name, (command, _) in COMMANDS.items()},
+        dict(COMMANDS),
         prog="lightstride",
         description=DESCRIPTION,
         args=arguments,
@@ -242,7 +166,7 @@ def parse_flags(arguments: Sequence[str]) -> Command:
 
 def run(config: Command) -> None:
     """Call the command; with `--json`, its document is all that reaches stdout."""
-    call = next(call for command, call in COMMANDS.values() if type(config) is command)
+    call = function_of(next(name for name, kind in COMMANDS.items() if type(config) is kind))
     if not config.json:
         call(config)
         return
@@ -250,6 +174,14 @@ def run(config: Command) -> None:
         document = call(config)
     if os.environ.get("RANK", "0") == "0":
         sys.stdout.write(json.dumps(document, allow_nan=False) + "\n")
+
+
+def function_of(name: str) -> Callable[[Command], Document]:
+    """The function of a command: its configuration to its document."""
+    function: Callable[[Command], Document] = getattr(
+        import_module(f"lightstride.commands.{name}"), name
+    )
+    return function
 
 
 def print_error(message: str, code: int, error: Exception | None = None) -> int:
