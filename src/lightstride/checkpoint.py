@@ -138,6 +138,11 @@ def ancestors_of(source: str | Path) -> tuple[str, ...]:
     return tuple(msgspec.convert(read_record(source), RecordFields).ancestors)
 
 
+def is_saved(folder: str | Path) -> bool:
+    """Whether a checkpoint of ours is there; a killed run leaves all of it or nothing."""
+    return (Path(folder) / RECORD_NAME).exists()
+
+
 def write_record(folder: Path, record: Mapping[str, object]) -> None:
     """Write a record, with its format and this package's version, into a folder in the making."""
     versioned = {"format": RECORD_FORMAT, "lightstride": lightstride.__version__, **record}

@@ -17,7 +17,7 @@ import torch
 from transformers import PreTrainedModel
 
 from lightstride import distributed
-from lightstride.checkpoint import save_checkpoint
+from lightstride.checkpoint import is_saved, save_checkpoint
 from lightstride.commands.outputs import printed, resumable_writer, save_result
 from lightstride.commands.pruning.dry_run import dry_run
 from lightstride.commands.pruning.setup import PruneRun, open_run
@@ -117,8 +117,7 @@ def finish_size(run: PruneRun, share: float, results: Sequence[RoundResult]) -> 
     """Refit, measure and save the plan of one sparsity; its numbers."""
     runner, name = run.runner, name_of(share)
     note, folder = runner.work / f"size-{name}.json", size_folder(run.config, share)
-    is_saved = note.exists() and (folder / "lightstride.json").exists()
-    if distributed.broadcast_object(is_saved):
+    if distributed.broadcast_object(note.exists() and is_saved(folder)):
         return read_note(note)
     plan = results[-1].plan if results else runner.centre(share)
     levels = runner.closing_round(share, plan)

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightstride import distributed
-from lightstride.checkpoint import ancestors_of, read_record, save_checkpoint
+from lightstride.checkpoint import ancestors_of, is_saved, read_record, save_checkpoint
 from lightstride.commands.outputs import identity, printed, resumable_writer, save_result
 from lightstride.commands.recover_texts import Texts, read_texts
 from lightstride.config import RecoverConfig
@@ -221,7 +221,7 @@ def finish(
     if rank() == 0:
         data = record.get("data")
         used = {**(data if isinstance(data, dict) else {}), **texts.record}
-        if not (Path(config.output) / "lightstride.json").exists():
+        if not is_saved(config.output):
             whole = {**record, "kind": "recover", "config": config.as_dict(), "data": used}
             save_checkpoint(model, tokenizer, Path(config.output), record=whole)
         hashes = {each.source: each.sha256 for each in (*texts.sources, texts.held_out)}

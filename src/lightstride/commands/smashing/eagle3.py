@@ -1,24 +1,24 @@
-"""What `lightstride smash --drafter eagle3` does once the base has answered: train, judge, save."""
+"""What `lightstride smash --drafter eagle3` does once the base has answered: train and judge."""
 
 import copy
 import math
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lightstride.checkpoint import save_headed
-from lightstride.commands.outputs import printed, save_result
-from lightstride.commands.smashing.examples import JUDGE_TOKENS, MONITOR_TOKENS, first_greedy
-from lightstride.commands.smashing.facts import start_provenance, training_facts
+from lightstride.checkpoint import is_saved, save_headed
+from lightstride.commands.smashing.examples import (
+    JUDGE_TOKENS,
+    MONITOR_TOKENS,
+    Answers,
+    first_greedy,
+)
+from lightstride.commands.smashing.facts import NewDrafter, head_facts, training_facts
 from lightstride.config import SmashRunConfig
-from lightstride.distributed import barrier, rank
 from lightstride.generate.rows import ends_of
 from lightstride.models.families.registry import adapter_for
-from lightstride.models.fingerprint import fingerprint
 from lightstride.models.opening.load import local_folder
 from lightstride.recover.extrapolate import extrapolate
 from lightstride.results import Numbers, markdown_table
@@ -30,27 +30,14 @@ from lightstride.smash.model.reading import BaseReader
 from lightstride.smash.train.eagle3_learner import HeadLearning, LoweredHeadLoss
 from lightstride.smash.train.eagle3_start import learning_parts, new_head
 from lightstride.smash.train.hidden_cache import GIB, HiddenStateCache
-from lightstride.smash.train.loop import TrainSettings, plan_steps, train
+from lightstride.smash.train.loop import plan_steps, train
+from lightstride.smash.train.start import train_settings
 from lightstride.training.checkpoint import Progress, TrainingFolder
 
 FORECASTS = (1, 2, 4, 10)
 """For so many times the answers that were seen, tokens a step are foretold."""
 LEAST_POINTS = 4
 """Evaluations that a forecast needs."""
-
-
-@dataclass(frozen=True)
-class Answers:
-    """The base's answers, and how they came about."""
-
-    learn: Sequence[Example]
-    held_out: Sequence[Example]
-    hashed: str
-    seconds: float
-
-    def seconds_with(self, others: float) -> dict[str, float]:
-        """Seconds of the answers, and of the whole run."""
-        return {"answers": self.seconds, "all": self.seconds + others}
 
 
 def check_head(config: SmashRunConfig, base: PreTrainedModel) -> None:
@@ -66,38 +53,32 @@ def opened_head(source: str, base: PreTrainedModel) -> Eagle3Head:
     return open_head(folder / HEAD if (folder / HEAD).is_dir() else folder, base)
 
 
-def smash_with_head(
+def learn_head(
     config: SmashRunConfig,
     base: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     answers: Answers,
     dtype: torch.dtype,
-) -> Mapping[str, object]:
-    """Train a head on these answers, judge it on the held-out ones, save it; the result."""
-    started = time.perf_counter()
+) -> NewDrafter:
+    """A head trained on these answers, and judged on the held-out ones."""
     head = head_to_train(config, base, tokenizer, answers.learn)
     reader = BaseReader(base, head.config.taps)
     progress = train_head(config, head, reader, answers, dtype)
     head = head.to(dtype).eval().requires_grad_(False)
     seen = answers_seen(config, answers.learn, progress)
+    found = judged(config, head, reader, answers.held_out, JUDGE_TOKENS)
     numbers: Numbers = {
-        "drafter": "eagle3",
-        "tokens_per_step": judged(config, head, reader, answers.held_out, JUDGE_TOKENS),
-        "training": {
-            **training_facts(progress, answers.learn, answers.held_out),
-            "answers_seen": seen,
-        },
+        **head_facts(head, base),
+        "tokens_per_step": found,
+        "training": {**training_facts(progress, answers), "answers_seen": seen},
         "forecast": foretold(seen),
-        "started_from": start_provenance(config.start_from),
-        "base": fingerprint(base),
-        "head_parameters": sum(each.numel() for each in head.parameters()),
-        "draft_vocabulary": head.config.draft_vocab_size,
-        "taps": list(head.config.taps),
-        "positions": head.config.max_positions,
-        "window": head.config.window,
-        "seconds": answers.seconds_with(time.perf_counter() - started),
     }
-    return save(config, head, base, tokenizer, numbers, answers.hashed)
+
+    def write(output: Path, record: Mapping[str, object]) -> None:
+        if not is_saved(output):
+            save_headed(head, base, config.model, tokenizer, output, record=record)
+
+    return NewDrafter(numbers, chains_table(found), write)
 
 
 def head_to_train(
@@ -146,26 +127,9 @@ def train_head(
     return train(
         LoweredHeadLoss(head, reader, learning, dtype, memory),
         answers.learn,
-        head_train_settings(config),
+        train_settings(config),
         TrainingFolder(Path(config.work_folder)),
         evaluate_now,
-    )
-
-
-def head_train_settings(config: SmashRunConfig) -> TrainSettings:
-    """Length and rates of the training, by the flags."""
-    assert config.steps is not None
-    assert config.row_tokens is not None
-    assert config.rows is not None
-    assert config.accumulate is not None
-    return TrainSettings(
-        steps=config.steps,
-        minutes=config.minutes,
-        learning_rate=config.learning_rate,
-        row_tokens=config.row_tokens,
-        rows=config.rows,
-        accumulate=config.accumulate,
-        seed=config.seed,
     )
 
 
@@ -192,7 +156,7 @@ def answers_seen(
     config: SmashRunConfig, learn: Sequence[Example], progress: Progress
 ) -> list[list[float]]:
     """The curve: answers that were read, again and again, and tokens a step after them."""
-    training = head_train_settings(config)
+    training = train_settings(config)
     counts = [0]
     for work in plan_steps(learn, training, 0):
         if work.number >= progress.step:
@@ -231,27 +195,9 @@ def foretold(seen: Sequence[Sequence[float]]) -> list[Numbers] | None:
     return told
 
 
-def save(
-    config: SmashRunConfig,
-    head: Eagle3Head,
-    base: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    numbers: Numbers,
-    data: str,
-) -> Mapping[str, object]:
-    """Save the checkpoint and the result; the result."""
-    output = Path(config.output)
-    result: Mapping[str, object] = {}
-    if rank() == 0:
-        record = {"kind": "smash", "config": config.as_dict(), "data": {config.prompts: data}}
-        if not (output / "lightstride.json").exists():
-            save_headed(head, base, config.model, tokenizer, output, record=record)
-        hashes = {config.prompts: data}
-        found = numbers["tokens_per_step"]
-        assert isinstance(found, dict)
-        rows = [["lossless, a chain", f"{found['lossless']:.2f}", f"{found['agreement'][0]:.3f}"]]
-        columns = ["mode", "tokens per step", "first drafts right"]
-        with printed(markdown_table(columns, rows)):
-            result = save_result("smash", config, numbers, seed=config.seed, data=hashes)
-    barrier()
-    return result
+def chains_table(found: Numbers) -> str:
+    """Tokens per step on held-out answers, for a person."""
+    agreement = found["agreement"]
+    assert isinstance(agreement, list)
+    rows = [["lossless, a chain", f"{found['lossless']:.2f}", f"{agreement[0]:.3f}"]]
+    return markdown_table(["mode", "tokens per step", "first drafts right"], rows)

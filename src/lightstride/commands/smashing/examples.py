@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from lightstride.errors import DataError, ModelError, WorkError
 from lightstride.files.sealed import read_sealed, write_sealed
 from lightstride.generate import PlainDecoder
 from lightstride.smash.data.answers import read_answers, write_answers
-from lightstride.smash.data.examples import SCORES, Example, load_examples
+from lightstride.smash.data.examples import SCORES, Example, load_examples, split_held_out
 from lightstride.smash.data.scores import score_answers
 from lightstride.smash.data.self_prompts import self_prompts
 from lightstride.smash.judge.held_out import is_greedy
@@ -28,16 +29,26 @@ LEAST_ANSWERS = 8
 CHOSEN = "chosen.json"
 
 
+MONITOR_TOKENS = 6000
+"""Tokens of held-out answers that are looked at while training."""
+JUDGE_TOKENS = 40000
+"""Tokens of held-out answers that judge and calibrate at the end."""
+
+
 class Chosen(msgspec.Struct):
     """The prompts of a run, by their ids; written anew each time."""
 
     ids: set[str]
 
 
-MONITOR_TOKENS = 6000
-"""Tokens of held-out answers that are looked at while training."""
-JUDGE_TOKENS = 40000
-"""Tokens of held-out answers that judge and calibrate at the end."""
+@dataclass(frozen=True)
+class Answers:
+    """The base's answers: to learn from, and to judge by."""
+
+    learn: Sequence[Example]
+    held_out: Sequence[Example]
+    hashed: str
+    """A hash of all prompts and answers."""
 
 
 def given_prompts(config: SmashRunConfig, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
@@ -59,6 +70,22 @@ def given_prompts(config: SmashRunConfig, tokenizer: PreTrainedTokenizerBase) ->
     if count < LEAST_ANSWERS:
         raise DataError(f"{count} prompts are too few; give {LEAST_ANSWERS} or more")
     return prompts
+
+
+def prepare_answers(
+    config: SmashRunConfig, decoder: PlainDecoder, given: Sequence[Prompt]
+) -> Answers:
+    """The answers to all prompts; DataError where a part has too little to learn or to judge by."""
+    examples = prepare_examples(config, decoder, given)
+    learn, held_out = split_held_out(examples, config.held_out)
+    if not learn or not held_out:
+        raise DataError(
+            f"of {len(examples)} answers {len(held_out)} are held out, which leaves no others or "
+            "none to judge by; give more prompts, or another --held-out"
+        )
+    if max(len(each.answer_A) for each in learn) < 2:
+        raise DataError("no answer has two tokens, so no draft can be learned; give other prompts")
+    return Answers(learn, held_out, examples_hash(examples))
 
 
 def prepare_examples(

@@ -1,26 +1,54 @@
-"""The parts of a result that every kind of training tells alike."""
+"""What every way to a drafter hands on to be saved, and the facts that several of them tell."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+from transformers import PreTrainedModel
+
+from lightstride.commands.smashing.examples import Answers
 from lightstride.errors import DataError
+from lightstride.models.fingerprint import fingerprint
 from lightstride.results import Numbers, read_result
-from lightstride.smash.data.examples import Example
+from lightstride.smash.model.eagle3 import Eagle3Head
 from lightstride.training.checkpoint import Progress
 
 
-def training_facts(
-    progress: Progress, learn: Sequence[Example], held_out: Sequence[Example]
-) -> Numbers:
+@dataclass(frozen=True)
+class NewDrafter:
+    """Grafts or a head, learned or taken, and what was found about them."""
+
+    numbers: Numbers
+    """For `result.json`."""
+    text: str
+    """For a person."""
+    write: Callable[[Path, Mapping[str, object]], None]
+    """Writes what is not there yet into a folder, with a record."""
+
+
+def training_facts(progress: Progress, answers: Answers) -> Numbers:
     """Data and course of the training."""
     return {
-        "answers": len(learn),
-        "answer_tokens": sum(len(each.answer_A) for each in learn),
-        "held_out_answers": len(held_out),
+        "answers": len(answers.learn),
+        "answer_tokens": sum(len(each.answer_A) for each in answers.learn),
+        "held_out_answers": len(answers.held_out),
         "steps": progress.step,
         "seconds": progress.seconds,
         "losses": progress.losses,
         "evaluations": progress.evaluations,
+    }
+
+
+def head_facts(head: Eagle3Head, base: PreTrainedModel) -> Numbers:
+    """Sizes of a head, and the hash of its base."""
+    return {
+        "drafter": "eagle3",
+        "base": fingerprint(base),
+        "head_parameters": sum(each.numel() for each in head.parameters()),
+        "draft_vocabulary": head.config.draft_vocab_size,
+        "taps": list(head.config.taps),
+        "positions": head.config.max_positions,
+        "window": head.config.window,
     }
 
 

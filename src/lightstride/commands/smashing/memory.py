@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lightstride.checkpoint import save_checkpoint
+from lightstride.checkpoint import is_saved, save_checkpoint
 from lightstride.commands.outputs import identity, printed, save_result
 from lightstride.commands.smashing.memory_texts import COPY_LENGTH, memory_texts
 from lightstride.config import SmashRunConfig
@@ -100,7 +100,7 @@ def plan_memory(config: SmashRunConfig, device: str, dtype: torch.dtype) -> Mapp
     plans, numbers = search_memory(model.base, tokenizer, search, folder)
     result: Mapping[str, object] = {}
     if rank() == 0:
-        if not (output / "config.json").exists():
+        if not is_saved(output):
             record = {"kind": "memory", "config": config.as_dict()}
             save_checkpoint(model, tokenizer, output, record=record)
         write_plans(output, plans, {"memory": numbers})

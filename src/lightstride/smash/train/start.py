@@ -73,12 +73,11 @@ def loss_weights(config: SmashRunConfig) -> LossWeights:
 
 
 def train_settings(config: SmashRunConfig) -> TrainSettings:
-    """Length and rates of the training, by the flags."""
+    """Length and rates of the training, by the flags; a head merges nothing."""
     assert config.steps is not None
     assert config.row_tokens is not None
     assert config.rows is not None
     assert config.accumulate is not None
-    assert config.merged_share is not None
     return TrainSettings(
         steps=config.steps,
         minutes=config.minutes,
@@ -87,7 +86,7 @@ def train_settings(config: SmashRunConfig) -> TrainSettings:
         row_tokens=config.row_tokens,
         rows=config.rows,
         accumulate=config.accumulate,
-        merged_share=config.merged_share,
+        merged_share=config.merged_share or 0.0,
         own_cuts_share=config.own_cuts_share,
         seed=config.seed,
     )
