@@ -11,12 +11,14 @@ from safetensors.torch import load_file
 
 from helpers.agree import assert_same_greedy
 from helpers.processes import start_ranks
+from helpers.smash_runs import smash_config, write_prompts
 from helpers.smash_toys import BASES, sharp
 from helpers.toys import byte_tokenizer
 from lightstride import cli
-from lightstride.checkpoint import open_decoder, save_checkpoint
+from lightstride.checkpoint import open_decoder, read_record, save_checkpoint
+from lightstride.commands.evaluate import evaluate
 from lightstride.commands.smash import smash
-from lightstride.config import SmashRunConfig
+from lightstride.config import EvaluateConfig, SmashRunConfig
 from lightstride.errors import LightstrideError
 from lightstride.generate import Settings, generate
 from lightstride.models.fingerprint import fingerprint
@@ -30,27 +32,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("smash")
     for name in ("llama", "uneven"):
         save_checkpoint(sharp(BASES[name]()), byte_tokenizer(), path / name)
-    lines = [json.dumps({"prompt": f"what is {n} and {n * 7 % 13}?"}) for n in range(24)]
-    (path / "prompts.jsonl").write_text("\n".join(lines), "utf-8")
+    write_prompts(path)
     return path
 
 
 def config_of(folder: Path, output: str, **changes: object) -> SmashRunConfig:
-    values: dict[str, object] = {
-        "model": str(folder / "llama"),
-        "output": str(folder / output),
-        "prompts": str(folder / "prompts.jsonl"),
-        "preset": "demo",
-        "answer_tokens": 16,
-        "held_out": 0.2,
-        "steps": 4,
-        "row_tokens": 80,
-        "max_segment": 3,
-        "device": "cpu",
-        "dtype": "float32",
-        **changes,
-    }
-    return SmashRunConfig(**values)  # type: ignore[arg-type]
+    return smash_config(folder, output, "llama", **{"steps": 4, "max_segment": 3, **changes})
 
 
 @pytest.mark.parametrize("base", ["llama", "uneven"])
@@ -63,6 +50,9 @@ def test_from_prompts_to_answers(folder: Path, base: str) -> None:
     assert json.loads((Path(config.output) / "result.json").read_text())["kind"] == "smash"
     stored = json.loads((Path(config.output) / "config.json").read_text())
     assert stored["base"] == f"../{base}"
+    assert read_record(config.output)["data"] == {
+        config.prompts: {"sha256": result["data"][config.prompts]}
+    }
     assert len(stored["calibration"]) == 2
     smashed, plain = open_decoder(config.output), open_decoder(str(folder / base))
     prompt = [[72, 101, 108, 108, 111]]
@@ -83,6 +73,19 @@ def test_a_base_that_learns_is_saved_beside_and_compared(folder: Path) -> None:
     assert nats["nats_smashed"] != nats["nats_base"]
     stored = json.loads((Path(config.output) / "config.json").read_text())
     assert stored["base"] == "base"
+    text = folder / "text.txt"
+    text.write_text("A light stands on a rock. " * 40)
+    base = EvaluateConfig(
+        model=str(Path(config.output) / "base"),
+        perplexity=str(text),
+        window=64,
+        output=str(folder / "evaluation"),
+        device="cpu",
+        dtype="float32",
+    )
+    for model in (base.model, config.output):
+        found = evaluate(replace(base, model=model))["numbers"]["model"]
+        assert found["perplexity"]["value"] > 1
     before = load_file(folder / "llama" / "model.safetensors")
     after = load_file(Path(config.output) / "base" / "model.safetensors")
     assert not torch.equal(before["lm_head.weight"], after["lm_head.weight"])

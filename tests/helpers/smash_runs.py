@@ -1,29 +1,29 @@
-"""Short trainings of a toy on its own answers."""
+"""Runs of smash that end within seconds: prompts, and flags."""
 
+import json
 from pathlib import Path
 
-from helpers.answered_toys import answered, sharp_llama
-from lightstride.smash.train.loop import TrainSettings, train
-from lightstride.smash.train.loss import LoweredSmashLoss
-from lightstride.training.checkpoint import Progress, TrainingFolder
-
-EXAMPLES = answered(sharp_llama(), 12)
+from lightstride.config import SmashRunConfig
 
 
-def nothing() -> dict[str, object]:
-    return {}
+def write_prompts(folder: Path, count: int = 24) -> None:
+    """A file of prompts, `prompts.jsonl`."""
+    lines = [json.dumps({"prompt": f"what is {n} and {n * 7 % 13}?"}) for n in range(count)]
+    (folder / "prompts.jsonl").write_text("\n".join(lines), "utf-8")
 
 
-def run(folder: Path, learner: LoweredSmashLoss, **changes: object) -> Progress:
-    settings: dict[str, object] = {
-        "steps": 6,
-        "row_tokens": 40,
-        "rows": 1,
-        "accumulate": 2,
-        "own_cuts_from": 0.3,
-        "save_minutes": 100.0,
+def smash_config(folder: Path, output: str, base: str, /, **changes: object) -> SmashRunConfig:
+    """A run with those prompts, of a model in the folder."""
+    values: dict[str, object] = {
+        "model": str(folder / base),
+        "output": str(folder / output),
+        "prompts": str(folder / "prompts.jsonl"),
+        "preset": "demo",
+        "answer_tokens": 16,
+        "held_out": 0.2,
+        "row_tokens": 80,
+        "device": "cpu",
+        "dtype": "float32",
         **changes,
     }
-    folder.mkdir(exist_ok=True)
-    training = TrainSettings(**settings)  # type: ignore[arg-type]
-    return train(learner, EXAMPLES, training, TrainingFolder(folder), nothing)
+    return SmashRunConfig(**values)  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ from pathlib import Path
 from unittest import mock
 
 from helpers.prune_runs import make_inputs
+from helpers.smash_runs import write_prompts
 from helpers.smash_toys import sharp
 from helpers.toys import byte_tokenizer, tiny_llama
 from helpers.trained_tokenizer import trained_tokenizer
@@ -107,8 +108,7 @@ def make_sources(folder: Path) -> None:
     """All that the commands read."""
     make_inputs(folder)
     save_checkpoint(sharp(tiny_llama(tied=False)), byte_tokenizer(), folder / "chat")
-    lines = [json.dumps({"prompt": f"what is {n} and {n * 7 % 13}?"}) for n in range(12)]
-    (folder / "prompts.jsonl").write_text("\n".join(lines), "utf-8")
+    write_prompts(folder, 12)
     save_checkpoint(tiny_llama(num_channels=256), byte_tokenizer(), folder / "wide")
     save_checkpoint(tiny_llama(), trained_tokenizer(), folder / "whole")
     commands = (

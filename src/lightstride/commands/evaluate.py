@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lightstride.checkpoint import open_decoder, read_record
 from lightstride.commands.evaluating.fidelity import compare, comparison_text
 from lightstride.commands.evaluating.streamed import streamed_perplexity, too_large
-from lightstride.commands.outputs import result_writer, save_result
+from lightstride.commands.outputs import printed, result_writer, save_result
 from lightstride.config import EvaluateConfig
 from lightstride.data.documents import read_documents
 from lightstride.data.prompts import read_prompts
@@ -27,6 +27,7 @@ from lightstride.evaluate.tables import MEAN, retained_table, score_table
 from lightstride.generate import Decoder
 from lightstride.models.device import pick_device, pick_dtype, suitable_dtype
 from lightstride.models.opening.load import load_config, load_tokenizer, locate
+from lightstride.results import Numbers
 
 TOKENS_PER_SEQUENCE = 128
 """Tokens in a task's batch for each sequence of --batch-size."""
@@ -70,22 +71,21 @@ def evaluate(config: EvaluateConfig) -> Mapping[str, object]:
 def evaluate_alone(config: EvaluateConfig) -> Mapping[str, object]:
     """The same, while no other run writes there."""
     check_inputs(config)
-    judged: list[ModelReport] = []
-    found: dict[str, Retained] = {}
-    compared: Mapping[str, Mapping[str, object]] = {}
-    try:
-        judged.append(measure_model(config.model, config))
-        numbers: dict[str, object] = {"model": judged[0].as_dict()}
+    with printed() as told:  # what was measured is told, however it ends
+        model = measure_model(config.model, config)
+        told.append(model_text(model))
+        numbers: Numbers = {"model": model.as_dict()}
         if config.against is not None:
-            judged.append(measure_model(config.against, config))
-            found = retention(*judged)
-            retained_numbers = {task: one.as_dict() for task, one in found.items()}
-            numbers |= {"against": judged[1].as_dict(), "retained": retained_numbers}
-        compared = compare(config) if config.fidelity or config.loops else {}
-        return save_result("evaluate", config, {**numbers, **compared}, data=judged[0].data)
-    finally:  # what was measured is told, however it ends
-        text = f"{measured_text(judged, found)}\n{comparison_text(compared)}".strip()
-        sys.stdout.write(f"{text}\n" if judged else "")
+            against = measure_model(config.against, config)
+            found = retention(model, against)
+            told += [model_text(against), pair_text(model, against, found)]
+            kept = {task: one.as_dict() for task, one in found.items()}
+            numbers |= {"against": against.as_dict(), "retained": kept}
+        if config.fidelity or config.loops:
+            compared = compare(config)
+            told.append(comparison_text(compared))
+            numbers |= compared
+        return save_result("evaluate", config, numbers, data=model.data)
 
 
 def check_inputs(config: EvaluateConfig) -> None:
@@ -243,17 +243,24 @@ def retention(model: ModelReport, against: ModelReport) -> dict[str, Retained]:
     return found | ({MEAN: retained(pairs, chances)} if len(pairs) > 1 else {})
 
 
-def measured_text(judged: list[ModelReport], found: Mapping[str, Retained]) -> str:
-    """All that was measured, for a person."""
+def model_text(one: ModelReport) -> str:
+    """What was measured of one model, for a person."""
     parts = []
-    texts = [(one.source, one.perplexity) for one in judged if one.perplexity is not None]
-    for source, text in texts:
-        parts.append(f"{source}: perplexity {text.value:.2f} over {text.num_tokens:,} tokens")
-    if len(texts) > 1:
-        parts.append(f"ratio of perplexities {texts[0][1].value / texts[1][1].value:.3f}")
-    for one in judged if judged and judged[0].tasks else ():
-        parts.append(f"\n{one.source}\n\n{score_table(one.tasks)}")
+    if one.perplexity is not None:
+        value, tokens = one.perplexity.value, one.perplexity.num_tokens
+        parts.append(f"{one.source}: perplexity {value:.2f} over {tokens:,} tokens")
+    if one.tasks:
+        parts.append(f"{one.source}\n\n{score_table(one.tasks)}\n")
+    return "\n\n".join(parts)
+
+
+def pair_text(model: ModelReport, against: ModelReport, found: Mapping[str, Retained]) -> str:
+    """How one model stands to another, for a person."""
+    parts = []
+    if model.perplexity is not None and against.perplexity is not None:
+        ratio = model.perplexity.value / against.perplexity.value
+        parts.append(f"ratio of perplexities {ratio:.3f}")
     if found:
-        names = [Path(one.source).name for one in judged]
-        parts.append(f"\nretained, in percent\n\n{retained_table(found, *names)}")
-    return "\n".join(parts)
+        names = [Path(one.source).name for one in (model, against)]
+        parts.append(f"retained, in percent\n\n{retained_table(found, *names)}\n")
+    return "\n\n".join(parts)

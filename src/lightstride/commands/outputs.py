@@ -90,15 +90,17 @@ def result_writer(config: WithOutput) -> Iterator[None]:
 
 
 @contextmanager
-def printed(text: str) -> Iterator[None]:
+def printed(*texts: str) -> Iterator[list[str]]:
     """Print what was found when the block, which saves it, is over: whether that went well or not.
 
-    In this order a reader that has seen enough of stdout keeps nothing from being saved.
+    The block may add texts.  In this order a reader that has seen enough of stdout keeps nothing
+    from being saved.
     """
+    told = [*texts]
     try:
-        yield
+        yield told
     finally:
-        sys.stdout.write(f"{text}\n")
+        sys.stdout.write("\n".join(told).strip() + "\n" if told else "")
 
 
 def check_apart(output: str, flag: str, other: str) -> None:

@@ -31,7 +31,8 @@ class DecodingFlags:
     """How sure a smashed model must be to draft one more token in a step, above 0 up to 1: by
     default 0.9 for trust, 0.3 for verify, 0.03 for a guess that lossless checks."""
     lookup: int = 33
-    """Most tokens of a checked step that may be copied from the text before; 0 is none."""
+    """Most tokens of a step that verify and lossless may copy from the text before, and then check;
+    0 is none."""
     tree: Annotated[
         int | None,
         arg(metavar="N", help_behavior_hint="(default: what pays)", constructor=int),

@@ -57,17 +57,19 @@ class EvaluateConfig(ModelCommand):
     """Tasks of the lm-eval harness."""
     task_data: OptionalPath = None
     """Folder with the tasks' data, so that no network is needed."""
-    limit: Annotated[
-        int | None, arg(metavar="N", help_behavior_hint="(default: all)", constructor=int)
-    ] = None
-    """Questions per task."""
+    limit: Annotated[int | None, arg(metavar="N", help_behavior_hint=OPTIONAL, constructor=int)] = (
+        None
+    )
+    """Most questions of a task (else all), passages of --fidelity (else 500) and prompts of --loops
+    (else 200)."""
     num_fewshot: Annotated[
         int | None,
         arg(metavar="N", help_behavior_hint="(default: the task's own)", constructor=int),
     ] = None
     """Solved examples before each question."""
     memory: OptionalSize = None
-    """Most memory to use, such as 20GiB: too large a model is read block by block (perplexity)."""
+    """Most memory to use, such as 20GiB: a model too large for it is read block by block, which
+    only --perplexity can."""
     batch_size: int = 8
     """Sequences at once."""
     output: Output = "evaluation"

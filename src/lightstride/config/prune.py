@@ -78,11 +78,13 @@ class PruneConfig(PresetCommand):
         Accumulation | None,
         arg(metavar="{none,median,expectation}", help_behavior_hint=PRESET),
     ] = None
-    """Input of the next block: the dense stream, the pruned one, or a mean over all levels."""
+    """What the next block reads in the statistics: the dense model's states (none), those of one
+    middling cut (median), or a mean over all widths tried (expectation)."""
     token_weights: Annotated[
         TokenWeights | None, arg(metavar="{relative,equal}", help_behavior_hint=PRESET)
     ] = None
-    """How tokens count in the statistics: by the inverse square of their stream, or all alike."""
+    """How tokens count in the statistics: by errors relative to the size of their hidden states, or
+    all alike."""
     correction: Annotated[
         float | None, arg(metavar="S", help_behavior_hint=PRESET, constructor=float)
     ] = None

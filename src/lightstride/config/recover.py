@@ -57,7 +57,7 @@ class RecoverConfig(PresetCommand):
     rank: int = 0
     """Rank of updates that are merged at the end; 0 lets whole weights learn."""
     learn_head: bool = False
-    """Let the head learn too, and with it the embedding where they are one."""
+    """Let the output layer learn too, and with it the embedding where the two share weights."""
     learning_rate: float = 1e-4
     """Largest learning rate."""
     step_tokens: int = 1024

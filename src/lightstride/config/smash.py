@@ -59,7 +59,7 @@ class SmashRunConfig(PresetCommand):
     ] = None
     """How many of the latest tokens an eagle3 head attends to."""
     grafts: Grafts = "thin"
-    """Sizes of what is added: thin, or as published."""
+    """Sizes of what is added: thin, or as published (paper)."""
     max_segment: FromPreset = None
     """Most tokens in one step."""
     micro_layers: FromPreset = None

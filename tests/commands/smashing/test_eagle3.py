@@ -1,6 +1,5 @@
 """`smash --drafter eagle3` on toys: from prompts to a head that answers as its base."""
 
-import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from safetensors.torch import load_file
 from helpers.agree import assert_same_greedy
 from helpers.headed_toys import deep_toy, deep_uneven
 from helpers.processes import start_ranks
+from helpers.smash_runs import smash_config, write_prompts
 from helpers.toys import byte_tokenizer, tiny_llama
 from lightstride import cli
 from lightstride.checkpoint import open_decoder, save_checkpoint
@@ -32,30 +32,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_checkpoint(deep_toy(), tokenizer, path / "dense")
     save_checkpoint(deep_uneven(), tokenizer, path / "uneven")
     save_checkpoint(tiny_llama(tied=False), tokenizer, path / "shallow")
-    lines = [json.dumps({"prompt": f"what is {n} and {n * 7 % 13}?"}) for n in range(24)]
-    (path / "prompts.jsonl").write_text("\n".join(lines), "utf-8")
+    write_prompts(path)
     return path
 
 
 def config_of(folder: Path, output: str, **changes: object) -> SmashRunConfig:
     values: dict[str, object] = {
-        "model": str(folder / "dense"),
-        "output": str(folder / output),
-        "prompts": str(folder / "prompts.jsonl"),
-        "preset": "demo",
         "drafter": "eagle3",
         "draft_steps": 3,
-        "answer_tokens": 16,
-        "held_out": 0.2,
         "steps": 6,
-        "row_tokens": 80,
         "micro_vocab": 40,
-        "device": "cpu",
-        "dtype": "float32",
         "answers": str(folder / "answers"),
         **changes,
     }
-    return SmashRunConfig(**values)  # type: ignore[arg-type]
+    return smash_config(folder, output, "dense", **values)
 
 
 @pytest.mark.parametrize("base", ["dense", "uneven"])
