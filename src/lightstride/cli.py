@@ -37,7 +37,6 @@ from lightstride.config import (
 from lightstride.config.mistakes import in_our_words
 from lightstride.errors import ConfigError, LightstrideError
 
-Document = Mapping[str, object]
 DESCRIPTION = (
     "Light models, long strides: prune language models, and let them emit several tokens a step. "
     "`lightstride COMMAND --help` tells more, `lightstride --version` the version."
@@ -176,9 +175,9 @@ def run(config: Command) -> None:
         sys.stdout.write(json.dumps(document, allow_nan=False) + "\n")
 
 
-def function_of(name: str) -> Callable[[Command], Document]:
+def function_of(name: str) -> Callable[[Command], Mapping[str, object]]:
     """The function of a command: its configuration to its document."""
-    function: Callable[[Command], Document] = getattr(
+    function: Callable[[Command], Mapping[str, object]] = getattr(
         import_module(f"lightstride.commands.{name}"), name
     )
     return function

@@ -87,7 +87,7 @@ class RecoverConfig(PresetCommand):
         require(
             not (self.rank and self.learn_head), "--learn-head", "with --rank", "without a rank"
         )
-        for flag in COUNTS:
+        for flag in ("tokens", "held_out_tokens", "step_tokens", "top_k"):
             value = getattr(self, flag)
             require(value is None or value >= 1, f"--{flag.replace('_', '-')}", value, "at least 1")
 
@@ -95,9 +95,6 @@ class RecoverConfig(PresetCommand):
     def work_folder(self) -> str:
         """Where the training's checkpoint is kept."""
         return self.work or f"{self.output.rstrip('/')}.work"
-
-
-COUNTS = ("tokens", "held_out_tokens", "step_tokens", "top_k")
 
 
 def split_weight(source: str) -> tuple[str, float]:
