@@ -3,8 +3,10 @@
 TEST_THREADS=2 runs them on two: no result may hang on how many there are.
 """
 
+import atexit
 import gc
 import os
+import shutil
 import socket
 import sys
 import tempfile
@@ -13,7 +15,9 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ.setdefault("LIGHTSTRIDE_CACHE", tempfile.mkdtemp(prefix="lightstride-tests-"))
+if "LIGHTSTRIDE_CACHE" not in os.environ:  # workers and processes of tests share the first one's
+    os.environ["LIGHTSTRIDE_CACHE"] = tempfile.mkdtemp(prefix="lightstride-tests-")
+    atexit.register(shutil.rmtree, os.environ["LIGHTSTRIDE_CACHE"], ignore_errors=True)
 
 import torch  # after the environment is set, which the hub reads at import
 
