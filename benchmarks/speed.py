@@ -29,13 +29,13 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from lightstride.checkpoint import open_decoder
+from lightstride.checkpoint import base_of, open_decoder
 from lightstride.data.prompts import read_prompts
 from lightstride.errors import ConfigError, LightstrideError
 from lightstride.generate import Decoder, Settings, generate
 from lightstride.generate.chat_template import chat_tokens
 from lightstride.generate.rows import ends_of
-from lightstride.smash.decode.decoder import SmashDecoder
+from lightstride.smash.decode.costs import costs_of
 from output import add_output, finish, path_or_name
 
 QUESTIONS = Path(__file__).parents[1] / "examples" / "questions.jsonl"
@@ -134,8 +134,7 @@ def own_way(decoder: Decoder, settings: Settings) -> Way:
 
 def ways_of(decoder: Decoder, flags: argparse.Namespace) -> dict[str, Way]:
     """Every way that was asked for, by its name."""
-    model = decoder.model
-    base = decoder.model.base if isinstance(decoder, SmashDecoder) else model
+    base = base_of(decoder)
     ends = ends_of(base, decoder.tokenizer)
     asked = Settings(
         max_new_tokens=flags.new_tokens, temperature=flags.temperature, mode="ar", seed=flags.seed
@@ -293,6 +292,7 @@ def main() -> int:
         )
         domains = domains_of(decoder, flags)
         ways = ways_of(decoder, flags)
+        costs_of(base_of(decoder)).complete()  # once a machine, so not a cost of any answer
         brief = argparse.Namespace(**{**vars(flags), "new_tokens": WARM_TOKENS})
         for way in ways_of(decoder, brief).values():
             way(next(iter(domains.values()))[:1])

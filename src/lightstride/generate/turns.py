@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from lightstride.generate.rows import Row
 from lightstride.generate.session import Limits
 
+MOST_PADDED = 1.25
+"""Columns of rows that are read together, for each token in them."""
+
 
 class Turns:
     """The order in which rows that have not answered yet are read."""
@@ -29,13 +32,20 @@ class Turns:
         return [first], min(rows[first].left_to_read, self.limits.chunk)
 
     def short(self, rows: Sequence[Row]) -> list[int]:
-        """Rows that one chunk ends, the shortest first, as many as are read together."""
+        """Rows that one chunk ends, the shortest first, as many as are read together.
+
+        Rows are padded to the longest, so none joins that would leave more than a fifth empty.
+        """
         found = sorted(
             (row.left_to_read, index)
             for index, row in enumerate(rows)
             if row.left_to_read <= self.limits.chunk
         )
-        most = self.limits.together
-        fits = [(n + 1) * left <= most for n, (left, _) in enumerate(found)]
-        count = max(1, fits.index(False)) if False in fits else len(found)
+        count, tokens = 0, 0
+        for left, _ in found:
+            tokens += left
+            columns = (count + 1) * left
+            if count and (columns > self.limits.together or columns > MOST_PADDED * tokens):
+                break
+            count += 1
         return [index for _, index in found[:count]]
