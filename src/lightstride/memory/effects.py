@@ -12,6 +12,11 @@ that sum_t g_t . d_t is the one term, or half its square on average the other, f
 says otherwise, d.  Near a plan heads that stand in for each other are seen: those that are left
 cost the more, the fewer they are.
 
+The second term holds for small changes: it grows with their square, the divergence does not.  On
+toys the sum follows what is measured (correlation 0.83 to 0.98) at plans that lose up to 0.2 nats a
+token.  At plans that lose 0.6 it is four times too large, and says that heads had better not come
+back that should; there the first term alone follows (0.76 to 0.99).
+
 The square of one sum over a whole text has one degree of freedom, so its noise is as large as
 itself, and a search would pick the heads that were underestimated.  Sums over blocks of tokens,
 squared one by one, have many; what they leave out, products between blocks, is put back as one
@@ -164,7 +169,8 @@ def text_effects(
 ) -> tuple[float, Effects]:
     """The loss of a plan on one text, and what every head's other rules change.
 
-    `reference_ND` are the full cache's hidden states that predict the judged tokens.
+    `reference_ND` are the full cache's hidden states that predict the judged tokens.  Without
+    probes the effects are the first term alone.
     """
     recorder = Recorder(plan, len(text.tokens), sliding_of(model))
     loss, gradients = probe(model, text, reference_ND, recorder, probes, seed)
@@ -191,7 +197,7 @@ def text_effects(
             )
             squares_RKG = blocks_RKGC.square().sum(-1)
             apart += float(squares_RKG.sum())
-            seconds.append(squares_RKG.mean(1) / 2)
+            seconds.append(squares_RKG.sum(1) / (2 * max(1, probes)))
     factor = max(1.0, whole / apart) if apart else 1.0
     found = [
         ((first_RG + factor * second_RG) / judged).T.tolist()
