@@ -35,7 +35,7 @@ from lightstride.smash.drafters.guesses import Budget, Drafter, Guess, Kept, Tre
 MOST_COLUMNS = 48
 """Columns of a row: what a step may try of a run that was there before, and of drafts."""
 MOST_DRAFTS = 16
-"""Guesses of a drafter for one row; further ones are hardly ever right."""
+"""Guesses of a drafter for one row; chosen, not measured."""
 BATCH_DRAFTS = 64
 """Guesses of a drafter for all rows, beyond which those of a row are fewer."""
 LEAST_DRAFTS = 4
