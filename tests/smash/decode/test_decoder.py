@@ -348,9 +348,9 @@ def test_a_segment_ends_where_no_micro_token_is_allowed() -> None:
         return logits_V
 
     for mode in MODES:
-        asked = ask(mode=mode, confidence=0.01, lookup=0)
+        asked = ask(mode=mode, confidence=0.01, lookup=0)  # rows that have ended say nothing
         steps = decoder(model).steps(PROMPTS, asked, Hooks(forbid))
-        assert all(len(tokens) == 1 for step in steps for tokens in step.tokens)
+        assert all(len(tokens) <= 1 for step in steps for tokens in step.tokens)
 
 
 def test_a_smashed_answer_stores_fewer_entries() -> None:
