@@ -13,13 +13,13 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from random import Random
 
 import torch
 from tokenizers import Tokenizer, models
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from decode import differences, forced
 from lightstride.bench.machine import PeakMemory
@@ -38,9 +38,13 @@ from lightstride.smash.decode.decoder import SmashDecoder
 from lightstride.smash.hub import SmashModel
 from lightstride.smash.model.config import SmashConfig
 from output import finish
+from random_llama import Sizes, llama_config
 
-SHAPES = {"8b": (32, 4096, 32, 8, 14_336, 128_256), "tiny": (2, 32, 4, 2, 64, 260)}
-"""Blocks, hidden size, query heads, KV heads, FFN channels, vocabulary."""
+SHAPES: Mapping[str, tuple[Sizes, int]] = {
+    "8b": ((32, 4096, 32, 8, 14_336), 128_256),
+    "tiny": ((2, 32, 4, 2, 64), 260),
+}
+"""Sizes and vocabulary."""
 TOKENS = {"8b": (4096, 512), "tiny": (64, 16)}
 """Of the text, and of a window."""
 CANDIDATES, SHARE, SEED, SEGMENT = 12, 0.5, 0, 4
@@ -49,17 +53,8 @@ NO_ACCELERATOR = "gpu: there is no accelerator on this machine; give --tiny --de
 
 def random_llama(name: str, device: str) -> PreTrainedModel:
     """A Llama of random weights, in bf16 on an accelerator."""
-    blocks, hidden, heads, groups, channels, vocabulary = SHAPES[name]
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=hidden,
-        intermediate_size=channels,
-        num_hidden_layers=blocks,
-        num_attention_heads=heads,
-        num_key_value_heads=groups,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
+    config = llama_config(*SHAPES[name])
+    config.bos_token_id = config.eos_token_id = None
     torch.manual_seed(SEED)
     torch.set_default_dtype(torch.float32 if device == "cpu" else torch.bfloat16)
     try:

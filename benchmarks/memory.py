@@ -28,7 +28,7 @@ import msgspec
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lightstride.errors import DataError, LightstrideError, ModelError
+from lightstride.errors import DataError, ModelError
 from lightstride.generate.chat_template import chat_tokens, token_ids
 from lightstride.memory.attention import heads_of
 from lightstride.memory.cache import full_plan
@@ -40,7 +40,7 @@ from lightstride.models.fingerprint import fingerprint
 from lightstride.models.opening.load import load_model, load_tokenizer, locate
 from lightstride.smash.model.graft_files import read_config
 from memory_yardsticks import evicted_hidden, in_bits, packed_weights, stored_hidden
-from output import add_output, finish
+from output import add_output, finish, run_or_say
 
 AGES = (512, 1024, 2048)
 DRAWS = 1000
@@ -234,11 +234,7 @@ def main() -> None:
     parser.add_argument("--documents", type=Path, required=True, help="JSON lines, one a document")
     parser.add_argument("--plan", default=BUILT_IN, help="a smashed model with memory plans")
     add_output(parser)
-    torch.set_num_threads(2)
-    try:
-        run(parser.parse_args())
-    except LightstrideError as error:
-        sys.exit(f"error: {error}")
+    run_or_say(run, parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from lightstride.errors import LightstrideError, ModelError
+from lightstride.errors import ModelError
 from lightstride.memory.attention import heads_of, read_by
 from lightstride.memory.cache import MemoryCache, full_plan
 from lightstride.memory.entries import KvType
@@ -28,7 +28,7 @@ from lightstride.memory.plan_files import check_belongs, read_plans
 from lightstride.models.fingerprint import fingerprint
 from lightstride.models.opening.load import load_model, locate
 from lightstride.smash.model.graft_files import read_config
-from output import add_output, finish
+from output import add_output, finish, run_or_say
 
 BUILT_IN = "smollm2-135m-smash"
 CHUNK = 512
@@ -125,11 +125,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--steps", type=int, default=30)
     add_output(parser)
-    torch.set_num_threads(2)
-    try:
-        run(parser.parse_args())
-    except LightstrideError as error:
-        sys.exit(f"error: {error}")
+    run_or_say(run, parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -4,15 +4,27 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import torch
+
+from lightstride.errors import LightstrideError
 from lightstride.results import write_result
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
     """The flag that keeps the numbers."""
     parser.add_argument("--output", type=Path, help="also write them, with their origin, here")
+
+
+def run_or_say(run: Callable[[argparse.Namespace], None], flags: argparse.Namespace) -> None:
+    """Run a benchmark on two threads; a user's mistake ends it in one line."""
+    torch.set_num_threads(2)
+    try:
+        run(flags)
+    except LightstrideError as error:
+        sys.exit(f"error: {error}")
 
 
 def finish(kind: str, numbers: Mapping[str, object], flags: argparse.Namespace, seed: int) -> None:

@@ -15,10 +15,11 @@ import resource
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import LlamaForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from lightstride.commands.pruning.count import count_run
 from lightstride.commands.pruning.dry_run import on_machine, text_of
@@ -33,9 +34,10 @@ from lightstride.prune.space.budget import build_space, dense_cost, parameter_co
 from lightstride.prune.space.targets import TARGETS
 from lightstride.prune.ways import WAYS
 from output import add_output, finish
+from random_llama import Sizes, llama_config
 from ways import SHAPES, compare
 
-LARGE = {
+LARGE: Mapping[str, Sizes] = {
     "Llama-3.1-8B": (32, 4096, 32, 8, 14_336),
     "Llama-3.1-70B": (80, 8192, 64, 8, 28_672),
     "Llama-3.1-405B": (126, 16_384, 128, 8, 53_248),
@@ -48,20 +50,11 @@ CALIBRATION, SEARCH, WINDOW = 65_536, 65_536, 512
 SEED = 0
 
 
-def config_of(blocks: int, hidden: int, heads: int, groups: int, channels: int) -> PreTrainedConfig:
+def config_of(sizes: Sizes) -> PreTrainedConfig:
     """The config.json of a Llama 3.1 of these sizes."""
-    return LlamaConfig(
-        vocab_size=128_256,
-        hidden_size=hidden,
-        intermediate_size=channels,
-        num_hidden_layers=blocks,
-        num_attention_heads=heads,
-        num_key_value_heads=groups,
-        head_dim=128,
-        max_position_embeddings=131_072,
-        tie_word_embeddings=False,
-        dtype="bfloat16",
-    )
+    config = llama_config(sizes, 128_256)
+    config.max_position_embeddings, config.dtype = 131_072, "bfloat16"
+    return config
 
 
 def runner_of(
@@ -81,19 +74,9 @@ def runner_of(
     )
 
 
-def random_model(
-    blocks: int, hidden: int, heads: int, groups: int, channels: int
-) -> PreTrainedModel:
+def random_model(sizes: Sizes) -> PreTrainedModel:
     """A Llama of random weights in bf16."""
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=hidden,
-        intermediate_size=channels,
-        num_hidden_layers=blocks,
-        num_attention_heads=heads,
-        num_key_value_heads=groups,
-        tie_word_embeddings=True,
-    )
+    config = llama_config(sizes, VOCABULARY, tied=True)
     torch.manual_seed(SEED)
     model: PreTrainedModel = LlamaForCausalLM(config).eval()
     model.bfloat16()
@@ -105,7 +88,7 @@ def predict() -> list[dict[str, object]]:
     rows: list[dict[str, object]] = []
     for name, sizes in LARGE.items():
         with tempfile.TemporaryDirectory() as folder:
-            config_of(*sizes).save_pretrained(folder)
+            config_of(sizes).save_pretrained(folder)
             flags = PruneConfig(
                 model=folder,
                 output="cut",
@@ -127,7 +110,7 @@ def check() -> list[dict[str, object]]:
     """Measured and predicted seconds of runs of small models."""
     rows = []
     for sizes in SMALL:
-        model = random_model(*sizes)
+        model = random_model(sizes)
         adapter = adapter_for(model.config)
         geometry = adapter.geometry(model.config)
         with tempfile.TemporaryDirectory() as folder:

@@ -17,7 +17,6 @@ from pathlib import Path
 import psutil
 import torch
 from torch import Tensor
-from transformers import LlamaConfig
 
 from lightstride.commands.pruning.count import count_run
 from lightstride.config import PruneConfig
@@ -33,17 +32,18 @@ from lightstride.models.saving import (
     write_shard,
 )
 from lightstride.prune.ways import Room, Way, footprint_of
+from random_llama import Sizes, llama_config
 
 BUILT_IN = "smollm2-135m"
-SHAPES: Mapping[str, tuple[int, int, int, int, int, int, bool]] = {
-    "tiny": (12, 64, 4, 2, 256, 49_152, True),
-    "76M": (12, 640, 10, 2, 1792, 49_152, True),
-    "360M": (32, 960, 15, 5, 2560, 49_152, True),
-    "1B": (16, 2048, 32, 8, 8192, 128_256, True),
-    "3B": (28, 3072, 24, 8, 8192, 128_256, True),
-    "8B": (32, 4096, 32, 8, 14_336, 128_256, False),
+SHAPES: Mapping[str, tuple[Sizes, int, bool]] = {
+    "tiny": ((12, 64, 4, 2, 256), 49_152, True),
+    "76M": ((12, 640, 10, 2, 1792), 49_152, True),
+    "360M": ((32, 960, 15, 5, 2560), 49_152, True),
+    "1B": ((16, 2048, 32, 8, 8192), 128_256, True),
+    "3B": ((28, 3072, 24, 8, 8192), 128_256, True),
+    "8B": ((32, 4096, 32, 8, 14_336), 128_256, False),
 }
-"""Blocks, hidden size, query heads, KV heads, channels, vocabulary, whether the head is tied."""
+"""Sizes, vocabulary, and whether the head is tied."""
 SHARD = 1 << 30
 SEED = 0
 FLAGS: Mapping[str, object] = {
@@ -62,21 +62,13 @@ FLAGS: Mapping[str, object] = {
 
 def make_model(shape: str, folder: Path) -> Path:
     """A folder with random weights of a shape, written tensor by tensor; kept if it is there."""
-    blocks, hidden, heads, groups, channels, vocabulary, tied = SHAPES[shape]
     if folder.exists():
         return folder
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=hidden,
-        intermediate_size=channels,
-        num_hidden_layers=blocks,
-        num_attention_heads=heads,
-        num_key_value_heads=groups,
-        tie_word_embeddings=tied,
-        max_position_embeddings=8192,
-        dtype="bfloat16",
-        architectures=["LlamaForCausalLM"],
-    )
+    sizes, vocabulary, tied = SHAPES[shape]
+    config = llama_config(sizes, vocabulary, tied=tied)
+    config.max_position_embeddings = 8192
+    config.dtype = "bfloat16"
+    config.architectures = ["LlamaForCausalLM"]
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -88,7 +80,7 @@ def make_model(shape: str, folder: Path) -> Path:
     model = skeleton(config, torch.bfloat16)
     entries = [Entry(name, each.shape, each.dtype) for name, each in model.named_parameters()]
     shards = split_entries(entries, SHARD)
-    tensors = random_tensors(entries, hidden)
+    tensors = random_tensors(entries, config.hidden_size)
     names = numbered(len(shards))
     for name, some in zip(names, shards, strict=True):
         write_shard(partial / name, some, tensors)

@@ -139,6 +139,20 @@ def test_the_forecast_is_made_from_the_first_measurements(
     assert "after 60 minutes expect a perplexity of" in capsys.readouterr().err
 
 
+def test_a_few_steps_are_no_ground_for_a_forecast(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    losses = iter([3.521, 3.522, 3.522, 3.520, 3.508])
+    monkeypatch.setattr(Watch, "nll", lambda self: next(losses))
+    watch = Watch(tiny_llama(), None, config_for(folder, "x", minutes=85.0))  # type: ignore[arg-type]
+    at = Progress()
+    for step in range(5):
+        at.step, at.seconds = step, 50.0 * step
+        watch(at)
+    assert watch.forecast(at) is None
+    assert "too few steps yet for a forecast" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "flags",
     [["--minutes", "0"], ["--text", ":2"], ["--rank", "4", "--learn-head"], ["--top-k", "0"]],

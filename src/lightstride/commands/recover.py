@@ -32,6 +32,8 @@ from lightstride.work import open_work
 
 EARLY_LOOKS = 5
 """Measurements that the forecast is made from."""
+LEAST_STEPS = 12
+"""Steps that a forecast needs: from four of them it said 33.5 where 30.5 came (`LOG.md`)."""
 EARLY_SECONDS = 30.0
 """Time between them, or an eighth of the whole where that is less."""
 LATER_LOOKS = 6
@@ -74,7 +76,7 @@ class Watch:
         steps = [float(str(each["step"])) for each in seen]
         losses = [float(str(each["nll"])) for each in seen]
         seconds = float(str(seen[-1]["seconds"]))
-        if len(set(steps)) < EARLY_LOOKS:
+        if len(set(steps)) < EARLY_LOOKS or steps[-1] < LEAST_STEPS:
             return None
         return extrapolate(steps, losses, steps[-1] / seconds * self.whole)
 

@@ -9,7 +9,7 @@ from urllib.request import Request, urlopen
 
 import torch
 from huggingface_hub import constants, snapshot_download
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -182,9 +182,14 @@ def check_weights(source: str, report: LoadReport) -> None:
 def check_finite(source: str, model: PreTrainedModel) -> None:
     """Raise ModelError when a weight is NaN or infinite."""
     for name, parameter in model.named_parameters():
-        # A sum is finite only if all that it adds is, and takes a tenth of the time.
-        if not parameter.sum(dtype=torch.float32).isfinite() and not parameter.isfinite().all():
-            raise ModelError(f"{source} has NaN or infinite weights, first in {name}")
+        check_tensor_finite(source, name, parameter)
+
+
+def check_tensor_finite(source: str, name: str, values: Tensor) -> None:
+    """Raise ModelError when one of a weight's values is NaN or infinite."""
+    # A sum is finite only if all that it adds is, and takes a tenth of the time.
+    if not values.sum(dtype=torch.float32).isfinite() and not values.isfinite().all():
+        raise ModelError(f"{source} has NaN or infinite weights, first in {name}")
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig) -> None:

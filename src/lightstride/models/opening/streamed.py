@@ -22,12 +22,12 @@ from transformers import (
     PreTrainedModel,
 )
 
-from lightstride.errors import ModelError
 from lightstride.models.families.adapter import Adapter
 from lightstride.models.families.registry import adapter_for
 from lightstride.models.fingerprint import config_hash, sampled_fingerprint
 from lightstride.models.opening.explain import errors_explained
 from lightstride.models.opening.load import (
+    check_tensor_finite,
     check_weights,
     force_gqa_on_cpu,
     load_config,
@@ -107,9 +107,9 @@ class Streamed(WeightSource):
         self.shards, self.device = shards, device
         self.dtype = model.dtype
         self.meta = dict(model.named_parameters())
-        first = {id(parameter): own for own, parameter in self.meta.items()}
+        self.names = {id(parameter): own for own, parameter in self.meta.items()}
         self.slots = [
-            Slot(module, own, first[id(parameter)])
+            Slot(module, own, self.first_name(parameter))
             for module in model.modules()
             for own, parameter in module.named_parameters(recurse=False)
         ]
@@ -153,7 +153,7 @@ class Streamed(WeightSource):
 
     def first_name(self, parameter: Tensor) -> str:
         """The name that a parameter, which may be in several places, goes by."""
-        return next(own for own, each in self.meta.items() if each is parameter)
+        return self.names[id(parameter)]
 
     @contextmanager
     def blocks(self) -> Iterator[Iterator[nn.Module]]:
@@ -187,8 +187,7 @@ class Streamed(WeightSource):
     def tensor(self, name: str) -> Tensor:
         values = self.shards.read(self.files[name]).to(self.device, self.dtype)
         if name not in self.seen:
-            if not values.sum(dtype=torch.float32).isfinite() and not values.isfinite().all():
-                raise ModelError(f"{self.name} has NaN or infinite weights, first in {name}")
+            check_tensor_finite(self.name, name, values)
             self.seen.add(name)
         return values
 
