@@ -60,10 +60,11 @@ audit: setup
 
 fuzz: setup
 	@echo "SEED=$(SEED)"
-	LIGHTSTRIDE_FUZZ=$(INPUTS) $(PYTEST) tests/fuzz --hypothesis-seed=$(SEED)
+	LIGHTSTRIDE_FUZZ=$(INPUTS) $(PYTEST) -o faulthandler_timeout=0 tests/fuzz --hypothesis-seed=$(SEED)
 
 kills: setup
-	LIGHTSTRIDE_KILLS=$(KILLS) LIGHTSTRIDE_FAULTS=$(KILLS) SEED=$(SEED) $(BIN)/python -m pytest -s tests/crash/test_kills.py
+	LIGHTSTRIDE_KILLS=$(KILLS) LIGHTSTRIDE_FAULTS=$(KILLS) SEED=$(SEED) $(BIN)/python -m pytest -s -o faulthandler_timeout=0 \
+		tests/crash/test_kills.py
 
 wheel: setup
 	$(BIN)/python -m build

@@ -31,6 +31,14 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Say at once what failed, and why: a run that is cut short has no summary."""
+    if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
+        why = "\n".join(report.longreprtext.splitlines()[-12:])
+        sys.__stderr__.write(f"\n{report.nodeid} ({report.when}) failed:\n{why}\n")
+
+
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 

@@ -59,7 +59,7 @@ def files_of(num_ranks: int, folder: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in sorted(folder.glob("**/*")) if p.is_file()}
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(400)
 def test_statistics_and_supernet_do_not_depend_on_ranks(tmp_path: Path) -> None:
     alone, *others = [files_of(num_ranks, tmp_path / str(num_ranks)) for num_ranks in (1, 2, 3)]
     assert len(alone) == 4 + 2
@@ -150,7 +150,7 @@ def learner(folder: Path) -> None:
     distributed.close()
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(400)
 def test_a_recovery_by_two_processes_is_that_of_one(tmp_path: Path) -> None:
     found = []
     for num_ranks in (1, 2):

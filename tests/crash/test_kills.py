@@ -19,11 +19,12 @@ SHARES = {"prune": 0.4, "smash": 0.25, "recover": 0.15, "export": 0.1, "convert"
 """Of all kills, by command."""
 FAULTS = int(os.environ.get("LIGHTSTRIDE_FAULTS", "16"))
 """Full disks, read-only disks and signals, of all commands together."""
+SECONDS = max(600, 60 * KILLS)
 MOMENTS = 0.2
 """Share of kills at random moments; the others are at boundaries."""
 
 
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(SECONDS)
 def test_killed_and_resumed_to_the_same_bits(tmp_path: Path) -> None:
     sources, folder = tmp_path / "sources", tmp_path / "runs"
     sources.mkdir()
@@ -33,17 +34,17 @@ def test_killed_and_resumed_to_the_same_bits(tmp_path: Path) -> None:
     for name, share in SHARES.items():
         moments = round(KILLS * share * MOMENTS)
         counts[name] = (round(KILLS * share) - moments, moments)
-    run_ranks(kill_all, 1, sources, folder, counts, SEED, seconds=3600)
+    run_ranks(kill_all, 1, sources, folder, counts, SEED, seconds=SECONDS)
     assert tell(folder, "kills were resumed to the same bits") == ""
 
 
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(SECONDS)
 def test_failing_disks_and_signals_end_in_one_line(tmp_path: Path) -> None:
     sources, folder = tmp_path / "sources", tmp_path / "runs"
     sources.mkdir()
     folder.mkdir()
     make_sources(sources)
-    run_ranks(fail_all, 1, sources, folder, FAULTS, SEED, seconds=3600)
+    run_ranks(fail_all, 1, sources, folder, FAULTS, SEED, seconds=SECONDS)
     assert tell(folder, "disks and signals ended in one line, and later in the same bits") == ""
 
 

@@ -6,6 +6,7 @@ torch cannot train in a fork of a process that has.
 
 import contextlib
 import errno
+import faulthandler
 import os
 import random
 import shutil
@@ -25,6 +26,8 @@ from lightstride import cli
 
 KILLED = 77
 SAID = "said.txt"
+HUNG = 200
+"""Seconds after which a command tells where it hangs, and ends."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,7 @@ def forked(work: Callable[[], int], seconds: float | None = None) -> int:
     if process == 0:
         code = 1
         try:
+            faulthandler.dump_traceback_later(HUNG, exit=True)
             code = work()
         except BaseException:
             traceback.print_exc()

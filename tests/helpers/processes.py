@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import socket
+import time
 from collections.abc import Callable, Sequence
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 
@@ -56,6 +57,11 @@ def run_ranks(
 ) -> None:
     """The same, run to their end, which must be a good one and come within so many seconds."""
     processes = start_ranks(work, num_ranks, *arguments)
-    for process in processes:
-        process.join(seconds)
-    assert [process.exitcode for process in processes] == [0] * num_ranks
+    end = time.monotonic() + seconds
+    try:
+        for process in processes:
+            process.join(max(0, end - time.monotonic()))
+        assert [process.exitcode for process in processes] == [0] * num_ranks
+    finally:
+        for process in processes:  # one that hangs would keep the test run from ending
+            process.kill()
