@@ -4,7 +4,7 @@ Rows stand in the batch in this order, and in the session's list in the same:
 
     answering ... | reading ... | and those that wait for room are in no batch yet
 
-Shapes: B rows, V vocabulary.
+Shapes: B rows, K columns of a row, V vocabulary.
 """
 
 from collections import deque
@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lightstride.config.decoding import Settings
 from lightstride.errors import ConfigError
 from lightstride.generate.batch.cache import Storage
-from lightstride.generate.batch.forward import CachedBatch, Forward
+from lightstride.generate.batch.forward import CachedBatch, Forward, Logits
 from lightstride.generate.batch.memory_batch import MemoryBatch
 from lightstride.generate.detokenize import TextStream
 from lightstride.generate.modes import ColumnReader, Columns, DecodingMode, Outcome
@@ -289,7 +289,7 @@ class BatchSession:
             view = forward.of_rows(members)
             for index, tokens in zip(members, mode.begin(theirs, view), strict=True):
                 outcome = Outcome(emitted=tokens, kept=[], advance=0, scored=[0])
-                found.append(self.emit(rows[index], outcome, forward.logits_BKV[index]))
+                found.append(self.emit(rows[index], outcome, forward.logits, index))
         return found
 
     def answer(self, answering: int) -> list[RowStep]:
@@ -319,10 +319,8 @@ class BatchSession:
             row.is_merged |= outcome.advance != len(outcome.kept)
             row.num_single += 0 if row.is_merged else len(outcome.kept)
         return [
-            self.emit(row, outcome, logits_KV, self.batch.share(index))
-            for index, (row, outcome, logits_KV) in enumerate(
-                zip(rows, ordered, forward.logits_BKV, strict=True)
-            )
+            self.emit(row, outcome, forward.logits, index, self.batch.share(index))
+            for index, (row, outcome) in enumerate(zip(rows, ordered, strict=True))
         ]
 
     def by_mode(self, rows: Sequence[Row]) -> list[tuple[DecodingMode, list[int]]]:
@@ -337,18 +335,23 @@ class BatchSession:
         """The base's hidden states that the modes of these rows need."""
         return sorted({tap for row in rows for tap in self.mode(row).taps})
 
-    def emit(self, row: Row, outcome: Outcome, logits_KV: Tensor, share: float = 1.0) -> RowStep:
-        """Accept a row's tokens up to its cut; the row's step.  `share` of its entries are held."""
+    def emit(
+        self, row: Row, outcome: Outcome, logits: Logits, index: int, share: float = 1.0
+    ) -> RowStep:
+        """Accept a row's tokens up to its cut; the row's step.
+
+        It is the forward's row of this index; `share` of its entries are held.
+        """
         tokens, text = row.extend(outcome.emitted)
         row.steps += 1
         row.drafted += outcome.drafted
         row.accepted += outcome.accepted
         row.kv_entries += len(outcome.kept)
+        scored_KV = logits.of_row(index, outcome.scored[: len(tokens)])
         if row.is_plain:
-            row.near_ties += near_ties(logits_KV[outcome.scored[: len(tokens)]])
+            row.near_ties += near_ties(scored_KV)
         logprobs = None
         if row.settings.logprobs is not None:
-            scored_KV = logits_KV[outcome.scored[: len(tokens)]]
             logprobs = token_logprobs(scored_KV, tokens, row.settings.logprobs)
         return RowStep(
             key=row.key,

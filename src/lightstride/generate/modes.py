@@ -3,7 +3,7 @@
 A session runs one forward for rows of all modes: each mode lays out its rows' columns, the session
 puts them side by side, and each mode reads its rows' part of what comes back.
 
-Shapes: B rows, Q columns, K columns with logits, V vocabulary.
+Shapes: B rows, Q columns, V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
@@ -105,7 +105,8 @@ class OneToken:
 
     def begin(self, rows: Sequence[Row], forward: Forward) -> list[list[int]]:
         """The first token of each answer."""
-        tokens = choose(forward.logits_BKV[:, -1], rows, [[]] * len(rows))
+        logits_BV = forward.logits.at(range(len(rows)), [0] * len(rows))
+        tokens = choose(logits_BV, rows, [[]] * len(rows))
         for row, token in zip(rows, tokens, strict=True):
             row.pending = [token]
         return [[token] for token in tokens]
@@ -123,10 +124,9 @@ class OneToken:
         self, rows: Sequence[Row], asked: Sequence[Columns], forward: Forward
     ) -> list[Outcome]:
         """The next token of each row."""
-        first = Forward(forward.logits_BKV[:, :1], forward.hidden)
         return [
             Outcome(emitted=tokens, kept=[0], advance=1, scored=[0])
-            for tokens in self.begin(rows, first)
+            for tokens in self.begin(rows, forward)
         ]
 
 

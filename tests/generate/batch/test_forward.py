@@ -58,7 +58,9 @@ def test_flat_is_padded(
         asked = ASKED if flat is found[0][0] else [Columns.chain([0] * n) for n in (1, 1, 3)]
         for row, each in enumerate(asked):
             own = len(each.tokens)
-            assert_close_logits(flat.logits_BKV[row, :own], padded.logits_BKV[row, :own])
+            assert_close_logits(
+                *(forward.logits.of_row(row, range(own)) for forward in (flat, padded))
+            )
             for tap, states_BQD in flat.hidden.items():
                 assert_close_logits(states_BQD[row, :own], padded.hidden[tap][row, :own])
 

@@ -11,9 +11,11 @@ new columns each,
 In the plain case - rows of one length, new columns one after the other, no sliding window - the
 model is given no mask: each column then attends to all before it, which is what is meant.
 
-Shapes: B rows of a forward, Q new columns, W columns, D hidden size, V vocabulary.
+Shapes: B rows of a forward, Q new columns, K of them with logits, N of all rows, W columns, D
+hidden size, V vocabulary.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -35,20 +37,49 @@ from lightstride.memory.attention import FOLDED
 
 
 @dataclass(frozen=True)
+class Logits:
+    """Logits of columns, those of all rows in one: no row is padded to the widest."""
+
+    flat_NV: Tensor
+    starts: Sequence[int]
+    """Where each row's begin."""
+
+    @classmethod
+    def of_rectangle(cls, logits_BKV: Tensor) -> "Logits":
+        """Those of rows with as many columns each."""
+        num_rows, width, _ = logits_BKV.shape
+        return cls(logits_BKV.flatten(0, 1), range(0, num_rows * width, width))
+
+    def at(self, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
+        """Those of one column each of these rows, shape (N, V)."""
+        found = [self.starts[row] + column for row, column in zip(rows, columns, strict=True)]
+        if found == list(range(len(self.flat_NV))):
+            return self.flat_NV
+        return self.flat_NV[found]
+
+    def of_row(self, row: int, columns: Sequence[int]) -> Tensor:
+        """Those of some columns of a row, shape (K, V)."""
+        return self.at([row] * len(columns), columns)
+
+
+@dataclass(frozen=True)
 class Forward:
     """Results of one forward."""
 
-    logits_BKV: Tensor
-    """Logits of the columns asked for."""
+    logits: Logits
+    """Of the columns asked for."""
     hidden: Mapping[int, Tensor]
     """For each hidden state asked for, those of all new columns, shape (B, Q, D)."""
 
     def of_rows(self, rows: Sequence[int]) -> "Forward":
         """The same for some rows alone."""
-        if len(rows) == len(self.logits_BKV):
+        if len(rows) == len(self.logits.starts):
             return self
         index = list(rows)
-        return Forward(self.logits_BKV[index], {tap: h[index] for tap, h in self.hidden.items()})
+        starts = [self.logits.starts[row] for row in rows]
+        return Forward(
+            Logits(self.logits.flat_NV, starts), {tap: h[index] for tap, h in self.hidden.items()}
+        )
 
     def taps(self, taps: Sequence[int], columns: Sequence[int]) -> Tensor:
         """The features of one column a row, shape (B, T, D)."""
@@ -233,7 +264,8 @@ class CachedBatch:
         index_BQ = torch.zeros(len(sizes), num_new, dtype=torch.long, device=device)
         index_BQ[where] = torch.arange(len(positions), device=device)
         hidden = {tap: states[0][index_BQ] for tap, states in found.hidden.items()}
-        return Forward(found.logits_BKV[0][index_BQ], hidden)
+        starts = [0, *itertools.accumulate(sizes[:-1])]
+        return Forward(Logits(found.logits.flat_NV, starts), hidden)
 
     def run(
         self,
@@ -259,7 +291,9 @@ class CachedBatch:
                 logits_to_keep=wanted,
                 output_hidden_states=list(taps) if taps else None,
             )
-        return Forward(output.logits, {tap: output.hidden_states[tap] for tap in taps})
+        return Forward(
+            Logits.of_rectangle(output.logits), {tap: output.hidden_states[tap] for tap in taps}
+        )
 
     def keep(self, rows: slice, kept: Sequence[Sequence[int]], advance: Sequence[int]) -> None:
         """Of the columns just run, each row keeps these, in ascending order, and forgets the rest;

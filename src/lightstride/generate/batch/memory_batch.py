@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lightstride.generate.batch.forward import CachedBatch, Forward
+from lightstride.generate.batch.forward import CachedBatch, Forward, Logits
 from lightstride.generate.batch.packed import packed_layers
 from lightstride.memory.attention import check_readable, read_by
 from lightstride.memory.cache import Memory, MemoryCache
@@ -99,7 +99,9 @@ class MemoryBatch(CachedBatch):
                 logits_to_keep=torch.tensor(logit_columns, device=device),
                 output_hidden_states=list(taps) if taps else None,
             )
-        return Forward(output.logits, {tap: output.hidden_states[tap] for tap in taps})
+        return Forward(
+            Logits.of_rectangle(output.logits), {tap: output.hidden_states[tap] for tap in taps}
+        )
 
     def keep(self, rows: slice, kept: Sequence[Sequence[int]], advance: Sequence[int]) -> None:
         """Of the columns just run, each row keeps these and forgets the rest."""
@@ -152,4 +154,4 @@ def joined(parts: Sequence[Forward]) -> Forward:
     hidden = {
         tap: torch.cat([part.hidden[tap] for part in parts], dim=1) for tap in parts[0].hidden
     }
-    return Forward(parts[-1].logits_BKV, hidden)
+    return Forward(parts[-1].logits, hidden)

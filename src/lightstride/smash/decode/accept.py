@@ -4,7 +4,7 @@ Token y drawn from q is kept with probability min(1, p(y) / q(y)); at the first 
 draws from the positive part of p - q, and after a segment kept whole from p.  Each token then
 follows p exactly (Leviathan et al., arXiv 2211.17192).  Greedily: kept while likeliest.
 
-Shapes: B rows, K tokens of a segment, N pairs of a row and a place in its segment, V vocabulary.
+Shapes: N pairs of a row and a place in its segment, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightstride.generate.batch.forward import Logits
 from lightstride.generate.rows import Row
 from lightstride.generate.sampling import (
     Purpose,
@@ -25,18 +26,23 @@ from lightstride.smash.drafters.guesses import Guesses
 
 
 def accept(
-    rows: Sequence[Row], drafts: Sequence[Guesses], logits_BKV: Tensor
+    rows: Sequence[Row], drafts: Sequence[Guesses], logits: Logits
 ) -> tuple[list[int], list[int]]:
     """Number of drafted tokens of each row that stay, and the base's next token.
 
-    `logits_BKV[b, k]` are the base's after the certain token and the first k drafted ones.
+    Logits of a row's column k are the base's after the certain token and the first k drafted ones.
     """
-    best = likeliest(logits_BKV).tolist()
+    best_N = likeliest(logits.flat_NV).tolist()
+    best = [
+        best_N[start : start + 1 + len(draft.tokens)]
+        for start, draft in zip(logits.starts, drafts, strict=True)
+    ]
     counts, following = greedy_acceptance([draft.tokens for draft in drafts], best)
     others = [index for index, row in enumerate(rows) if not row.is_plain]
     if others:
         theirs = [rows[index] for index in others]
-        sampled = accept_sampled(theirs, [drafts[index] for index in others], logits_BKV[others])
+        own = Logits(logits.flat_NV, [logits.starts[index] for index in others])
+        sampled = accept_sampled(theirs, [drafts[index] for index in others], own)
         for index, count, token in zip(others, *sampled, strict=True):
             counts[index], following[index] = count, token
     return counts, following
@@ -54,7 +60,7 @@ def greedy_acceptance(
 
 
 def accept_sampled(
-    rows: Sequence[Row], drafts: Sequence[Guesses], logits_BKV: Tensor
+    rows: Sequence[Row], drafts: Sequence[Guesses], logits: Logits
 ) -> tuple[list[int], list[int]]:
     """The check when sampling, place by place; each step looks at rows still in agreement."""
     counts, following = [0] * len(rows), [0] * len(rows)
@@ -63,7 +69,7 @@ def accept_sampled(
     while alive:
         theirs = [rows[b] for b in alive]
         history = [drafts[b].tokens[:place] for b in alive]
-        target_NV = probabilities(logits_BKV[alive, place], theirs, history)
+        target_NV = probabilities(logits.at(alive, [place] * len(alive)), theirs, history)
         there = [place < len(drafts[b].guesses) for b in alive]
         source_NV, stays = target_NV, [False] * len(alive)
         if any(there):

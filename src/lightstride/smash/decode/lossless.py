@@ -10,7 +10,7 @@ Each step checks as many guesses, of all rows together, as bring the most tokens
 machine (`budget.py`, `costs.py`), believes drafters as far as they were right (`pacing.py`), and is
 the plain decoder's where drafting does not pay.
 
-Shapes: B rows, K columns with logits, T taps, D hidden size, V vocabulary.
+Shapes: B rows, T taps, D hidden size.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from lightstride.config.decoding import Settings
 from lightstride.generate.batch.folded import can_fold
-from lightstride.generate.batch.forward import Forward
+from lightstride.generate.batch.forward import Forward, Logits
 from lightstride.generate.modes import Columns, Outcome
 from lightstride.generate.rows import Row
 from lightstride.generate.sampling import choose, likeliest
@@ -180,7 +180,7 @@ class Lossless:
     ) -> list[Outcome]:
         """The branch of each tree that the base confirms, and its next token."""
         trees = [self.trees[row.key] for row in rows]
-        paths, following = follow_trees(trees, base_choice(rows, forward.logits_BKV))
+        paths, following = follow_trees(trees, base_choice(rows, forward.logits))
         self.pacing.learn(trees, paths)
         features: Sequence[Tensor | None] = [None] * len(rows)
         if self.taps:
@@ -236,17 +236,18 @@ def lossless_mode(
     )
 
 
-def base_choice(rows: Sequence[Row], logits_BKV: Tensor) -> BaseChoice:
+def base_choice(rows: Sequence[Row], logits: Logits) -> BaseChoice:
     """The base's own choice of tokens, as in plain decoding."""
     if all(row.is_plain for row in rows):
-        best = likeliest(logits_BKV).tolist()
-        return lambda members, places, _: [best[b][q] for b, q in zip(members, places, strict=True)]
+        best_N = likeliest(logits.flat_NV).tolist()
+        return lambda members, places, _: [
+            best_N[logits.starts[b] + q] for b, q in zip(members, places, strict=True)
+        ]
 
     def choice(
         members: Sequence[int], places: Sequence[int], branches: Sequence[Sequence[int]]
     ) -> list[int]:
-        logits_NV = logits_BKV[list(members), list(places)]
-        return choose(logits_NV, [rows[b] for b in members], branches)
+        return choose(logits.at(members, places), [rows[b] for b in members], branches)
 
     return choice
 

@@ -6,7 +6,7 @@ and the merged column behind them, which alone stays; without, the merged column
 
     with gists     u_1 u_2 u_3 m_3        without     m_3        a lone token     u_1
 
-Shapes: B rows, K columns with logits, T taps, D hidden size, V vocabulary.
+Shapes: B rows, T taps, D hidden size, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ class Trust:
         self, rows: Sequence[Row], forward: Forward, logit_columns: list[int], columns: list[int]
     ) -> list[list[int]]:
         """The base's token of each row, and what the micro decoder drafts behind it."""
-        logits_BV = forward.logits_BKV[range(len(rows)), logit_columns]
+        logits_BV = forward.logits.at(range(len(rows)), logit_columns)
         for row, token in zip(rows, choose(logits_BV, rows, [[]] * len(rows)), strict=True):
             row.pending = [token]
         budgets = [

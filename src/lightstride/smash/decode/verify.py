@@ -8,7 +8,7 @@ entry, the first k tokens merged.  For n = 3:
 
 The logits at u check the draft; of all columns the one that holds the accepted prefix is kept.
 
-Shapes: B rows, K columns with logits, Q columns, T taps, D hidden size, V vocabulary.
+Shapes: B rows, Q columns, T taps, D hidden size.
 """
 
 from collections.abc import Sequence
@@ -101,7 +101,7 @@ class Verify:
     ) -> list[Outcome]:
         """The tokens of each draft that the base confirms, as one entry, and its next token."""
         drafts = [self.drafts[row.key] for row in rows]
-        counts, following = accept(rows, drafts, forward.logits_BKV)
+        counts, following = accept(rows, drafts, forward.logits)
         sizes = [each.num_logits for each in asked]
         columns = [
             size + count - 1 if count else 0 for size, count in zip(sizes, counts, strict=True)
@@ -128,7 +128,7 @@ class Verify:
 
 def begin_checked(rows: Sequence[Row], forward: Forward, taps: Sequence[int]) -> list[list[int]]:
     """The first token of each answer, which is certain; rows note the features before it."""
-    tokens = choose(forward.logits_BKV[:, -1], rows, [[]] * len(rows))
+    tokens = choose(forward.logits.at(range(len(rows)), [0] * len(rows)), rows, [[]] * len(rows))
     for index, (row, token) in enumerate(zip(rows, tokens, strict=True)):
         row.pending = [token]
         row.taps_TD = torch.stack([forward.hidden[tap][index, -1] for tap in taps])
