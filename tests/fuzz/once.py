@@ -1,6 +1,7 @@
 """One input: a command reads what was damaged, and all that it may do is checked."""
 
 import contextlib
+import faulthandler
 import io
 import json
 import logging
@@ -8,6 +9,7 @@ import re
 import resource
 import shutil
 import signal
+import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,9 +50,12 @@ def limits() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_AS, (used + 4 * MEMORY, before[1]))
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
     signal.setitimer(signal.ITIMER_REAL, WALL_SECONDS)
+    # Where no handler runs, as in a library that opens a pipe: the stacks, and the end.
+    faulthandler.dump_traceback_later(2 * WALL_SECONDS, exit=True, file=sys.__stderr__)
     try:
         yield
     finally:
+        faulthandler.cancel_dump_traceback_later()
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
         for each, handler in handlers.items():

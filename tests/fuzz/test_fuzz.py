@@ -45,10 +45,11 @@ def test_damage_ends_in_one_line(name: str, tmp_path: Path, request: pytest.Fixt
         command=st.sampled_from(bench.kind.commands),
     )
     def run(damage: Damage, file: int, command: str) -> None:
+        again = f'python tests/fuzz/again.py "{name}" {file} "{command}" {str(damage)!r}'
+        (tmp_path / "again.txt").write_text(again)  # for an input that ends the process
         try:
             bench.try_out(damage, file, command)
         except FuzzError as failure:
-            again = f'python tests/fuzz/again.py "{name}" {file} "{command}" {str(damage)!r}'
             failures.setdefault(failure.kind, f"{failure}\n{again}")
 
     run()

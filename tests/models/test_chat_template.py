@@ -54,6 +54,8 @@ def test_the_text_is_transformers_own(name: str, asks: bool) -> None:
         ("{% set x = 'a' * 9999 %}{{ (x * 99).replace('a', x) }}", "replaced or joined"),
         ("{% for i in range(10**9) %}x{% endfor %}", "[Rr]ange too big|too large"),
         ("{% set x = 'a' * 99999 %}{% for i in range(9999) %}{{ x }}{% endfor %}", "longer than"),
+        ("{{ messages | tojson(indent=900000) }}", "indented"),
+        ("{{ messages | tojson(indent='a' * 900000) }}", "indented"),
         ("{{ ().__class__.__bases__ }}", "unsafe"),
         ("{{ lipsum.__globals__['os'].popen('id') }}", "unsafe"),
         ("{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}", "recursion"),

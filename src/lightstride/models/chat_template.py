@@ -26,8 +26,10 @@ from transformers import PreTrainedTokenizerBase
 from lightstride.errors import ModelError
 
 MAX_SECONDS = 5.0
-MAX_CHARACTERS = 1 << 24
+MAX_CHARACTERS = 1 << 22
 """Of the rendered text, and of any string made on the way."""
+MAX_INDENT = 100
+"""Characters by which JSON may be indented at each depth."""
 MAX_GROWTH = 1 << 28
 """Of the product of the lengths of a call's texts."""
 MAX_NUMBER = 1_000_000
@@ -151,11 +153,13 @@ def size(value: object) -> float:
 def to_json(
     value: object,
     ensure_ascii: bool = False,
-    indent: int | None = None,
+    indent: int | str | None = None,
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
     """JSON as transformers' templates write it: not escaped for HTML."""
+    if max(size(indent), length(indent)) > MAX_INDENT:
+        raise LimitError(f"JSON cannot be indented by more than {MAX_INDENT} characters")
     return json.dumps(
         value,
         ensure_ascii=ensure_ascii,

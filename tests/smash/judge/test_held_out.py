@@ -7,7 +7,7 @@ import torch
 from helpers.agree import assert_same_greedy
 from helpers.answered_toys import example
 from helpers.smash_processes import fresh_learner
-from helpers.smash_runs import EXAMPLES, run
+from helpers.smash_trainings import EXAMPLES, run
 from helpers.toys import byte_tokenizer
 from lightstride.generate import Settings, generate
 from lightstride.smash.decode.decoder import SmashDecoder

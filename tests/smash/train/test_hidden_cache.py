@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from helpers.smash_processes import fresh_learner
-from helpers.smash_runs import EXAMPLES
+from helpers.smash_trainings import EXAMPLES
 from lightstride.smash.data.packing import make_batch
 from lightstride.smash.train.hidden_cache import HiddenStateCache
 from lightstride.smash.train.loss import LossWeights, LoweredSmashLoss

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from helpers.answered_toys import sharp_llama
 from helpers.smash_processes import fresh_learner, train_here, train_in_processes
-from helpers.smash_runs import EXAMPLES, nothing, run
 from helpers.smash_toys import toy
+from helpers.smash_trainings import EXAMPLES, nothing, run
 from lightstride.errors import ConfigError, WorkError
 from lightstride.smash.judge.held_out import collect, lossless_tokens_per_step
 from lightstride.smash.train.loop import (

@@ -8,8 +8,8 @@ import torch
 
 from helpers.agree import TIE
 from helpers.answered_toys import sharp_llama
-from helpers.smash_runs import EXAMPLES
 from helpers.smash_toys import toy
+from helpers.smash_trainings import EXAMPLES
 from lightstride.smash.data.packing import make_batch
 from lightstride.smash.train.loss import LossWeights, draft_loss, place_weights, tokens_of_drafts
 from lightstride.smash.train.teacher_forced import find_starts, predict_drafts, tokens_at

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from helpers.smash_processes import fresh_learner
-from helpers.smash_runs import EXAMPLES, run
+from helpers.smash_trainings import EXAMPLES, run
 from lightstride.smash.data.packing import make_batch
 from lightstride.smash.judge.held_out import collect
 from lightstride.smash.train.own_cuts import lengths_from_runs, own_lengths
