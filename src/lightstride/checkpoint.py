@@ -160,6 +160,10 @@ def read_record(folder: str | Path) -> Record:
         msgspec.convert(record, RecordFields)
     except msgspec.ValidationError as error:
         raise ModelError(f"{path}: {error}") from error
+    try:
+        json.dumps(record, allow_nan=False)  # another folder's record will hold it
+    except ValueError as error:
+        raise ModelError(f"{path}: a number is not finite") from error
     if record.get("format") != RECORD_FORMAT:
         raise ModelError(f"{path} is of another version; this one reads format {RECORD_FORMAT}")
     return record

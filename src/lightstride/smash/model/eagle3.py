@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
@@ -85,6 +86,8 @@ class Eagle3Config:
                 f"draft head: draft_vocab_size {self.draft_vocab_size} is more than the base's "
                 f"{self.vocab_size} tokens"
             )
+        if self.head_dim % 2:
+            raise ConfigError(f"draft head: head_dim is {self.head_dim}; positions turn pairs")
         if not self.taps or list(self.taps) != sorted(set(self.taps)) or self.taps[0] < 1:
             raise ConfigError(f"draft head: taps are {list(self.taps)}; give rising block numbers")
         if self.window is not None and self.window < 1:
@@ -99,6 +102,22 @@ def default_taps(num_blocks: int) -> tuple[int, int, int]:
             f"a model of {num_blocks} blocks is too shallow for an EAGLE-3 head; it needs 8"
         )
     return taps
+
+
+def rotary_of(config: Eagle3Config) -> LlamaRotaryEmbedding:
+    """Its rotary positions; raises ConfigError for settings that make none."""
+    try:
+        with torch.device("cpu"):
+            return LlamaRotaryEmbedding(
+                LlamaConfig(
+                    head_dim=config.head_dim,
+                    max_position_embeddings=config.max_positions,
+                    rope_parameters=dict(config.rope),
+                )
+            )
+    except (StrictDataclassError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        told = " ".join(str(error.__cause__ or error).split())[:200]
+        raise ConfigError(f"draft head: its positions cannot be computed: {told}") from error
 
 
 class Eagle3Head(nn.Module):
@@ -131,14 +150,7 @@ class Eagle3Head(nn.Module):
         self.lm_head = linear(size, config.draft_vocab_size)
         self.embedding = nn.Embedding(config.vocab_size, size) if config.own_embedding else None
         self.register_buffer("d2t_M", torch.zeros(config.draft_vocab_size, dtype=torch.long))
-        with torch.device("cpu"):
-            self.rotary = LlamaRotaryEmbedding(
-                LlamaConfig(
-                    head_dim=config.head_dim,
-                    max_position_embeddings=config.max_positions,
-                    rope_parameters=dict(config.rope),
-                )
-            )
+        self.rotary = rotary_of(config)
 
     def tokens_of_rows(self) -> Tensor:
         """The token that each row of the head stands for, shape (M,)."""
