@@ -21,7 +21,7 @@ import copy
 import itertools
 import random
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -35,7 +35,7 @@ from lightstride.memory.cache import full_plan
 from lightstride.memory.fitness import Fidelity, Judge, Text
 from lightstride.memory.masked import masked_hidden
 from lightstride.memory.plan import SINKS, Keep, MemoryPlan
-from lightstride.memory.plan_files import check_belongs, read_plans
+from lightstride.memory.plan_files import MemoryFile, check_belongs, read_plans
 from lightstride.models.fingerprint import fingerprint
 from lightstride.models.opening.load import load_model, load_tokenizer, locate
 from lightstride.smash.model.graft_files import read_config
@@ -143,13 +143,13 @@ def summary(
 
 
 def measure(
-    model: PreTrainedModel, texts: Sequence[Text], plans: Mapping[float, MemoryPlan]
+    model: PreTrainedModel, texts: Sequence[Text], file: MemoryFile
 ) -> dict[str, dict[str, Numbers]]:
     """Numbers by budget, way and domain."""
     full = full_plan(model)
-    judge = Judge(model, texts, full)
+    judge = Judge(model, texts, full, file.scores)
     numbers = {"1": full_caches(judge, full)}
-    for budget, plan in plans.items():
+    for budget, plan in file.plans.items():
         numbers[f"{budget:g}"] = with_plan(judge, full, plan)
         sys.stderr.write(f"plan for {budget:g}\n")
     for name in ("bf16", "q8_0", "q4_k_m"):
@@ -187,7 +187,7 @@ def with_plan(judge: Judge, full: MemoryPlan, plan: MemoryPlan) -> dict[str, Num
             for index, (text, count) in enumerate(zip(texts, counts, strict=True))
         ],
         "plan int8": [
-            judge.compare(stored_hidden(model, text, plan, exact), index)
+            judge.compare(stored_hidden(model, text, plan, exact, judge.scores), index)
             for index, text in enumerate(texts)
         ],
     }
@@ -221,7 +221,7 @@ def run(flags: argparse.Namespace) -> None:
     for plan in file.plans.values():
         check_belongs(plan, heads_of(model), fingerprint(model), source)
     texts = read_documents(flags.documents, tokenizer)
-    numbers = measure(model, texts, file.plans)
+    numbers = measure(model, texts, file)
     result: dict[str, object] = {
         budget: ways["plan"] for budget, ways in numbers.items() if "plan" in ways
     }

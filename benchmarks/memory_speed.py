@@ -21,10 +21,11 @@ from transformers import PreTrainedModel
 
 from lightstride.errors import ModelError
 from lightstride.memory.attention import heads_of, read_by
-from lightstride.memory.cache import MemoryCache, full_plan
+from lightstride.memory.cache import Memory, MemoryCache, full_plan
 from lightstride.memory.entries import KvType
 from lightstride.memory.plan import MemoryPlan
 from lightstride.memory.plan_files import check_belongs, read_plans
+from lightstride.memory.scores import Scores
 from lightstride.models.fingerprint import fingerprint
 from lightstride.models.opening.load import load_model, locate
 from lightstride.smash.model.graft_files import read_config
@@ -48,10 +49,10 @@ def read(model: PreTrainedModel, cache: MemoryCache, tokens_BQ: torch.Tensor, st
 
 
 def filled(
-    model: PreTrainedModel, plan: MemoryPlan, kind: KvType, tokens_T: torch.Tensor, batch: int
+    model: PreTrainedModel, memory: Memory, tokens_T: torch.Tensor, batch: int
 ) -> tuple[MemoryCache, float]:
     """A cache of equal rows that hold these tokens, and the seconds to read them once."""
-    cache = MemoryCache(model, plan, kind)
+    cache = MemoryCache(model, memory)
     cache.add_row()
     started, place = time.perf_counter(), 0
     for part_Q in tokens_T.split(CHUNK):
@@ -64,7 +65,12 @@ def filled(
 
 
 def measure(
-    model: PreTrainedModel, plans: Mapping[str, MemoryPlan], context: int, batch: int, steps: int
+    model: PreTrainedModel,
+    plans: Mapping[str, MemoryPlan],
+    scores: Scores | None,
+    context: int,
+    batch: int,
+    steps: int,
 ) -> dict[str, Numbers]:
     """Numbers of every plan, the full cache first, at one context and batch."""
     generator = torch.Generator().manual_seed(0)
@@ -74,7 +80,7 @@ def measure(
     for name, plan in plans.items():
         for kind in kinds:
             key = name if kind == "model" else f"{name} {kind}"
-            caches[key], prompts[key] = filled(model, plan, kind, tokens_T, batch)
+            caches[key], prompts[key] = filled(model, Memory(plan, kind, scores), tokens_T, batch)
     times: dict[str, list[float]] = {name: [] for name in caches}
     for step in range(steps):
         for name, cache in caches.items():
@@ -112,7 +118,7 @@ def run(flags: argparse.Namespace) -> None:
     for context in flags.contexts:
         for batch in flags.batches:
             key = f"{context} tokens, batch {batch}"
-            numbers[key] = measure(model, plans, context, batch, flags.steps)
+            numbers[key] = measure(model, plans, file.scores, context, batch, flags.steps)
             sys.stderr.write(key + "\n")
     finish("memory-speed", numbers, flags, seed=0)
 

@@ -29,6 +29,7 @@ from lightstride.memory.fitness import Text
 from lightstride.memory.masked import MaskedReader
 from lightstride.memory.masks import text_mask
 from lightstride.memory.plan import ALL, CHUNK, SINKS, Keep, MemoryPlan
+from lightstride.memory.scores import Scores
 from lightstride.models.families.registry import adapter_for
 
 Store = Callable[[Tensor], Tensor]
@@ -39,9 +40,14 @@ class StoringReader(MaskedReader):
     """The masked twin of a cache that stores something near what it is given."""
 
     def __init__(
-        self, plan: MemoryPlan, positions_BT: Tensor, sliding: list[int | None], store: Store
+        self,
+        plan: MemoryPlan,
+        positions_BT: Tensor,
+        sliding: list[int | None],
+        store: Store,
+        scores: Scores | None = None,
     ) -> None:
-        super().__init__(plan, positions_BT, sliding)
+        super().__init__(plan, positions_BT, sliding, scores)
         self.store = store
 
     def read(
@@ -115,10 +121,16 @@ class EvictingReader:
 
 
 @torch.inference_mode()
-def stored_hidden(model: PreTrainedModel, text: Text, plan: MemoryPlan, store: Store) -> Tensor:
+def stored_hidden(
+    model: PreTrainedModel,
+    text: Text,
+    plan: MemoryPlan,
+    store: Store,
+    scores: Scores | None = None,
+) -> Tensor:
     """Hidden states that predict the judged tokens, read from what a cache stores, (N, D)."""
     positions_1T = torch.arange(len(text.tokens), device=model.device)[None]
-    with read_by(model, StoringReader(plan, positions_1T, sliding_of(model), store)):
+    with read_by(model, StoringReader(plan, positions_1T, sliding_of(model), store, scores)):
         return judged_hidden(model, text)
 
 

@@ -223,7 +223,8 @@ def memory_of(
         check_belongs(plan, heads_of(model), fingerprint(model), source)
     elif kv_type == "model":
         return None
-    return Memory(plan or full_plan(model), kv_type)
+    scores = None if file is None else file.scores
+    return Memory(plan or full_plan(model), kv_type, scores)
 
 
 def with_budget(decoder: Decoder, source: str, kv: float, kv_type: KvType) -> Decoder:

@@ -16,7 +16,7 @@ import httpx
 import openai
 import pytest
 
-from helpers.memory_toys import mixed_plan
+from helpers.memory_toys import mixed_memory
 from helpers.smash_folders import save_folders
 from lightstride import cli
 from lightstride.checkpoint import open_decoder
@@ -90,8 +90,8 @@ def test_each_request_has_the_memory_plan_that_it_names(
     _, smashed = save_folders(tmp_path_factory.mktemp("plans"))
     decoder = open_decoder(str(smashed))
     assert isinstance(decoder, SmashDecoder)
-    plan = mixed_plan(decoder.model.base, 1)
-    write_plans(smashed, MemoryFile({0.5: plan}, 0.5), {})
+    memory = mixed_memory(decoder.model.base, 1)
+    write_plans(smashed, MemoryFile({0.5: memory.plan}, 0.5, memory.scores), {})
     settings = Settings(max_new_tokens=40, mode="lossless", ignore_end_tokens=True)
     prompt = list(range(60))
     expected = {

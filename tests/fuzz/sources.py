@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTok
 from fuzz.commands import FAMILIES, TOKENIZERS, command_line
 from helpers.cuts import cut_all
 from helpers.headed_toys import deep_toy, random_head
-from helpers.memory_toys import mixed_plan
+from helpers.memory_toys import mixed_memory
 from helpers.reports import write_runs
 from helpers.smash_toys import toy
 from helpers.toys import TINY, byte_tokenizer, tiny_llama
@@ -141,7 +141,8 @@ def with_memory(home: Path) -> None:
     """A model with memory plans."""
     model = tiny_llama()
     save_checkpoint(model, chatty(), home / "model")
-    write_plans(home / "model", MemoryFile({0.5: mixed_plan(model)}, 0.5), {})
+    memory = mixed_memory(model)
+    write_plans(home / "model", MemoryFile({0.5: memory.plan}, 0.5, memory.scores), {})
 
 
 def headed(home: Path) -> None:

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from helpers.memory_toys import mixed_plan
+from helpers.memory_toys import mixed_memory
 from helpers.sessions import Request, alone, among_others, tokens_of
 from helpers.toys import byte_tokenizer, tiny_gemma3, tiny_llama
 from lightstride.generate import Limits, PlainDecoder, Settings
 from lightstride.generate.batch.cache import KvBuffer
 from lightstride.generate.prefixes import BLOCK, PrefixPool
-from lightstride.memory.cache import Memory
 
 KEPT = Limits(entries=2000, chunk=24, keeps_prefixes=True)
 
@@ -95,7 +94,7 @@ def test_no_more_memory_is_taken_than_the_limit() -> None:
 
 def test_a_memory_plan_keeps_no_prefixes() -> None:
     model = tiny_llama()
-    decoder = PlainDecoder(model, byte_tokenizer(), memory=Memory(mixed_plan(model)))
+    decoder = PlainDecoder(model, byte_tokenizer(), memory=mixed_memory(model))
     session = decoder.session(KEPT)
     request = Request(tuple(range(60)), Settings(max_new_tokens=4))
     assert tokens_of(alone(session, request)) == tokens_of(alone(session, request))

@@ -1,29 +1,45 @@
 """Memory plans of toys, and a slow twin of a cache: the whole text, masked."""
 
 import random
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from lightstride.memory.attention import heads_of, read_by
-from lightstride.memory.cache import MemoryCache
+from lightstride.memory.cache import Memory, MemoryCache, full_plan
 from lightstride.memory.entries import KvType
 from lightstride.memory.plan import Keep, MemoryPlan
+from lightstride.memory.scores import Scores
 
-KEEPS = tuple(Keep.parse(text) for text in ("all", "16/0", "20/2", "24/4x3", "32/8", "24/8x2"))
+KEEPS = tuple(
+    map(Keep.parse, ("all", "16/0", "20/best2", "24/4x3", "32/best8", "24/8x2", "24/best4"))
+)
 
 
 def mixed_plan(model: PreTrainedModel, seed: int = 0) -> MemoryPlan:
     """A plan in which heads keep whatever comes."""
     rng = random.Random(seed)
     blocks = tuple(tuple(rng.choice(KEEPS) for _ in range(count)) for count in heads_of(model))
-    return MemoryPlan(blocks=blocks, head_dim=8, sinks=3)
+    return replace(full_plan(model), blocks=blocks, sinks=3, base="")
 
 
-def one_row(model: PreTrainedModel, plan: MemoryPlan, kind: KvType = "model") -> MemoryCache:
+def toy_scores(plan: MemoryPlan, seed: int = 0) -> Scores:
+    """Scores of any weights."""
+    generator = torch.Generator().manual_seed(seed)
+    return Scores([torch.randn(w.shape, generator=generator) for w in Scores.zeros(plan).blocks])
+
+
+def mixed_memory(model: PreTrainedModel, seed: int = 0, kind: KvType = "model") -> Memory:
+    """A plan in which heads keep whatever comes, and scores."""
+    plan = mixed_plan(model, seed)
+    return Memory(plan, kind, toy_scores(plan, seed))
+
+
+def one_row(model: PreTrainedModel, memory: Memory) -> MemoryCache:
     """A cache of one row, empty."""
-    cache = MemoryCache(model, plan, kind)
+    cache = MemoryCache(model, memory)
     cache.add_row()
     return cache
 

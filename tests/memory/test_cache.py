@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from helpers.memory_toys import mixed_plan, one_row, read_columns
+from helpers.memory_toys import mixed_memory, one_row, read_columns
 from helpers.toys import TINY, tiny_llama
 from lightstride.memory.attention import heads_of
-from lightstride.memory.cache import MemoryCache
+from lightstride.memory.cache import Memory, MemoryCache
+from lightstride.memory.entries import KvType
 from lightstride.memory.fitness import logits_of
 from lightstride.memory.masked import masked_hidden
 from lightstride.memory.plan import Keep, MemoryPlan
@@ -22,8 +23,8 @@ def text(num_tokens: int, seed: int = 0) -> Tensor:
     return torch.randint(0, 256, (num_tokens,), generator=torch.Generator().manual_seed(seed))
 
 
-def slow_logits(model: PreTrainedModel, tokens_T: Tensor, plan: MemoryPlan) -> Tensor:
-    hidden_TD = masked_hidden(model, tokens_T, plan)
+def slow_logits(model: PreTrainedModel, tokens_T: Tensor, memory: Memory) -> Tensor:
+    hidden_TD = masked_hidden(model, tokens_T, memory.plan, memory.scores)
     with torch.inference_mode():
         return logits_of(model, hidden_TD)
 
@@ -36,9 +37,10 @@ def columns(start: int, end: int) -> Tensor:
 @pytest.mark.parametrize("seed", [0, 1])
 def test_chunks_and_single_tokens_are_the_masked_text(family: str, seed: int) -> None:
     model = TINY[family](seed=seed)
-    plan = mixed_plan(model, seed)
+    memory = mixed_memory(model, seed)
+    plan = memory.plan
     tokens_T = text(150, seed)
-    cache = one_row(model, plan)
+    cache = one_row(model, memory)
     found = []
     borders = [0, 70, 71, 117, *range(118, 151)]
     for start, end in itertools.pairwise(borders):
@@ -50,7 +52,7 @@ def test_chunks_and_single_tokens_are_the_masked_text(family: str, seed: int) ->
             before = cache.allocated_bytes
             cache.pack()
             assert cache.allocated_bytes < before
-    torch.testing.assert_close(torch.cat(found), slow_logits(model, tokens_T, plan), **CLOSE)
+    torch.testing.assert_close(torch.cat(found), slow_logits(model, tokens_T, memory), **CLOSE)
 
 
 def test_up_to_the_window_nothing_is_forgotten() -> None:
@@ -60,7 +62,7 @@ def test_up_to_the_window_nothing_is_forgotten() -> None:
     assert plan.exact_up_to == 40
     full = MemoryPlan.full(heads, 8)
     tokens_T = text(80)
-    kept, whole = slow_logits(model, tokens_T, plan), slow_logits(model, tokens_T, full)
+    kept, whole = (slow_logits(model, tokens_T, Memory(each)) for each in (plan, full))
     assert torch.equal(kept[:40], whole[:40])
     assert not torch.allclose(kept[60:], whole[60:])
     with torch.inference_mode():
@@ -69,10 +71,10 @@ def test_up_to_the_window_nothing_is_forgotten() -> None:
 
 def test_rejected_drafts_leave_nothing_behind() -> None:
     model = tiny_llama(num_layers=3)
-    plan = mixed_plan(model, 2)
+    memory = mixed_memory(model, 2)
     tokens_T = text(140, 3)
-    slow_TV = slow_logits(model, tokens_T, plan)
-    cache = one_row(model, plan)
+    slow_TV = slow_logits(model, tokens_T, memory)
+    cache = one_row(model, memory)
     read_columns(model, cache, tokens_T[None, :60], columns(0, 60))
     cache.settle(torch.ones(1, 60, dtype=torch.bool))
     place, generator = 60, torch.Generator().manual_seed(4)
@@ -89,16 +91,16 @@ def test_rejected_drafts_leave_nothing_behind() -> None:
         kept = torch.tensor([[True, False, length > 1, False, length > 2]])
         cache.settle(kept)
         place += length
-    assert cache.entries == [plan.entries(place)]
+    assert cache.entries == [memory.plan.entries(place)]
 
 
 def test_rows_of_different_lengths_join_and_leave() -> None:
     model = tiny_llama()
-    plan = mixed_plan(model, 5)
+    memory = mixed_memory(model, 5)
     texts = [text(120, 6), text(90, 7), text(77, 8)]
-    slow = [slow_logits(model, each, plan) for each in texts]
+    slow = [slow_logits(model, each, memory) for each in texts]
     starts = [100, 70, 57]
-    whole = MemoryCache(model, plan)
+    whole = MemoryCache(model, memory)
     for row, (each, start) in enumerate(zip(texts, starts, strict=True)):
         whole.add_row()
         read_columns(model, whole, each[None, :start], columns(0, start), start=row)
@@ -115,14 +117,14 @@ def test_rows_of_different_lengths_join_and_leave() -> None:
         for index, row in enumerate(rows):
             torch.testing.assert_close(found[index, 0], slow[row][starts[row] + step], **CLOSE)
         whole.settle(torch.ones(len(rows), 1, dtype=torch.bool))
-    assert whole.entries == [plan.entries(starts[row] + 20) for row in rows]
+    assert whole.entries == [memory.plan.entries(starts[row] + 20) for row in rows]
 
 
 def test_eight_bits_are_near_and_half_as_large() -> None:
     model = tiny_llama(head_dim=32)
-    plan = mixed_plan(model, 9)
     tokens_T = text(120, 10)
-    caches = [one_row(model, plan, kind) for kind in ("model", "int8")]
+    kinds: tuple[KvType, KvType] = ("model", "int8")
+    caches = [one_row(model, mixed_memory(model, 9, kind)) for kind in kinds]
     exact, near = (
         read_columns(model, cache, tokens_T[None], columns(0, 120))[0] for cache in caches
     )

@@ -2,16 +2,20 @@
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from helpers.memory_toys import toy_scores
 from lightstride.errors import ConfigError, ModelError
 from lightstride.memory.masks import text_mask
 from lightstride.memory.plan import ALL, CHUNK, Keep, MemoryPlan
 from lightstride.memory.plan_files import (
     PLAN_FILE,
+    SAID,
+    SCORES_FILE,
     MemoryFile,
     check_belongs,
     plan_hash,
@@ -24,7 +28,9 @@ PLAN = MemoryPlan(
 )
 
 
-@pytest.mark.parametrize("text", ["all", "16/0", "100/2", "128/4", "1/8", "64/16x4", "100/2x2"])
+@pytest.mark.parametrize(
+    "text", ["all", "16/0", "100/2", "128/4", "1/8", "64/16x4", "100/2x2", "64/best8"]
+)
 def test_a_rule_reads_back(text: str) -> None:
     assert str(Keep.parse(text)) == text
 
@@ -44,6 +50,9 @@ def test_a_rule_reads_back(text: str) -> None:
         "64/4x5",
         "64/4x0",
         "64/0x2",
+        "64/best0",
+        "64/best4x2",
+        "64/best",
     ],
 )
 def test_an_unknown_rule_is_refused(text: str) -> None:
@@ -99,8 +108,41 @@ def test_plans_are_read_back(tmp_path: Path) -> None:
 def sealed(text: str, old: str, new: str) -> str:
     """The text of a file changed, with a hash that fits again."""
     whole = json.loads(text.replace(old, new))
-    whole["sha256"] = plan_hash({key: whole.get(key) for key in ("default", "facts", "plans")})
+    whole["sha256"] = plan_hash({key: whole.get(key) for key in SAID[whole["format"]]})
     return json.dumps(whole)
+
+
+def test_plans_of_the_first_format_are_read(tmp_path: Path) -> None:
+    """As they were before heads could choose."""
+    write_plans(tmp_path, MemoryFile({0.5: PLAN}, 0.5), {})
+    path = tmp_path / PLAN_FILE
+    whole = json.loads(path.read_text("utf-8"))
+    del whole["scores"]
+    path.write_text(sealed(json.dumps(whole), '"format": 2', '"format": 1'), "utf-8")
+    assert read_plans(tmp_path) == MemoryFile({0.5: PLAN}, 0.5)
+
+
+def test_scores_are_read_back_with_their_plans(tmp_path: Path) -> None:
+    plan = replace(PLAN, blocks=((ALL, Keep(4, 32, choice="best")), (), (Keep(2, 48), ALL)))
+    scores = toy_scores(plan)
+    write_plans(tmp_path, MemoryFile({0.5: plan}, 0.5, scores), {})
+    found = read_plans(tmp_path)
+    assert found is not None
+    assert found.plans == {0.5: plan}
+    assert found.scores is not None
+    assert all(map(torch.equal, found.scores.blocks, scores.blocks))
+    path = tmp_path / SCORES_FILE
+    data = path.read_bytes()
+    for changed in (data[:-4] + bytes(4), data[:40], b""):
+        path.write_bytes(changed)
+        with pytest.raises(ModelError, match="damaged"):
+            read_plans(tmp_path)
+    path.unlink()
+    with pytest.raises(ModelError, match=r"memory\.safetensors"):
+        read_plans(tmp_path)
+    write_plans(tmp_path, MemoryFile({0.5: plan}, 0.5), {})
+    with pytest.raises(ModelError, match="no scores"):
+        read_plans(tmp_path)
 
 
 def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
@@ -110,7 +152,7 @@ def test_a_damaged_file_is_one_line(tmp_path: Path) -> None:
     for changed, message in (
         (text[:-40], "damaged"),
         ("[]", "damaged"),
-        (text.replace('"format": 1', '"format": 9'), "another version"),
+        (text.replace('"format": 2', '"format": 9'), "another version"),
         (text.replace("32/4", "32/2"), "not what was written"),
         (sealed(text, "32/4", "32/3"), "1 of 3;"),
         (sealed(text, '"chunk": 16', '"chunk": 8'), "chunks of 8"),

@@ -2,11 +2,10 @@
 
 import random
 
-from helpers.memory_toys import mixed_plan
+from helpers.memory_toys import mixed_memory
 from helpers.toys import byte_tokenizer, tiny_llama
 from lightstride.config.decoding import Settings
 from lightstride.generate import Limits, PlainDecoder, Session
-from lightstride.memory.cache import Memory
 from lightstride.serve.engine.sessions import Sessions
 
 ENTRIES = 500
@@ -14,7 +13,7 @@ ENTRIES = 500
 
 def some_sessions() -> Sessions:
     model = tiny_llama()
-    memories = {1.0: None, 0.5: Memory(mixed_plan(model, 1)), 0.25: Memory(mixed_plan(model, 2))}
+    memories = {1.0: None, 0.5: mixed_memory(model, 1), 0.25: mixed_memory(model, 2)}
 
     def open_session(budget: float) -> Session:
         decoder = PlainDecoder(model, byte_tokenizer(), memory=memories[budget])

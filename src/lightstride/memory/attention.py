@@ -73,20 +73,24 @@ ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attention)
 
 
 def attend(
-    query_BHQd: Tensor, key_BGWd: Tensor, value_BGWd: Tensor, mask_BQW: Tensor | None, scale: float
+    query_BHQd: Tensor, key_BGWd: Tensor, value_BGWd: Tensor, mask: Tensor | None, scale: float
 ) -> Tensor:
     """Attention of some KV heads' queries, shape (B, H, Q, d); None sees every column.
 
-    A mask that is not of booleans is added to logits.
+    The mask is of all heads, (B, Q, W), or of each KV head, (B, G, Q, W).  One that is not of
+    booleans is added to logits.
     """
     folded = folded_queries(query_BHQd, key_BGWd)
-    if mask_BQW is not None:
-        if query_BHQd.shape[2] > 1:
-            mask_BQW = mask_BQW.repeat(1, folded, 1)
-        if mask_BQW.is_floating_point():
-            mask_BQW = mask_BQW.to(query_BHQd.dtype)
-    mask_B1QW = None if mask_BQW is None else mask_BQW[:, None]
-    return grouped_attention(query_BHQd, key_BGWd, value_BGWd, mask_B1QW, scale, folded)
+    if mask is not None:
+        if mask.dim() == 3:
+            mask = mask[:, None]
+        if folded > 1 and query_BHQd.shape[2] > 1:
+            mask = mask.repeat(1, 1, folded, 1)
+        elif folded == 1 and mask.shape[1] > 1:
+            mask = mask.repeat_interleave(query_BHQd.shape[1] // key_BGWd.shape[1], dim=1)
+        if mask.is_floating_point():
+            mask = mask.to(query_BHQd.dtype)
+    return grouped_attention(query_BHQd, key_BGWd, value_BGWd, mask, scale, folded)
 
 
 def folded_queries(query_BHQd: Tensor, key_BGWd: Tensor) -> int:

@@ -2,11 +2,12 @@
 
 The heads of a block that keep the same share one buffer.  A forward writes its new columns into
 free ones of every buffer and attends group by group; `settle` says which of them count, and what
-has become old is smashed: its columns are free for what comes next.  Buffers grow by chunks, so a
-head that keeps little never has room for more.
+has become old is smashed: its columns are free for what comes next.  Heads that choose by scores
+first move what they chose to the columns that stay.  Buffers grow by chunks, so a head that keeps
+little never has room for more.
 
-Shapes: R rows, B rows of a forward, H query heads, G KV heads, Q new columns, W columns, d
-head size.
+Shapes: R rows, B rows of a forward, H query heads, G KV heads, Q new columns, W columns, N chunks
+that become old, d head size.
 """
 
 from collections.abc import Sequence
@@ -24,8 +25,10 @@ from lightstride.memory.attention import (
     sliding_of,
 )
 from lightstride.memory.entries import Entries, KvType
-from lightstride.memory.layout import Layout
+from lightstride.memory.layout import Chunks, Layout
+from lightstride.memory.masks import borders, stays
 from lightstride.memory.plan import Keep, MemoryPlan
+from lightstride.memory.scores import Scores, best_places, moves
 from lightstride.models.families.registry import adapter_for
 from lightstride.models.fingerprint import fingerprint
 
@@ -48,18 +51,32 @@ class Group:
 
 @dataclass(frozen=True)
 class Memory:
-    """How a model's cache is kept: a plan, and the type of its entries."""
+    """How a model's cache is kept: a plan, the type of its entries, and scores to choose by."""
 
     plan: MemoryPlan
     kind: KvType = "model"
+    scores: Scores | None = None
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """Chunks that become old within a forward, and what else is needed to mask them."""
+
+    chunks: Chunks
+    there_BQW: Tensor
+    young_BQW: Tensor
+    stays_BW: Tensor
+    """Whether an entry that was moved before this forward stays."""
 
 
 class MemoryCache:
     """Entries of some rows, by layer and group of heads."""
 
-    def __init__(self, model: PreTrainedModel, plan: MemoryPlan, kind: KvType = "model") -> None:
+    def __init__(self, model: PreTrainedModel, memory: Memory) -> None:
+        plan = memory.plan
         self.plan = plan
-        self.kind: KvType = kind
+        self.kind: KvType = memory.kind
+        self.scores = memory.scores
         self.device = model.device
         self.sliding = sliding_of(model)
         rules = dict.fromkeys(
@@ -75,6 +92,7 @@ class MemoryCache:
         self.rows_B1 = torch.zeros((0, 1), dtype=torch.long)
         self.positions_BQ = torch.zeros((0, 0), dtype=torch.long)
         self.masks: dict[Rule, Tensor | None] = {}
+        self.crossings: dict[Rule, Crossing] = {}
         self.slots: dict[Rule, Tensor] = {}
 
     @property
@@ -93,10 +111,37 @@ class MemoryCache:
         self.rows_B1 = torch.arange(rows.start, rows.stop, device=self.device)[:, None]
         self.positions_BQ = positions_BQ.cpu()
         sees_BQQ = sees_BQQ.cpu()
+        self.crossings = {}
         for rule, layout in self.layouts.items():
             self.slots[rule] = layout.reserve(rows, self.positions_BQ).to(self.device)
+            if layout.chooses and self.crosses(rule, sees_BQQ):
+                continue
             mask = layout.mask(rows, self.positions_BQ, sees_BQQ)
             self.masks[rule] = None if mask is None else mask.to(self.device)
+
+    def crosses(self, rule: Rule, sees_BQQ: Tensor) -> bool:
+        """Whether some new column is past chunks that heads have not yet chosen from.
+
+        What is needed to mask them is then remembered.
+        """
+        layout, rows, queries_BQ = self.layouts[rule], self.rows, self.positions_BQ
+        last = queries_BQ.amax(1).tolist()
+        if all(
+            layout.keep.border(query) <= border
+            for query, border in zip(last, layout.border[rows], strict=True)
+        ):
+            return False
+        there_BQW = layout.there(rows, sees_BQQ)
+        chunks = layout.chunks(rows, last, there_BQW[:, -1])
+        assert chunks is not None
+        position_BW = layout.position_RW[rows]
+        young_BQW = position_BW[:, None] >= borders(layout.keep, queries_BQ)[..., None]
+        stays_BW = stays(layout.keep, position_BW, layout.sinks)
+        device = self.device
+        self.crossings[rule] = Crossing(
+            placed(chunks, device), there_BQW.to(device), young_BQW.to(device), stays_BW.to(device)
+        )
+        return True
 
     def read(
         self, layer: int, query_BHQd: Tensor, key_BGQd: Tensor, value_BGQd: Tensor, scale: float
@@ -139,7 +184,45 @@ class MemoryCache:
                 entries.fit(self.num_rows, room_for(width))
             entries.write(self.rows_B1, self.slots[rule], states_BGQd)
             found.append(entries.read(self.rows, width))
-        return attend(query_BHQd, found[0], found[1], self.masks[rule], scale)
+        crossing = self.crossings.get(rule)
+        mask = self.masks[rule] if crossing is None else self.chosen_mask(layer, rule, crossing)
+        return attend(query_BHQd, found[0], found[1], mask, scale)
+
+    def chosen_mask(self, layer: int, rule: Rule, crossing: Crossing) -> Tensor:
+        """What each new column sees where chunks become old within a forward, (B, G, Q, W)."""
+        chunks = crossing.chunks
+        best_NGW = self.best(layer, rule, chunks)
+        stays_BGW = crossing.stays_BW[:, None].repeat(1, best_NGW.shape[1], 1)
+        stays_BGW[chunks.rows_N1 - self.rows.start, :, chunks.columns_NW] = best_NGW.transpose(1, 2)
+        seen_BGQW = crossing.young_BQW[:, None] | stays_BGW[:, :, None]
+        return seen_BGQW & crossing.there_BQW[:, None]
+
+    def best(self, layer: int, rule: Rule, chunks: Chunks) -> Tensor:
+        """What each head of a layer that keeps by a rule chooses of chunks, (N, G, W)."""
+        assert self.scores is not None, "a plan that chooses by scores, and none are there"
+        key_NGWd, value_NGWd = (
+            store[layer, rule].at(chunks.rows_N1, chunks.columns_NW)
+            for store in (self.keys, self.values)
+        )
+        kv_G = next(group.kv_G for group in self.groups[layer] if group.rule == rule)
+        score_NGW = self.scores.of(layer, kv_G, key_NGWd, value_NGWd)
+        return best_places(score_NGW, chunks.positions_NW[:, None], rule[0], self.plan.sinks)
+
+    def choose(self, rule: Rule, following: Sequence[int]) -> None:
+        """Let each head move what it chooses of what becomes old to the columns that stay."""
+        layout = self.layouts[rule]
+        found = layout.chunks(self.rows, following, layout.position_RW[self.rows] >= 0)
+        if found is None:
+            return
+        chunks = placed(found, self.device)
+        for layer, owner in list(self.keys):
+            if owner != rule:
+                continue
+            best_NGW = self.best(layer, rule, chunks)
+            positions_N1W = chunks.positions_NW[:, None]
+            sources_NGW = moves(best_NGW, positions_N1W, rule[0], self.plan.sinks)
+            for store in (self.keys, self.values):
+                store[layer, rule].move(chunks.rows_N1, chunks.columns_NW, sources_NGW)
 
     def grouped(self, layer: int, query_BHQd: Tensor, key_BGQd: Tensor) -> list[Group]:
         """The groups of a layer's heads."""
@@ -161,8 +244,11 @@ class MemoryCache:
         ends = (self.positions_BQ.masked_fill(~kept_BQ, -1).amax(1) + 1).tolist()
         following = [max(pair) for pair in zip(self.following[self.rows], ends, strict=True)]
         self.following[self.rows] = following
-        for layout in self.layouts.values():
-            layout.settle(self.rows, kept_BQ, following)
+        for rule, layout in self.layouts.items():
+            layout.drop(self.rows, kept_BQ)
+            if layout.chooses:
+                self.choose(rule, following)
+            layout.forget(self.rows, following)
 
     def pack(self) -> None:
         """Give back what buffers have too much, as after a long prompt."""
@@ -212,6 +298,13 @@ class MemoryCache:
                 counts = self.layouts[keep, self.sliding[layer]].counts
                 totals = [total + count for total, count in zip(totals, counts, strict=True)]
         return totals
+
+
+def placed(chunks: Chunks, device: torch.device) -> Chunks:
+    """The same on a device."""
+    return Chunks(
+        chunks.rows_N1.to(device), chunks.columns_NW.to(device), chunks.positions_NW.to(device)
+    )
 
 
 def full_plan(model: PreTrainedModel) -> MemoryPlan:

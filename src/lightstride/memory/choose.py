@@ -59,7 +59,7 @@ def measure_effects(
     mine = {
         str(index): text_effects(
             judge.model, text, judge.reference[index], plan, keeps, settings.probes,
-            settings.seed + index,
+            settings.seed + index, judge.scores,
         )
         for index, text in enumerate(judge.texts)
         if index % world_size() == rank()

@@ -12,18 +12,20 @@ that sum_t g_t . d_t is the one term, or half its square on average the other, f
 says otherwise, d.  Near a plan heads that stand in for each other are seen: those that are left
 cost the more, the fewer they are.
 
-The second term holds for small changes: it grows with their square, the divergence does not.  On
-toys the sum follows what is measured (correlation 0.83 to 0.98) at plans that lose up to 0.2 nats a
-token.  At plans that lose 0.6 it is four times too large, and says that heads had better not come
-back that should; there the first term alone follows (0.76 to 0.99).
+The second term holds for small changes: it grows with their square, the divergence does not.  At
+plans that lose 0.6 nats a token of a toy it is four times too large, and says that heads had better
+not come back that should (correlation with what is measured -0.2 to -0.8; of the first term alone
+0.76 to 0.98).  So on a text that loses more than 0.2 the second term counts less, by the square of
+their ratio: 0.84 to 0.99, and half of the first term's error.
 
 The square of one sum over a whole text has one degree of freedom, so its noise is as large as
 itself, and a search would pick the heads that were underestimated.  Sums over blocks of tokens,
 squared one by one, have many; what they leave out, products between blocks, is put back as one
 factor for the whole text.
 
-What a head says when it keeps less needs no forward: its queries, keys and values are there.  All
-rules are sums over chunks of columns, so they share one pass over the attention:
+What a head says when it keeps less needs no forward: its queries, keys and values are there, and
+so are the scores by which it would choose.  All rules are sums over chunks of columns, so they
+share one pass over the attention:
 
     g_t . output_t = sum_j E_tj (g_t . v_j) / sum_j E_tj    over the columns j that the rule keeps.
 
@@ -31,7 +33,7 @@ We differ from measuring each head by a forward of its own: 30 blocks of 3 heads
 be 1,080 forwards a text, and in bf16 most effects are below the noise of rounding.
 
 Shapes: B = 1 row, H query heads, G KV heads, T tokens, C chunks of W columns, N judged tokens, V
-vocabulary, d head size, K directions, P places in a chunk that rules keep.
+vocabulary, d head size, K directions, P kinds of what rules keep of a chunk.
 """
 
 from collections.abc import Sequence
@@ -44,11 +46,14 @@ from transformers import PreTrainedModel
 from lightstride.memory.attention import heads_of, read_by, sliding_of
 from lightstride.memory.fitness import TARGETS, Text, logits_of
 from lightstride.memory.masked import MaskedReader
-from lightstride.memory.masks import borders
-from lightstride.memory.plan import CHUNK, EVERY, Keep, MemoryPlan
+from lightstride.memory.masks import borders, stays
+from lightstride.memory.plan import ALL, CHUNK, Keep, MemoryPlan
+from lightstride.memory.scores import Scores, chooses
 
 MOST_JUDGED = 512
 """Judged tokens of a text that are probed: their logits are all there at once."""
+LITTLE = 0.2
+"""Nats a token up to which the second term holds; beyond, it counts less."""
 BLOCK = 16
 """Tokens whose contributions are added before they are squared."""
 Effects = list[list[list[float]]]
@@ -68,8 +73,14 @@ class Attended:
 class Recorder(MaskedReader):
     """Attention under a plan that remembers what it computed with."""
 
-    def __init__(self, plan: MemoryPlan, num_tokens: int, sliding: list[int | None]) -> None:
-        super().__init__(plan, torch.arange(num_tokens)[None], sliding)
+    def __init__(
+        self,
+        plan: MemoryPlan,
+        num_tokens: int,
+        sliding: list[int | None],
+        scores: Scores | None = None,
+    ) -> None:
+        super().__init__(plan, torch.arange(num_tokens)[None], sliding, scores)
         self.layers: dict[int, Attended] = {}
         self.outputs: dict[int, Tensor] = {}
 
@@ -86,26 +97,47 @@ class Recorder(MaskedReader):
         return output
 
 
-def kept_places(sinks: int, device: torch.device) -> Tensor:
-    """Places of a chunk that rules keep, (2, CHUNK, P): of the first chunk, and of the others.
+Kind = tuple[int, str]
+"""What is kept of old tokens, whatever the window: `every` and `choice` of a rule."""
 
-    All of them first, then one of every n, then nothing but the first tokens.
+
+def kind_of(keep: Keep, sliding: int | None) -> Kind:
+    """What a rule keeps of old tokens."""
+    return keep.every, "best" if chooses(keep, sliding) else "last"
+
+
+def kept_tokens(
+    attended: Attended, layer: int, keeps: Sequence[Keep], reader: MaskedReader
+) -> tuple[list[Kind], Tensor]:
+    """The kinds of some rules and which tokens each keeps when they are old, (G, T, P).
+
+    All of them and the first tokens alone come first.
     """
-    place_W = torch.arange(CHUNK, device=device)
-    kinds = [torch.ones_like(place_W, dtype=torch.bool)]
-    kinds += [place_W % n == n - 1 for n in EVERY]
-    kinds += [torch.zeros_like(kinds[0])]
-    others_WP = torch.stack(kinds, -1)
-    first_WP = others_WP | (place_W < sinks)[:, None]
-    return torch.stack([first_WP, others_WP]).float()
+    sliding, sinks = reader.sliding[layer], reader.plan.sinks
+    key_BGTd, value_BGTd = attended.key_BGTd, attended.value_BGTd
+    groups, num_tokens = key_BGTd.shape[1:3]
+    places_T = torch.arange(num_tokens, device=key_BGTd.device)
+    kinds: dict[Kind, Tensor] = {}
+    for keep in (ALL, Keep(0, 1), *keeps):
+        kind = kind_of(keep, sliding)
+        if kind in kinds:
+            continue
+        if kind[1] == "last":
+            kinds[kind] = stays(keep, places_T, sinks).expand(groups, -1)
+            continue
+        assert reader.scores is not None, "rules that choose by scores, and none are there"
+        kinds[kind] = reader.scores.stay_in_text(
+            layer, torch.arange(groups), key_BGTd, value_BGTd, keep, sinks
+        )[0]
+    return list(kinds), torch.stack(list(kinds.values()), -1).float()
 
 
 def said_along(
     attended: Attended,
     directions_KHTd: Tensor,
     keeps: Sequence[Keep],
-    sinks: int,
-    sliding: int | None,
+    layer: int,
+    reader: MaskedReader,
 ) -> Tensor:
     """Products of directions with the outputs under each rule, summed over the query heads of
     each KV head, shape (rules, K, G, T)."""
@@ -113,9 +145,11 @@ def said_along(
     groups, num_tokens = value_GTd.shape[:2]
     places_T = torch.arange(num_tokens, device=query_HTd.device)
     hidden_TT = places_T > places_T[:, None]
+    sliding = reader.sliding[layer]
     if sliding is not None:
         hidden_TT |= places_T <= places_T[:, None] - sliding
-    kinds = kept_places(min(sinks, CHUNK), query_HTd.device)
+    kinds, kept_GTP = kept_tokens(attended, layer, keeps, reader)
+    wanted = [(keep, kinds.index(kind_of(keep, sliding))) for keep in keeps]
     sums: list[list[Tensor]] = []
     for group in range(groups):
         heads = slice(group * len(query_HTd) // groups, (group + 1) * len(query_HTd) // groups)
@@ -123,38 +157,41 @@ def said_along(
         weight_HTT = (query_HTd[heads] @ key_Td.T).mul_(attended.scale)
         weight_HTT.masked_fill_(hidden_TT, -torch.inf)
         weight_HTT = weight_HTT.sub_(weight_HTT.amax(-1, keepdim=True)).exp_()
-        masses = [rule_sums(weight_HTT, kinds, keeps)]
+        masses = [rule_sums(weight_HTT, kept_GTP[group], wanted)]
         for direction_HTd in directions_KHTd[:, heads].float():
             product_HTT = (direction_HTd @ value_GTd[group].T).mul_(weight_HTT)
-            masses.append(rule_sums(product_HTT, kinds, keeps))
+            masses.append(rule_sums(product_HTT, kept_GTP[group], wanted))
         sums.append([(part / masses[0].clamp_min(1e-30)).sum(1) for part in masses[1:]])
     return torch.stack([torch.stack(each, 1) for each in sums], 2)
 
 
-def rule_sums(weight_HTT: Tensor, kinds_2WP: Tensor, keeps: Sequence[Keep]) -> Tensor:
-    """Sums over the columns that each rule keeps of each query's, shape (rules, H, T)."""
+def rule_sums(weight_HTT: Tensor, kept_TP: Tensor, wanted: Sequence[tuple[Keep, int]]) -> Tensor:
+    """Sums over the columns that each rule keeps of each query's, shape (rules, H, T).
+
+    A rule comes with the number of its kind in `kept_TP`, where all tokens and the first are the
+    first two.
+    """
     num_tokens = weight_HTT.shape[-1]
-    padded = torch.nn.functional.pad(weight_HTT, (0, -num_tokens % CHUNK))
-    chunks_HTCW = padded.unflatten(-1, (-1, CHUNK))
-    part_HTCP = chunks_HTCW @ kinds_2WP[1]
-    part_HTCP[:, :, 0] = chunks_HTCW[:, :, 0] @ kinds_2WP[0]
+    more = -num_tokens % CHUNK
+    chunks_HTCW = torch.nn.functional.pad(weight_HTT, (0, more)).unflatten(-1, (-1, CHUNK))
+    kept_CWP = torch.nn.functional.pad(kept_TP, (0, 0, 0, more)).unflatten(0, (-1, CHUNK))
+    part_HTCP = torch.einsum("htcw,cwp->htcp", chunks_HTCW, kept_CWP)
     before_HTCP = torch.nn.functional.pad(part_HTCP, (0, 0, 1, 0)).cumsum(2)
     whole_HT = before_HTCP[:, :, -1, 0]
     queries_T = torch.arange(num_tokens, device=weight_HTT.device)
     old: dict[int, Tensor] = {}
     sums = []
-    for keep in keeps:
+    for keep, kind in wanted:
         if keep.every == 1:
             sums.append(whole_HT)
             continue
         if keep.window not in old:
             chunk_T = borders(keep, queries_T) // CHUNK
             old[keep.window] = before_HTCP[:, queries_T, chunk_T].movedim(-1, 0).contiguous()
-        all_HT, *kinds_HT, sinks_HT = old[keep.window]
+        all_HT, sinks_HT, kept_HT = (old[keep.window][number] for number in (0, 1, kind))
         sums.append(whole_HT - all_HT + sinks_HT)
         if keep.every:
-            kept_HT = kinds_HT[EVERY.index(keep.every)] - sinks_HT
-            sums[-1] = torch.add(sums[-1], kept_HT, alpha=keep.weight)
+            sums[-1] = torch.add(sums[-1], kept_HT - sinks_HT, alpha=keep.weight)
     return torch.stack(sums)
 
 
@@ -166,13 +203,14 @@ def text_effects(
     keeps: Sequence[Keep],
     probes: int,
     seed: int,
+    scores: Scores | None = None,
 ) -> tuple[float, Effects]:
     """The loss of a plan on one text, and what every head's other rules change.
 
     `reference_ND` are the full cache's hidden states that predict the judged tokens.  Without
     probes the effects are the first term alone.
     """
-    recorder = Recorder(plan, len(text.tokens), sliding_of(model))
+    recorder = Recorder(plan, len(text.tokens), sliding_of(model), scores)
     loss, gradients = probe(model, text, reference_ND, recorder, probes, seed)
     judged = min(len(text.tokens) - text.start, MOST_JUDGED)
     whole = apart = 0.0
@@ -182,9 +220,7 @@ def text_effects(
         for layer, attended in recorder.layers.items():
             now = plan.blocks[layer]
             directions_KHTd = torch.stack([each[layer][0] for each in gradients])
-            said_RKGT = said_along(
-                attended, directions_KHTd, [*keeps, *now], plan.sinks, recorder.sliding[layer]
-            )
+            said_RKGT = said_along(attended, directions_KHTd, [*keeps, *now], layer, recorder)
             base_KGT = torch.stack(
                 [said_RKGT[len(keeps) + head, :, head] for head in range(len(now))], 1
             )
@@ -199,6 +235,7 @@ def text_effects(
             apart += float(squares_RKG.sum())
             seconds.append(squares_RKG.sum(1) / (2 * max(1, probes)))
     factor = max(1.0, whole / apart) if apart else 1.0
+    factor *= min(1.0, (LITTLE * judged / max(loss, 1e-9)) ** 2)
     found = [
         ((first_RG + factor * second_RG) / judged).T.tolist()
         for first_RG, second_RG in zip(firsts, seconds, strict=True)

@@ -78,6 +78,21 @@ class Entries:
             return values_BGWd
         return values_BGWd.to(self.dtype) * self.scales_RGW1[rows, :, :width]
 
+    def at(self, rows_N1: Tensor, columns_NW: Tensor) -> Tensor:
+        """Entries of some rows' columns, (N, G, W, d), in the model's precision."""
+        values_NGWd = self.values_RGWd[rows_N1, :, columns_NW].transpose(1, 2)
+        if self.scales_RGW1 is None:
+            return values_NGWd
+        scales_NGW1 = self.scales_RGW1[rows_N1, :, columns_NW].transpose(1, 2)
+        return values_NGWd.to(self.dtype) * scales_NGW1
+
+    def move(self, rows_N1: Tensor, columns_NW: Tensor, sources_NGW: Tensor) -> None:
+        """Let each head's entries at these columns be those of other places among them."""
+        index_NWG1 = sources_NGW.transpose(1, 2)[..., None]
+        for part in self.parts:
+            there = part[rows_N1, :, columns_NW]
+            part[rows_N1, :, columns_NW] = there.gather(1, index_NWG1.expand_as(there))
+
     def take(self, order_RW: Tensor, num_columns: int) -> None:
         """Keep the columns of this order, row by row, in a buffer of so many."""
         rows_R1 = torch.arange(len(order_RW), device=order_RW.device)[:, None]

@@ -18,6 +18,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from lightstride.memory.masked import masked_hidden
 from lightstride.memory.plan import MemoryPlan
+from lightstride.memory.scores import Scores
 from lightstride.models.sliced_logits import answering, slice_rows
 
 TARGETS: Mapping[str, float] = {"copy": 2.0, "lookup": 2.0}
@@ -60,15 +61,22 @@ class Fidelity:
 class Judge:
     """Compares plans with the full cache on some texts; the full cache is read once."""
 
-    def __init__(self, model: PreTrainedModel, texts: Sequence[Text], full: MemoryPlan) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        texts: Sequence[Text],
+        full: MemoryPlan,
+        scores: Scores | None = None,
+    ) -> None:
         self.model = model
+        self.scores = scores
         self.texts = tuple(texts)
         self.reference = [self.hidden(text, full) for text in self.texts]
 
     def hidden(self, text: Text, plan: MemoryPlan) -> Tensor:
         """Hidden states that predict the judged tokens, shape (N, D)."""
         tokens_T = torch.tensor(text.tokens, device=self.model.device)
-        return masked_hidden(self.model, tokens_T, plan)[text.start - 1 : -1]
+        return masked_hidden(self.model, tokens_T, plan, self.scores)[text.start - 1 : -1]
 
     def fidelity(self, plan: MemoryPlan, index: int) -> Fidelity:
         """What the plan does to one text."""

@@ -4,18 +4,33 @@ A column is free or holds an entry.  New entries go into free columns, the lowes
 is ever moved: rejected drafts and tokens that have become old only free their columns.  What a
 query sees is asked of positions, not of columns.
 
-Shapes: R rows, B rows of a forward, Q new columns, W columns.
+Where heads choose by scores, each moves what it chose of a chunk to the columns of those that
+would stay otherwise, when the chunk becomes old; so one layout serves heads that choose
+differently.  Queries of one forward for which more is old than was moved are told so (`chunks`).
+
+Shapes: R rows, B rows of a forward, Q new columns, W columns, N chunks; of a chunk W = 16.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lightstride.memory.masks import stays, visible, weighed
-from lightstride.memory.plan import Keep
+from lightstride.memory.plan import CHUNK, Keep
+from lightstride.memory.scores import chooses
 
 FREE = -1
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """Chunks of some rows that become old, N of them, and where their entries are."""
+
+    rows_N1: Tensor
+    columns_NW: Tensor
+    positions_NW: Tensor
 
 
 class Layout:
@@ -31,6 +46,7 @@ class Layout:
         self.border: list[int] = []
         """What each row has smashed up to."""
         self.slots_BQ = torch.zeros((0, 0), dtype=torch.long)
+        self.chooses = chooses(keep, sliding)
 
     @property
     def width(self) -> int:
@@ -64,16 +80,46 @@ class Layout:
             return None
         position_BW = self.position_RW[rows]
         seen_BQW = visible(self.keep, queries_BQ, position_BW, self.sinks, self.sliding)
-        is_old_BW = (position_BW != FREE).scatter(1, self.slots_BQ, False)
-        index_BQQ = self.slots_BQ[:, None].expand(-1, num_new, -1)
-        there_BQW = is_old_BW[:, None].expand(-1, num_new, -1).scatter(2, index_BQQ, sees_BQQ)
-        return weighed(self.keep, queries_BQ, position_BW, self.sinks, seen_BQW & there_BQW)
+        seen_BQW &= self.there(rows, sees_BQQ)
+        return weighed(self.keep, queries_BQ, position_BW, self.sinks, seen_BQW)
 
-    def settle(self, rows: slice, kept_BQ: Tensor, following: Sequence[int]) -> None:
-        """Of the new columns those marked stay; then what is old for the next queries goes."""
+    def there(self, rows: slice, sees_BQQ: Tensor) -> Tensor:
+        """Which columns hold what each new one may see if it is kept, (B, Q, W)."""
+        num_new = sees_BQQ.shape[1]
+        is_old_BW = (self.position_RW[rows] != FREE).scatter(1, self.slots_BQ, False)
+        index_BQQ = self.slots_BQ[:, None].expand(-1, num_new, -1)
+        return is_old_BW[:, None].expand(-1, num_new, -1).scatter(2, index_BQQ, sees_BQQ)
+
+    def chunks(self, rows: slice, queries: Sequence[int], there_BW: Tensor) -> Chunks | None:
+        """What becomes old when each row is at its query; entries are those marked as there."""
+        found: list[tuple[int, Tensor, Tensor]] = []
+        for index, query in enumerate(queries):
+            row = rows.start + index
+            before, border = self.border[row], self.keep.border(query)
+            if border <= before:
+                continue
+            columns_M = there_BW[index].nonzero()[:, 0]
+            column_of = torch.zeros(int(self.position_RW[row].max()) + 1, dtype=torch.long)
+            column_of[self.position_RW[row, columns_M]] = columns_M
+            positions = torch.arange(before, border).view(-1, CHUNK)
+            found.append((row, column_of[positions], positions))
+        if not found:
+            return None
+        rows_N = [row for row, columns, _ in found for _ in range(len(columns))]
+        return Chunks(
+            torch.tensor(rows_N)[:, None],
+            torch.cat([columns for _, columns, _ in found]),
+            torch.cat([positions for *_, positions in found]),
+        )
+
+    def drop(self, rows: slice, kept_BQ: Tensor) -> None:
+        """Of the new columns those marked stay."""
         if not bool(kept_BQ.all()):
             dropped_N, places_N = (~kept_BQ).nonzero(as_tuple=True)
             self.release(dropped_N + rows.start, self.slots_BQ[dropped_N, places_N])
+
+    def forget(self, rows: slice, following: Sequence[int]) -> None:
+        """What is old for the next queries goes."""
         borders = [self.keep.border(query) for query in following]
         if borders == self.border[rows] and self.sliding is None:
             return

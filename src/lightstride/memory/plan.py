@@ -1,9 +1,9 @@
 """A memory plan: for every block and KV head, what it keeps of tokens older than a window.
 
 A head keeps the first tokens ("sinks") and its window always.  Of what is between it keeps all,
-the last token of every n, or nothing.  An entry that stands for n tokens may count as several of
-them in the attention: the logarithm of that number is added to its logit.  Windows move on in
-chunks: the tokens before
+one token of every n, or nothing: the last of every n, or as many of each chunk as that, those with
+the best score (`scores.py`).  The last of n tokens may count as several of them in the attention:
+the logarithm of that number is added to its logit.  Windows move on in chunks: the tokens before
 
     border(q) = chunk * floor((q + 1 - window) / chunk),   at least 0,
 
@@ -17,7 +17,7 @@ Costs are exact: `entries(context)` is what a cache holds of a text of so many t
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Literal, Self
 
 from lightstride.errors import ModelError
 
@@ -26,18 +26,21 @@ SINKS = 4
 EVERY = (2, 4, 8, 16)
 """Numbers of old tokens that may leave one entry; each divides a chunk."""
 
-RULE = re.compile(r"([0-9]{1,9})/([0-9]{1,9})(?:x([0-9]{1,9}))?")
-"""What is written of a head that does not keep all: window, every, weight."""
+RULE = re.compile(r"([0-9]{1,9})/(best)?([0-9]{1,9})(?:x([0-9]{1,9}))?")
+"""What is written of a head that does not keep all: window, choice, every, weight."""
+Choice = Literal["last", "best"]
+"""Which of an old chunk's tokens stay: the last of every n, or those with the best scores."""
 
 
 @dataclass(frozen=True, order=True)
 class Keep:
-    """What a head keeps: the last token of `every` n older than `window`; 0 is none, 1 is all."""
+    """What a head keeps: one token of `every` n older than `window`; 0 is none, 1 is all."""
 
     every: int = 1
     window: int = 0
     weight: int = 1
     """Tokens that an old entry counts as in the attention; the first tokens count as one."""
+    choice: Choice = "last"
 
     def __post_init__(self) -> None:
         if self.every not in (0, 1, *EVERY):
@@ -50,11 +53,17 @@ class Keep:
             )
         if not 1 <= self.weight <= max(1, self.every):
             raise ModelError(f"an entry for {self.every} tokens cannot count as {self.weight}")
+        if self.choice == "best" and (self.every not in EVERY or self.weight > 1):
+            raise ModelError(
+                f"the best of {self.every} tokens cannot stay and count as {self.weight}: it is "
+                "the best of 2, 4, 8 or 16, and counts as 1"
+            )
 
     def __str__(self) -> str:
         if self.every == 1:
             return "all"
-        return f"{self.window}/{self.every}" + (f"x{self.weight}" if self.weight > 1 else "")
+        best = "best" if self.choice == "best" else ""
+        return f"{self.window}/{best}{self.every}" + (f"x{self.weight}" if self.weight > 1 else "")
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -64,10 +73,11 @@ class Keep:
         found = RULE.fullmatch(text)
         if found is None:
             raise ModelError(
-                f"a head keeps {text!r}; it must be all or WINDOW/EVERY, like 128/4 or 128/4x2"
+                f"a head keeps {text!r}; it must be all or WINDOW/EVERY, like 128/4, 128/4x2 or "
+                "128/best4"
             )
-        window, every, weight = found.groups("1")
-        return cls(int(every), int(window), int(weight))
+        window, best, every, weight = found.groups()
+        return cls(int(every), int(window), int(weight or 1), "best" if best else "last")
 
     def border(self, query: int) -> int:
         """The first position that is not old for the query at this position."""
@@ -76,7 +86,7 @@ class Keep:
         return max(0, (query + 1 - self.window) // CHUNK * CHUNK)
 
     def keeps(self, position: int, sinks: int) -> bool:
-        """Whether an old token's entry stays."""
+        """Whether an old token's entry stays; of chosen ones, whether one stands in its place."""
         if position < sinks or self.every == 1:
             return True
         return self.every > 0 and position % self.every == self.every - 1
@@ -112,6 +122,11 @@ class MemoryPlan:
         """Tokens up to which the answer is the full cache's; None is any number."""
         windows = [keep.window for block in self.blocks for keep in block if keep != ALL]
         return min(windows) if windows else None
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether some head chooses what it keeps by scores."""
+        return any(keep.choice == "best" for block in self.blocks for keep in block)
 
     @property
     def num_heads(self) -> int:

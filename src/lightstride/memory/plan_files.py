@@ -1,22 +1,32 @@
 """Memory plans on disk: `memory.json` beside a model's `config.json`, one plan a budget.
 
 The file has a format number and a hash of what it says, so a plan that was cut short or edited is
-refused, and not taken for another.
+refused, and not taken for another.  Scores by which heads choose lie in `memory.safetensors`, whose
+hash is in it.  Format 1 had none.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+
+import safetensors.torch
+from safetensors import SafetensorError
 
 from lightstride.errors import ConfigError, ModelError
 from lightstride.files import whole_file
-from lightstride.files.read import read_json
+from lightstride.files.read import read_bytes, read_json
 from lightstride.memory.plan import MemoryPlan
+from lightstride.memory.scores import Scores
 
-PLAN_FILE = "memory.json"
-FORMAT = 1
+PLAN_FILE, SCORES_FILE = "memory.json", "memory.safetensors"
+FORMAT = 2
+SAID: Mapping[object, Sequence[str]] = {
+    1: ("default", "facts", "plans"),
+    2: ("default", "facts", "plans", "scores"),
+}
+"""What files of each format say."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +36,8 @@ class MemoryFile:
     plans: Mapping[float, MemoryPlan]
     default: float | None = None
     """None is the full cache."""
+    scores: Scores | None = field(default=None, compare=False)
+    """What heads choose by; None where no plan has such heads."""
 
     @property
     def budgets(self) -> tuple[float, ...]:
@@ -51,10 +63,11 @@ class MemoryFile:
 
 def write_plans(folder: Path, file: MemoryFile, facts: Mapping[str, object]) -> None:
     """Write the plans into a model's folder, with what else is to be told about them."""
-    said = {
+    said: dict[str, object] = {
         "default": file.default,
         "facts": dict(facts),
         "plans": {f"{budget:g}": plan.as_dict() for budget, plan in file.plans.items()},
+        "scores": None if file.scores is None else write_scores(folder, file.scores),
     }
     whole = {"format": FORMAT, "sha256": plan_hash(said), **said}
     with whole_file(folder / PLAN_FILE) as partial:
@@ -70,15 +83,42 @@ def read_plans(folder: Path) -> MemoryFile | None:
         whole = read_json(path, dict[str, object], ModelError)
     except ModelError as error:
         raise ModelError(f"{path} is damaged: {error}") from error
-    if whole.get("format") != FORMAT:
-        raise ModelError(f"{path} is of another version; this one reads format {FORMAT}")
-    said = {key: whole.get(key) for key in ("default", "facts", "plans")}
+    names = SAID.get(whole.get("format"))
+    if names is None:
+        known = " and ".join(map(str, SAID))
+        raise ModelError(f"{path} is of another version; this one reads formats {known}")
+    said = {key: whole.get(key) for key in names}
     if whole.get("sha256") != plan_hash(said):
         raise ModelError(f"{path} is damaged: it is not what was written; search the plan again")
-    plans, default = said["plans"], said["default"]
+    plans, default, wanted = said["plans"], said["default"], said.get("scores")
     assert isinstance(plans, dict)
     found = {float(budget): MemoryPlan.from_dict(plan) for budget, plan in plans.items()}
-    return MemoryFile(found, None if default is None else float(str(default)))
+    if wanted is None and any(plan.is_scored for plan in found.values()):
+        raise ModelError(f"{path} has heads that choose by scores, and no scores")
+    scores = None if wanted is None else read_scores(folder, str(wanted))
+    return MemoryFile(found, None if default is None else float(str(default)), scores)
+
+
+def write_scores(folder: Path, scores: Scores) -> str:
+    """Write scores into a folder, and the hash of their file."""
+    tensors = {f"blocks.{block}": weight for block, weight in enumerate(scores.blocks)}
+    data = safetensors.torch.save(tensors)
+    with whole_file(folder / SCORES_FILE) as partial:
+        partial.write_bytes(data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def read_scores(folder: Path, sha256: str | None = None) -> Scores:
+    """The scores in a folder, whose file has this hash; ModelError where it has not."""
+    path = folder / SCORES_FILE
+    data = read_bytes(path, ModelError)
+    try:
+        if sha256 not in (None, hashlib.sha256(data).hexdigest()):
+            raise ModelError(f"{path} is damaged: it is not what was written with the plans")
+        tensors = safetensors.torch.load(data)
+        return Scores([tensors[f"blocks.{block}"] for block in range(len(tensors))])
+    except (SafetensorError, KeyError) as error:
+        raise ModelError(f"{path} is damaged: {error}") from error
 
 
 def check_belongs(plan: MemoryPlan, heads: list[int], base: str, where: str) -> None:

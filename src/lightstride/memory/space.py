@@ -11,12 +11,10 @@ from lightstride.memory.plan import ALL, SINKS, Keep, MemoryPlan
 from lightstride.search.space import SiteSpace
 
 WINDOWS = (64, 128, 256, 512)
-OLD = ((0, 1), (2, 2), (8, 4), (16, 4))
-"""What may stay of old tokens: one of every n, and how many it counts as.
+EVERY_OLD = (2, 4, 8, 16)
+"""Of how many old tokens the best one stays, where any does.
 
-Of n = 2, 4, 8, 16 and counts of 1, 2, 4 these lose least on SmolLM2-135M.  All of them together
-lose an eighth less at half of the entries and 3% less at 0.35 (LOG.md, "memory plans, chosen
-again"), and each is one more group of heads to the cache.
+The last of every n, which rules of older plans keep, loses two to four times as much (LOG.md).
 """
 CONTEXT = 1000
 """Tokens of a text at which a plan's budget is counted; longer ones cost less a token."""
@@ -27,10 +25,9 @@ Head = tuple[int, int]
 def keeps_for(context: int) -> tuple[Keep, ...]:
     """What a head may keep, cheapest first; ConfigError is for the caller to raise."""
     windows = [window for window in WINDOWS if window < context]
-    found = [ALL, *(Keep(every, window, weight) for window in windows for every, weight in OLD)]
-    return tuple(
-        sorted(found, key=lambda keep: (keep.entries(context, SINKS), -keep.window, keep.weight))
-    )
+    found = [ALL, *(Keep(0, window) for window in windows)]
+    found += [Keep(every, window, choice="best") for window in windows for every in EVERY_OLD]
+    return tuple(sorted(found, key=lambda keep: (keep.entries(context, SINKS), -keep.window)))
 
 
 @dataclass(frozen=True)

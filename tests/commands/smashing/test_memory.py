@@ -15,7 +15,7 @@ from lightstride.config import SmashRunConfig
 from lightstride.errors import BudgetError, ConfigError, ModelError, WorkError
 from lightstride.generate import Settings, generate
 from lightstride.memory.plan import Keep
-from lightstride.memory.plan_files import PLAN_FILE, read_plans
+from lightstride.memory.plan_files import PLAN_FILE, SCORES_FILE, read_plans
 from lightstride.memory.space import MemorySpace, keeps_for, limit_of
 
 CONTEXT = 320
@@ -79,7 +79,8 @@ def test_what_is_not_there_is_refused_in_one_line(smashed: Path, tmp_path: Path)
     save_checkpoint(tiny_llama(seed=1), byte_tokenizer(), plain)
     with pytest.raises(ConfigError, match="has no memory plan"):
         open_decoder(str(plain), kv=0.5)
-    (plain / PLAN_FILE).write_bytes((smashed / PLAN_FILE).read_bytes())
+    for name in (PLAN_FILE, SCORES_FILE):
+        (plain / name).write_bytes((smashed / name).read_bytes())
     with pytest.raises(ModelError, match="another model"):
         open_decoder(str(plain), kv=0.8)
     (plain / PLAN_FILE).write_text("{")

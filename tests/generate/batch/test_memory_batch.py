@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from helpers.agree import TIE
-from helpers.memory_toys import mixed_plan
+from helpers.memory_toys import mixed_memory
 from helpers.smash_toys import sharp, toy
 from helpers.toys import TINY, byte_tokenizer, tiny_llama
 from lightstride.generate import PlainDecoder, Settings, generate
@@ -29,11 +29,11 @@ def prompts(count: int, seed: int, shortest: int = 5, longest: int = 90) -> list
 
 
 def check_greedy(
-    model: PreTrainedModel, plan: MemoryPlan, prompt: list[int], answer: Generation
+    model: PreTrainedModel, memory: Memory, prompt: list[int], answer: Generation
 ) -> None:
     """Every token is the likeliest after the text before it, read whole under the plan's mask."""
     tokens_T = torch.tensor([*prompt, *answer.tokens])
-    hidden_TD = masked_hidden(model, tokens_T, plan)[len(prompt) - 1 : -1]
+    hidden_TD = masked_hidden(model, tokens_T, memory.plan, memory.scores)[len(prompt) - 1 : -1]
     with torch.inference_mode():
         logits_AV = logits_of(model, hidden_TD)
     said_A = logits_AV.gather(1, tokens_T[len(prompt) :, None])[:, 0]
@@ -44,44 +44,44 @@ def check_greedy(
 def test_greedy_answers_are_the_masked_models(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_batch, "PROMPT_CHUNK", 32)
     model = TINY[family]()
-    plan = mixed_plan(model, 1)
-    decoder = PlainDecoder(model, byte_tokenizer(), memory=Memory(plan))
+    memory = mixed_memory(model, 1)
+    decoder = PlainDecoder(model, byte_tokenizer(), memory=memory)
     asked = prompts(4, 2)
     settings = Settings(max_new_tokens=50, ignore_end_tokens=True)
     for prompt, answer in zip(asked, generate(decoder, asked, settings), strict=True):
-        check_greedy(model, plan, prompt, answer)
+        check_greedy(model, memory, prompt, answer)
 
 
 def test_the_cache_is_smaller_and_entries_are_counted() -> None:
     model = tiny_llama(num_layers=4)
-    plan = mixed_plan(model, 3)
+    memory = mixed_memory(model, 3)
     asked = prompts(2, 4, 380, 400)
     settings = Settings(max_new_tokens=40, ignore_end_tokens=True)
     plain = PlainDecoder(model, byte_tokenizer())
     full = generate(plain, asked, settings)
     last = [*plain.steps(asked, settings)][-1].allocated_bytes
-    remembering = PlainDecoder(model, byte_tokenizer(), memory=Memory(plan))
+    remembering = PlainDecoder(model, byte_tokenizer(), memory=memory)
     kept = generate(remembering, asked, settings)
     assert [*remembering.steps(asked, settings)][-1].allocated_bytes < 0.8 * last
     for prompt, whole, fewer in zip(asked, full, kept, strict=True):
-        share = plan.share(len(prompt) + len(fewer.tokens) - 1)
+        share = memory.plan.share(len(prompt) + len(fewer.tokens) - 1)
         assert fewer.kv_entries == round(share * whole.kv_entries)
 
 
 def test_the_full_plan_is_the_full_cache() -> None:
     model = tiny_llama()
-    plan = MemoryPlan.full(heads_of(model), 8)
+    memory = Memory(MemoryPlan.full(heads_of(model), 8))
     settings = Settings(max_new_tokens=20)
-    decoder = PlainDecoder(model, byte_tokenizer(), memory=Memory(plan))
+    decoder = PlainDecoder(model, byte_tokenizer(), memory=memory)
     asked = prompts(3, 5)
     for prompt, answer in zip(asked, generate(decoder, asked, settings), strict=True):
-        check_greedy(model, plan, prompt, answer)
+        check_greedy(model, memory, prompt, answer)
 
 
 def test_lossless_is_one_by_one_on_the_same_plan() -> None:
     model = toy(sharp(tiny_llama(tied=False)))
-    plan = mixed_plan(model.base, 6)
-    decoder = SmashDecoder(model, byte_tokenizer(), memory=Memory(plan))
+    memory = mixed_memory(model.base, 6)
+    decoder = SmashDecoder(model, byte_tokenizer(), memory=memory)
     asked = prompts(200, 7, 5, 60)
     settings = Settings(max_new_tokens=24, mode="lossless", confidence=0.05, tree=6)
     answers = generate(decoder, asked, settings)
@@ -90,7 +90,7 @@ def test_lossless_is_one_by_one_on_the_same_plan() -> None:
     same = 0
     for prompt, answer, one in zip(asked, answers, ones, strict=True):
         same += answer.tokens == one.tokens
-        check_greedy(model.base, plan, prompt, answer)
+        check_greedy(model.base, memory, prompt, answer)
     assert same >= 198
 
 
@@ -98,7 +98,7 @@ def test_lossless_is_one_by_one_on_the_same_plan() -> None:
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_rows_say_the_same_alone_and_among_others(mode: str, temperature: float) -> None:
     model = toy(sharp(tiny_llama(tied=False)))
-    memory = Memory(mixed_plan(model.base, 8))
+    memory = mixed_memory(model.base, 8)
     decoder = SmashDecoder(model, byte_tokenizer(), memory=memory)
     settings = Settings(max_new_tokens=30, mode=mode, confidence=0.3, temperature=temperature)
     session = decoder.session()
@@ -124,7 +124,7 @@ def test_eight_bits_stack_with_a_plan() -> None:
     for seed in range(8, 12):
         exact, near = (
             generate(
-                PlainDecoder(model, byte_tokenizer(), memory=Memory(mixed_plan(model, seed), kind)),
+                PlainDecoder(model, byte_tokenizer(), memory=mixed_memory(model, seed, kind)),
                 asked,
                 settings,
             )

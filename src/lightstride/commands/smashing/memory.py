@@ -13,7 +13,7 @@ from lightstride.checkpoint import is_saved, save_checkpoint
 from lightstride.commands.outputs import identity, printed, save_result
 from lightstride.commands.smashing.memory_texts import COPY_LENGTH, memory_texts
 from lightstride.config import SmashRunConfig
-from lightstride.distributed import barrier, broadcast_object, rank
+from lightstride.distributed import barrier, broadcast_object, broadcast_tensor, rank
 from lightstride.errors import ConfigError, WorkError
 from lightstride.files.sealed import read_sealed, write_sealed
 from lightstride.generate import PlainDecoder
@@ -28,8 +28,16 @@ from lightstride.memory.choose import (
 )
 from lightstride.memory.effects import Effects
 from lightstride.memory.fitness import Judge, Text
+from lightstride.memory.learn_scores import learn_scores
 from lightstride.memory.plan import MemoryPlan
-from lightstride.memory.plan_files import MemoryFile, write_plans
+from lightstride.memory.plan_files import (
+    SCORES_FILE,
+    MemoryFile,
+    read_scores,
+    write_plans,
+    write_scores,
+)
+from lightstride.memory.scores import Scores
 from lightstride.memory.space import PlanKey, limit_of
 from lightstride.models.fingerprint import fingerprint
 from lightstride.models.opening.load import load_tokenizer
@@ -148,8 +156,9 @@ def search_memory(
     started = time.perf_counter()
     full = full_plan(model)
     texts = shared_texts(model, tokenizer, search, folder)
+    scores = learned_scores(model, texts, full, folder)
     written = time.perf_counter()
-    judge = Judge(model, texts, full)
+    judge = Judge(model, texts, full, scores)
     say(forecast(search, texts, time.perf_counter() - written))
     plans = search_plans(
         judge,
@@ -161,7 +170,7 @@ def search_memory(
         report=say,
     )
     held_out = held_out_texts(model, tokenizer, search)
-    other = Judge(model, held_out, full)
+    other = Judge(model, held_out, full, scores)
     numbers: Numbers = {
         f"{budget:g}": {
             "heads": spelled(plan),
@@ -176,7 +185,7 @@ def search_memory(
     }
     facts: Numbers = {"search": asdict(search), "seconds": time.perf_counter() - started}
     found = {budget: plan for budget, (plan, _) in plans.items()}
-    return MemoryFile(found, search.budgets[0]), {**facts, "plans": numbers}
+    return MemoryFile(found, search.budgets[0], scores), {**facts, "plans": numbers}
 
 
 def shared_texts(
@@ -197,6 +206,21 @@ def shared_texts(
             folder=folder,
         )
     return [Text.from_dict(each) for each in broadcast_object([t.as_dict() for t in texts])]
+
+
+def learned_scores(
+    model: PreTrainedModel, texts: Sequence[Text], full: MemoryPlan, folder: Path | None
+) -> Scores:
+    """Scores by which heads choose, from the texts of the search; rank 0 learns them."""
+    if rank() != 0:
+        found = Scores.zeros(full)
+    elif folder is not None and (folder / SCORES_FILE).is_file():
+        found = read_scores(folder)
+    else:
+        found = learn_scores(model, [text.tokens for text in texts])
+        if folder is not None:
+            write_scores(folder, found)
+    return Scores([broadcast_tensor(weight) for weight in found.blocks])
 
 
 def held_out_texts(

@@ -32,7 +32,7 @@ class MemoryBatch(CachedBatch):
     def __init__(self, model: PreTrainedModel, memory: Memory) -> None:
         super().__init__(model, "dynamic")
         check_readable(model)
-        self.held = MemoryCache(model, memory.plan, memory.kind)
+        self.held = MemoryCache(model, memory)
 
     def add_row(self) -> None:
         """Add a row of no entries behind the others."""
