@@ -6,7 +6,7 @@ import pytest
 
 from helpers.toys import byte_tokenizer
 from lightstride.errors import ModelError
-from lightstride.models import chat_template
+from lightstride.models import chat_template, template_sandbox
 from lightstride.models.chat_template import render_chat
 
 MESSAGES = [
@@ -28,6 +28,8 @@ TEMPLATES = {
     "{% endfor %}",
     "macro": "{% macro say(x) %}[{{ x }}]{% endmacro %}{{ say(messages[1].content) }}",
     "split": "{{ messages[1].content.split('<')[-1] }}{{ '%s-%02d' | format('a', 3) }}",
+    "pairs": "{% for name, value in messages[0].items() %}{{ name ~ '=' ~ value ~ loop.index }}"
+    "{% endfor %}{% set (a, b) = ('x', 1) %}{{ a }}{{ [a, b, none] }}{{ {'k': (b,)} }}",
     "namespace": "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}"
     "{% endfor %}{{ ns.n * 2 }}{{ 'ab' * 3 }}",
 }
@@ -71,6 +73,44 @@ def test_a_template_that_goes_too_far_is_one_line(template: str, message: str) -
     with pytest.raises(ModelError, match=message) as error:
         render_chat(tokenizer, MESSAGES)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("start", "grow", "use"),
+    [
+        ("'ab'", "[n.x, n.x] | join", "n.x"),
+        ("'ab'", "n.x ~ n.x", "n.x | length"),
+        ("'ab'", "n.x + n.x", "n.x | length"),
+        ("'ab'", "'%s%s' % (n.x, n.x)", "n.x | length"),
+        ("'ab'", "'{}{}'.format(n.x, n.x)", "n.x | length"),
+        ("'ab'", "twice(n.x)", "n.x | length"),
+        ("'ab'", "[n.x, n.x] | string", "n.x | length"),
+        ("'ab'", "{'a': n.x, 'b': n.x} | tojson", "n.x | length"),
+        ("'ab'", "n.x | replace('a', 'aa')", "n.x | length"),
+        ("[1]", "[n.x, n.x]", "n.x | string"),
+        ("[1]", "{'a': n.x, 'b': n.x}", "n.x | tojson"),
+        ("[1]", "dict(a=n.x, b=n.x)", "n.x == n.y"),
+    ],
+)
+def test_a_value_that_doubles_is_stopped(
+    start: str, grow: str, use: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(template_sandbox, "MAX_CHARACTERS", 1 << 14)
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = (
+        "{% macro twice(x) %}{{ x }}{{ x }}{% endmacro %}"
+        f"{{% set n = namespace(x={start}) %}}"
+        f"{{% for i in range(64) %}}{{% set n.x = {grow} %}}{{% endfor %}}{{{{ {use} }}}}"
+    )
+    with pytest.raises(ModelError, match=r"too long|holds more|is longer|replaced or joined"):
+        render_chat(tokenizer, MESSAGES)
+
+
+def test_half_a_character_is_no_text() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = r"{{ '\ud800' }}"
+    with pytest.raises(ModelError, match="surrogates"):
+        render_chat(tokenizer, MESSAGES)
 
 
 def test_a_template_that_loops_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
