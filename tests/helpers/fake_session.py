@@ -15,7 +15,7 @@ from helpers.toys import EOS, VOCAB_SIZE
 from lightstride.config.decoding import Settings
 from lightstride.errors import ConfigError
 from lightstride.generate.detokenize import TextStream
-from lightstride.generate.session import FinishReason, Hooks, RowStep, TokenLogprob
+from lightstride.generate.session import FinishReason, Hooks, Interrupt, RowStep, TokenLogprob
 
 LETTERS = b"abcdefghijklmnopqrstuvwxyz .,"
 
@@ -101,7 +101,7 @@ class FakeSession:
     def cancel(self, key: str) -> None:
         self.rows.pop(key, None)
 
-    def step(self) -> list[RowStep]:
+    def step(self, interrupt: Interrupt | None = None) -> list[RowStep]:
         self.num_steps += 1
         said = [self.step_row(row) for row in self.rows.values()]
         self.rows = {key: row for key, row in self.rows.items() if row.finish is None}

@@ -13,6 +13,7 @@ from lightstride.generate.session import Session
 from lightstride.serve.api.app import build
 from lightstride.serve.api.service import Defaults, Service
 from lightstride.serve.engine.model import ServedModel
+from lightstride.serve.engine.stepper import Stepper
 from lightstride.serve.limits import Limits
 from lightstride.serve.run import Server, listen
 from lightstride.serve.seam import Facts
@@ -55,6 +56,7 @@ def toy_model(
     limits: Limits | None = None,
     session: Callable[[PreTrainedTokenizerBase], Session] = FakeSession,
     tools: bool = False,
+    stepper: Stepper | None = None,
     **changes: object,
 ) -> ServedModel:
     """A model without weights, or with a session of one's own."""
@@ -63,7 +65,12 @@ def toy_model(
         tokenizer.chat_template = TOOLS_TEMPLATE
     assert BOS < EOS
     return ServedModel(
-        facts(name, **changes), tokenizer, [EOS], lambda _: session(tokenizer), limits or Limits()
+        facts(name, **changes),
+        tokenizer,
+        [EOS],
+        lambda _: session(tokenizer),
+        limits or Limits(),
+        stepper or Stepper(),
     )
 
 

@@ -26,14 +26,14 @@ class PacedSession(FakeSession):
         self.fails = False
         self.most_rows = 0
 
-    def step(self):
+    def step(self, interrupt=None):
         self.gate.wait(20)
         time.sleep(self.pace)
         self.most_rows = max(self.most_rows, len(self.rows))
         if self.fails:
             self.fails = False
             raise RuntimeError("out of memory, say")
-        return super().step()
+        return super().step(interrupt)
 
 
 def paced(**options: object) -> tuple[list[PacedSession], Callable[..., PacedSession]]:

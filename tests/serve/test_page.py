@@ -27,9 +27,9 @@ class HostileSession(FakeSession):
         place = len(row.tokens)
         return (prompt[place] if place < len(prompt) else token), logprob
 
-    def step(self):
+    def step(self, interrupt=None):
         time.sleep(0.01)
-        return super().step()
+        return super().step(interrupt)
 
 
 def dense() -> dict[str, object]:

@@ -65,8 +65,8 @@ class ServeConfig(ModelCommand):
     """Read every prompt whole; without it, KV entries of what was read and said are kept for
     prompts that begin the same, as far as --kv-entries has room."""
     chunk: int = 48
-    """Most tokens of a prompt read in a step: few let others go on while a long prompt is read,
-    many read it sooner."""
+    """Most tokens of a prompt read in a step of others: few let them go on while a long prompt is
+    read, many read it sooner."""
     timeout: float = 600.0
     """Most seconds from a request to the end of its answer."""
     grace: float = 10.0

@@ -18,13 +18,14 @@ from lightstride.config.decoding import Settings
 from lightstride.errors import ConfigError
 from lightstride.generate.batch.cache import Storage
 from lightstride.generate.batch.forward import CachedBatch, Forward, Logits
+from lightstride.generate.batch.give_way import GivenUpError, giving_way
 from lightstride.generate.batch.memory_batch import MemoryBatch
 from lightstride.generate.detokenize import TextStream
 from lightstride.generate.modes import ColumnReader, Columns, DecodingMode, Outcome
 from lightstride.generate.prefixes import PrefixPool
 from lightstride.generate.rows import NO_HOOKS, Row, check_prompt, context_length
 from lightstride.generate.sampling import near_ties, row_key
-from lightstride.generate.session import Hooks, Limits, RowStep, TokenLogprob
+from lightstride.generate.session import Hooks, Interrupt, Limits, RowStep, TokenLogprob
 from lightstride.generate.turns import Turns
 from lightstride.memory.cache import Memory
 
@@ -174,13 +175,13 @@ class BatchSession:
         """Bytes of the KV cache as it is, room to grow included."""
         return self.batch.allocated_bytes + self.prefixes.allocated_bytes
 
-    def step(self) -> Sequence[RowStep]:
+    def step(self, interrupt: Interrupt | None = None) -> Sequence[RowStep]:
         """One forward of the base for all rows that answer, and one for the prompts being read."""
         with torch.inference_mode():
             self.drop()
             self.join()
             answering = self.num_answering
-            return [*self.answer(answering), *self.read(answering)]
+            return [*self.answer(answering), *self.read(answering, interrupt)]
 
     def drop(self) -> None:
         """Take rows that ended or were cancelled out of the batch."""
@@ -242,18 +243,26 @@ class BatchSession:
                     row.num_read = row.num_cached
                     self.batch.count(slice(index, index + 1), [row.num_cached], [row.num_cached])
 
-    def read(self, answering: int) -> list[RowStep]:
+    def read(self, answering: int, interrupt: Interrupt | None) -> list[RowStep]:
         """Read on in the prompts; rows that are through have their first tokens."""
         if not self.rows[answering:]:
             return []
         self.use_prefixes(answering)
-        members, width = self.turns.next(self.rows[answering:])
-        where = self.gather([answering + index for index in members], answering)
+        may_be_long = interrupt is not None and not answering
+        turn = self.turns.next(self.rows[answering:], may_be_long=may_be_long)
+        where = self.gather([answering + index for index in turn.members], answering)
         rows = self.rows[where]
-        parts = [row.prompt[row.num_read : row.num_read + width] for row in rows]
-        forward = self.batch.read(where, parts, self.taps(rows))
+        parts = [row.prompt[row.num_read : row.num_read + turn.width] for row in rows]
+        try:
+            with giving_way(self.model, interrupt if turn.gives_way else None):
+                forward = self.batch.read(where, parts, self.taps(rows))
+        except GivenUpError:
+            self.batch.give_up()
+            self.turns.give_way(rows[0])
+            return []
         for row, part in zip(rows, parts, strict=True):
             row.num_read += len(part)
+            row.gave_way = False
         for mode, members in self.by_mode(rows):
             theirs = [rows[index] for index in members]
             mode.note_prompt(theirs, [parts[i] for i in members], forward.of_rows(members))

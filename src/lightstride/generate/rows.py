@@ -48,6 +48,8 @@ class Row:
         """Number of rows that joined before it."""
         self.num_read = 0
         """Prompt tokens read."""
+        self.gave_way = False
+        """Whether its last turn to be read was given up."""
         self.num_cached = 0
         """Those of them whose entries were there already."""
         self.num_single = 0

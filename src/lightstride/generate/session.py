@@ -24,6 +24,8 @@ Processor = Callable[[Sequence[int], Tensor], Tensor]
 """(the answer so far with the current step's tokens, logits (V,)) -> logits (V,)."""
 Stopper = Callable[[Sequence[int]], bool]
 """Answer so far -> whether it ends here; asked after every token."""
+Interrupt = Callable[[], bool]
+"""Whether what runs is to be given up."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Limits:
     """Most KV entries of all rows together, as `free_entries` counts them; None: no bound."""
     chunk: int = 512
     """Most tokens of one prompt read in a step."""
+    long_chunk: int = 512
+    """The same of a step that can be interrupted, where no row answers."""
     together: int = 8192
     """Most tokens, padding included, of all prompts read in a step."""
     keeps_prefixes: bool = False
@@ -113,10 +117,12 @@ class Session(Protocol):
         as the row may just have ended."""
         ...
 
-    def step(self) -> Sequence[RowStep]:
+    def step(self, interrupt: Interrupt | None = None) -> Sequence[RowStep]:
         """One forward of the base for all rows that answer, and one for the prompts being read.
 
         The result has an entry for each row that got tokens: none for rows still reading.
+        `interrupt` says whether there is somebody new to take in.  It is asked again and again
+        while a long piece of a prompt is read, and where it says so the step ends without it.
         """
         ...
 

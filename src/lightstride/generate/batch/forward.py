@@ -295,6 +295,10 @@ class CachedBatch:
             Logits.of_rectangle(output.logits), {tap: output.hidden_states[tap] for tap in taps}
         )
 
+    def give_up(self) -> None:
+        """Forget a forward that ended before its last layer: layers behind it lack room so far."""
+        self.cache.fit()
+
     def keep(self, rows: slice, kept: Sequence[Sequence[int]], advance: Sequence[int]) -> None:
         """Of the columns just run, each row keeps these, in ascending order, and forgets the rest;
         its last token now stands so many positions later."""

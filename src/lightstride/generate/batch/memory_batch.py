@@ -103,6 +103,10 @@ class MemoryBatch(CachedBatch):
             Logits.of_rectangle(output.logits), {tap: output.hidden_states[tap] for tap in taps}
         )
 
+    def give_up(self) -> None:
+        """Forget a forward that ended before its last layer."""
+        self.held.settle(torch.zeros_like(self.held.positions_BQ, dtype=torch.bool))
+
     def keep(self, rows: slice, kept: Sequence[Sequence[int]], advance: Sequence[int]) -> None:
         """Of the columns just run, each row keeps these and forgets the rest."""
         num_new = self.held.positions_BQ.shape[1]

@@ -1,14 +1,13 @@
-"""The thread that steps sessions for everybody, and the queue in front of it.
+"""The sessions of one model, stepped for everybody, and the queue in front of them.
 
 Requests are taken in the order in which they come.  One that has to wait for its row holds back
-those behind it, so that a long prompt is not overtaken for ever.  Between two steps the thread
-takes in new requests and drops those that nobody wants any more; what a step brought is told to
-the event loop in one call.
+those behind it, so that a long prompt is not overtaken for ever.  Between two steps new requests
+are taken in, and those dropped that nobody wants any more; what a step brought is told to the
+event loop in one call.
 """
 
 import itertools
 import logging
-import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -17,6 +16,7 @@ from lightstride.errors import LightstrideError
 from lightstride.generate.session import Hooks, RowStep
 from lightstride.serve.engine.choices import Choices
 from lightstride.serve.engine.sessions import OpenSession, Sessions
+from lightstride.serve.engine.stepper import Stepper
 from lightstride.serve.engine.ticket import EngineTicket
 from lightstride.serve.faults import ApiError, bad, internal, shutting_down
 from lightstride.serve.seam import Ask, Load, News, Scored
@@ -27,25 +27,46 @@ Prepare = Callable[[Ask], tuple[float, Settings, Choices | None]]
 
 
 class Engine:
-    """The sessions of one model, their thread, their queue."""
+    """The sessions of one model and their queue; a stepper's thread takes its turns."""
 
     def __init__(
-        self, open_session: OpenSession, prepare: Prepare, *, rows: int, queue: int
+        self,
+        open_session: OpenSession,
+        prepare: Prepare,
+        *,
+        rows: int,
+        queue: int,
+        stepper: Stepper,
     ) -> None:
         self.open_session = open_session
         self.prepare = prepare
         self.max_rows = rows
         self.max_queue = queue
         self.numbers = itertools.count()
-        self.lock = threading.Condition()
+        self.stepper = stepper
+        self.lock = stepper.lock
         self.waiting: deque[EngineTicket] = deque()
         self.cancelled: set[str] = set()
         self.running: dict[str, EngineTicket] = {}
         self.choices: dict[str, Choices] = {}
         self.stopping = False
         self.load = Load(0, 0, 0)
-        self.thread = threading.Thread(target=self.run, name="engine", daemon=True)
-        self.thread.start()
+        self.opened: Sessions | None = None
+        self.is_new = True
+        stepper.add(self)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether it wants a turn: the first one opens the sessions."""
+        busy = self.waiting or self.running or self.cancelled or self.stopping
+        return bool(busy) or self.is_new
+
+    @property
+    def sessions(self) -> Sessions:
+        """The sessions, for the stepper's thread alone."""
+        if self.opened is None:
+            self.opened = Sessions(self.open_session)
+        return self.opened
 
     def submit(self, asks: Sequence[Ask]) -> list[EngineTicket]:
         """Queue answers, all or none; ApiError 429 where the queue is full. Called in the loop."""
@@ -61,59 +82,56 @@ class Engine:
                 )
             tickets = [EngineTicket(str(next(self.numbers)), ask, self.cancel) for ask in asks]
             self.waiting.extend(tickets)
-            self.lock.notify()
+            self.stepper.wake()
         return tickets
 
     def cancel(self, key: str) -> None:
         """Drop an answer before the next step. Called in the loop."""
         with self.lock:
             self.cancelled.add(key)
-            self.lock.notify()
+            self.stepper.wake()
 
     def stop(self) -> None:
-        """End all answers with a fault, and the thread."""
+        """End all answers with a fault; there are no turns after the next."""
         with self.lock:
             self.stopping = True
-            self.lock.notify()
+            self.stepper.wake()
 
-    def run(self) -> None:
-        """The thread: sleep while there is nothing to do, else step."""
-        sessions = Sessions(self.open_session)
-        while True:
-            with self.lock:
-                while not (self.waiting or self.running or self.cancelled or self.stopping):
-                    self.lock.wait()
-            if self.stopping:
-                self.give_up(shutting_down())
-                return
-            try:
-                self.turn(sessions)
-            except Exception:
-                LOG.exception("a step failed; all its answers are given up")
-                self.give_up(internal())
-                sessions = Sessions(self.open_session)
+    def turn(self) -> bool:
+        """Drop, take in, step, tell; whether there may be another turn. In the stepper's thread."""
+        if self.stopping:
+            self.give_up(shutting_down())
+            return False
+        self.is_new = False
+        try:
+            self.step()
+        except Exception:
+            LOG.exception("a step failed; all its answers are given up")
+            self.give_up(internal())
+            self.opened = None
+        return True
 
-    def turn(self, sessions: Sessions) -> None:
-        """Drop, take in, step, tell."""
-        self.drop_cancelled(sessions)
-        told: list[tuple[EngineTicket, News | ApiError]] = self.take_in(sessions)
+    def step(self) -> None:
+        """One step of every session that has rows, and what goes with it."""
+        self.drop_cancelled()
+        told: list[tuple[EngineTicket, News | ApiError]] = self.take_in()
         if self.running:
-            told += [self.read(step) for step in sessions.step()]
-        free = sessions.free_entries
+            told += [self.read(step) for step in self.sessions.step(self.stepper.interrupt)]
+        free = self.sessions.free_entries
         with self.lock:
             self.load = Load(len(self.running), len(self.waiting), 0 if free is None else free)
         tell(told)
 
-    def drop_cancelled(self, sessions: Sessions) -> None:
+    def drop_cancelled(self) -> None:
         """Forget answers that nobody wants any more."""
         with self.lock:
             gone, self.cancelled = self.cancelled, set()
             self.waiting = deque(t for t in self.waiting if t.key not in gone)
         for key in gone & self.running.keys():
-            sessions.cancel(key)
+            self.sessions.cancel(key)
             self.forget(key)
 
-    def take_in(self, sessions: Sessions) -> list[tuple[EngineTicket, News | ApiError]]:
+    def take_in(self) -> list[tuple[EngineTicket, News | ApiError]]:
         """Give the first of the queue their rows; what comes back are those that never fit."""
         refused: list[tuple[EngineTicket, News | ApiError]] = []
         while self.waiting and len(self.running) < self.max_rows:
@@ -121,10 +139,10 @@ class Engine:
             try:
                 budget, settings, choices = self.prepare(ticket.ask)
                 prompt = ticket.ask.prompt
-                if self.running and not sessions.fits(budget, len(prompt), settings):
+                if self.running and not self.sessions.fits(budget, len(prompt), settings):
                     break
                 hooks = None if choices is None else Hooks(processor=choices)
-                sessions.add(budget, prompt, settings, ticket.key, hooks=hooks)
+                self.sessions.add(budget, prompt, settings, ticket.key, hooks=hooks)
             except LightstrideError as error:
                 refused.append((ticket, bad(str(error))))
             except ApiError as fault:

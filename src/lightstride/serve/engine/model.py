@@ -1,4 +1,4 @@
-"""A served model: its tokenizer and template in a thread of their own, its engine in another.
+"""A served model: its tokenizer and template in a thread of their own; its engine's is shared.
 
 A fast tokenizer is safe to share, but a template and a long text take milliseconds that the event
 loop does not have.
@@ -20,6 +20,7 @@ from lightstride.serve.engine.choices import Choices, choices_of
 from lightstride.serve.engine.engine import Engine
 from lightstride.serve.engine.grammar import Matcher, compile_schema, start_of, token_trie
 from lightstride.serve.engine.sessions import OpenSession
+from lightstride.serve.engine.stepper import Stepper
 from lightstride.serve.faults import bad
 from lightstride.serve.limits import Limits
 from lightstride.serve.seam import Ask, Facts, Load, Messages, Ticket, Tools
@@ -39,6 +40,7 @@ class ServedModel:
         ends: Sequence[int],
         open_session: OpenSession,
         limits: Limits,
+        stepper: Stepper,
     ) -> None:
         self.facts = facts
         self.tokenizer = tokenizer
@@ -47,7 +49,9 @@ class ServedModel:
         self.words = ThreadPoolExecutor(1, thread_name_prefix="words")
         self.grammars = ThreadPoolExecutor(1, thread_name_prefix="grammars")
         self.start = lru_cache(KEPT_GRAMMARS)(lambda grammar: start_of(grammar, self.trie))
-        self.engine = Engine(open_session, self.prepare, rows=limits.rows, queue=limits.queue)
+        self.engine = Engine(
+            open_session, self.prepare, rows=limits.rows, queue=limits.queue, stepper=stepper
+        )
 
     @property
     def load(self) -> Load:
@@ -55,7 +59,7 @@ class ServedModel:
         return self.engine.load
 
     def close(self) -> None:
-        """End the engine and the threads."""
+        """End the engine and the model's own threads."""
         self.engine.stop()
         self.words.shutdown(wait=False, cancel_futures=True)
         self.grammars.shutdown(wait=False, cancel_futures=True)

@@ -8,7 +8,7 @@ as if it kept everything, so that a prompt can be read; what one was promised, t
 from collections.abc import Callable, Sequence
 
 from lightstride.config.decoding import Settings
-from lightstride.generate.session import Hooks, RowStep, Session
+from lightstride.generate.session import Hooks, Interrupt, RowStep, Session
 
 OpenSession = Callable[[float], Session]
 """A session without rows, given the budget of its plan; 1 keeps everything."""
@@ -55,13 +55,12 @@ class Sessions:
         """Drop a row before the next step."""
         self.owners.pop(key).cancel(key)
 
-    def step(self) -> list[RowStep]:
-        """One step of every session that has rows."""
+    def step(self, interrupt: Interrupt | None = None) -> list[RowStep]:
+        """One step of every session that has rows; one that is alone can be interrupted."""
         told: list[RowStep] = []
-        for budget in list(self.opened):
-            session = self.of(budget)
-            if session.keys:
-                told += session.step()
+        busy = [budget for budget, session in self.opened.items() if session.keys]
+        for budget in busy:
+            told += self.of(budget).step(interrupt if len(busy) == 1 else None)
         for row in told:
             if row.finish is not None:
                 del self.owners[row.key]
