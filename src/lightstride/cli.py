@@ -35,7 +35,7 @@ from lightstride.config import (
     SmashRunConfig,
 )
 from lightstride.config.mistakes import in_our_words
-from lightstride.errors import ConfigError, LightstrideError
+from lightstride.errors import ConfigError, LightstrideError, is_panic
 
 DESCRIPTION = (
     "Light models, long strides: prune language models, and let them emit several tokens a step. "
@@ -96,7 +96,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         number = error.number if isinstance(error, Stopped) else signal.SIGINT
         return print_interrupted(given, STOPS[number], 128 + number)
-    except Exception:  # a mistake of ours
+    except BaseException as error:  # a mistake of ours, or of a library with what it read
+        if is_panic(error):
+            return print_error(f"a library cannot take what it read: {error}", 2, error)
+        if not isinstance(error, Exception):
+            raise
         traceback.print_exc()
         return print_error(OURS, 1)
     finally:
@@ -183,7 +187,7 @@ def function_of(name: str) -> Callable[[Command], Mapping[str, object]]:
     return function
 
 
-def print_error(message: str, code: int, error: Exception | None = None) -> int:
+def print_error(message: str, code: int, error: BaseException | None = None) -> int:
     """Print one line on stderr, under LIGHTSTRIDE_DEBUG=1 with its traceback; the exit code."""
     if error is not None and os.environ.get("LIGHTSTRIDE_DEBUG", "0") not in ("", "0"):
         traceback.print_exception(error)

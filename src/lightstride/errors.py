@@ -53,3 +53,8 @@ class WorkError(LightstrideError):
 
 class ExportError(LightstrideError):
     """The target engine cannot run this model."""
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether a library written in Rust gave up; the class has no place to be imported from."""
+    return type(error).__name__ == "PanicException"

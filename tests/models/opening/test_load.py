@@ -16,7 +16,9 @@ from helpers.toys import (
     byte_tokenizer,
     tiny_llama,
 )
+from lightstride import cli
 from lightstride.errors import ModelError, NetworkError
+from lightstride.generate.chat_template import token_ids
 from lightstride.models.families.registry import ADAPTERS
 from lightstride.models.opening import load
 from lightstride.models.opening.load import force_gqa_on_cpu, load_model, load_tokenizer
@@ -133,11 +135,50 @@ SPOILED_TOKENIZERS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: [path.unlink() for path in folder.glob("tokenizer*")],
         "tokenizer of .* cannot be read",
     ),
+    "no unknown token": (
+        lambda folder: edit_tokenizer(folder, without_letters_and_unknown),
+        "tokenizer of .* cannot be read: Unk token `nope` not found",
+    ),
     "damaged": (
         lambda folder: (folder / "tokenizer.json").write_text('{"model": 3}'),
         "tokenizer of .* cannot be read",
     ),
 }
+
+
+def edit_tokenizer(folder: Path, edit: Callable[[dict], object]) -> None:
+    document = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    edit(document)
+    (folder / "tokenizer.json").write_text(json.dumps(document), "utf-8")
+
+
+def without_letters_and_unknown(document: dict) -> None:
+    letters = list(document["model"]["vocab"])
+    for letter in letters:
+        if letter not in "abc":
+            document["model"]["vocab"].pop(letter)
+    document["model"]["unk_token"] = "nope"
+
+
+def backtracking(document: dict) -> None:
+    """As long as the text is, so many ways there are to match it, to the power of two."""
+    split = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated"}
+    parts = [{**split, "invert": False}, document["pre_tokenizer"]]
+    document["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": parts}
+
+
+def test_a_pattern_that_backtracks_for_ever_is_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit_tokenizer(folder, backtracking)
+    with pytest.raises(ModelError, match=r"cannot read this text: Onig.*retry-limit"):
+        token_ids(load_tokenizer(str(folder)), "a" * 40 + "!", special=False)
+    (folder / "text.txt").write_text("a" * 4000 + "!", "utf-8")
+    judged = ["evaluate", str(folder), "--perplexity", str(folder / "text.txt"), "--device", "cpu"]
+    assert cli.main(judged) == 2
+    err = capsys.readouterr().err
+    assert "lightstride: error: a library cannot take what it read: Onig" in err
+    assert "Traceback" not in err
 
 
 SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")

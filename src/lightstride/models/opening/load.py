@@ -30,6 +30,8 @@ from lightstride.models.opening.gguf import gguf_as_folder
 MODEL_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 FILES = ["*.json", "*.safetensors", "*.jinja", "*.py"]
 """Of a hub repository, those that a checkpoint is made of."""
+PROBE = "a\ue000"
+"""A text with a character that is in no vocabulary, so that the unknown token must be there."""
 HUB_TIMEOUT = 5.0
 """Seconds to wait for the hub before taking it for unreachable."""
 
@@ -116,7 +118,7 @@ def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> PreTraine
         )
         assert isinstance(tokenizer, PreTrainedTokenizerBase)
         check_tokenizer(tokenizer, config)
-        tokenizer.encode("a", add_special_tokens=True)  # settings of odd types show here
+        tokenizer.encode(PROBE, add_special_tokens=True)  # settings of odd types show here
     return tokenizer
 
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lightstride.config.decoding import Settings
 from lightstride.errors import LightstrideError, ModelError
-from lightstride.generate.chat_template import render_chat
+from lightstride.generate.chat_template import render_chat, token_ids
 from lightstride.serve.engine.choices import Choices, choices_of
 from lightstride.serve.engine.engine import Engine
 from lightstride.serve.engine.grammar import Matcher, compile_schema, start_of, token_trie
@@ -96,7 +96,10 @@ class ServedModel:
         """What `tokenize` gives, computed here; ApiError for what is no Unicode text."""
         if any("\ud800" <= letter <= "\udfff" for letter in text):
             raise bad("half a surrogate pair is no text")
-        return tuple(self.tokenizer.encode(text, add_special_tokens=special, verbose=False))
+        try:
+            return tuple(token_ids(self.tokenizer, text, special=special))
+        except ModelError as error:
+            raise bad(str(error)) from None
 
     async def detokenize(self, tokens: Sequence[int]) -> str:
         """Text of tokens, special ones included."""
