@@ -208,6 +208,7 @@ class MemoryCache:
         score_NGW = self.scores.of(layer, kv_G, key_NGWd, value_NGWd)
         return best_places(score_NGW, chunks.positions_NW[:, None], rule[0], self.plan.sinks)
 
+    @torch.inference_mode()
     def choose(self, rule: Rule, following: Sequence[int]) -> None:
         """Let each head move what it chooses of what becomes old to the columns that stay."""
         layout = self.layouts[rule]
