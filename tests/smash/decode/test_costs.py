@@ -40,6 +40,11 @@ def test_rows_between_those_measured_cost_something_between() -> None:
     assert between([(2, 1.0)], 4) == 2
 
 
+def test_a_measurement_that_was_disturbed_is_held_to_those_of_more_columns() -> None:
+    measured = [(1, 1.0), (2, 3.0), (4, 1.2), (8, 1.6), (16, 1.5)]
+    assert costs.ascending(measured) == [(1, 1.0), (2, 1.2), (4, 1.2), (8, 1.5), (16, 1.5)]
+
+
 def test_only_what_is_needed_is_measured() -> None:
     asked: list[int] = []
     table = CostTable(lambda rows: asked.append(rows) or linear(rows))
@@ -73,7 +78,7 @@ def test_a_table_is_kept_by_model_machine_threads_and_precision(
     monkeypatch.setattr(
         costs, "measure_forwards", lambda _, rows: asked.append(rows) or linear(rows)
     )
-    for damage in ('{"format": 1', json.dumps({**json.loads(kept.read_text()), "format": 2})):
+    for damage in ('{"format": 2', json.dumps({**json.loads(kept.read_text()), "format": 1})):
         kept.write_text(damage)
         use(tiny_llama())
     assert asked == [1] * 5

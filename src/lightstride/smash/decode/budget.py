@@ -5,8 +5,8 @@ before its parent), R rows, t(n) the seconds of a forward over n columns and d t
 
     n* = argmax_n (R + p_1 + ... + p_n) / (t(R + n) + d):
 
-every row brings one token for certain, and each guess as many as it is likely.  Where rows are
-padded to one width, the same over widths.
+every row brings one token for certain, and each guess as many as it is likely.  If that is hardly
+more than without any, none is checked.  Where rows are padded to one width, the same over widths.
 """
 
 from collections.abc import Sequence
@@ -14,6 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+LEAST_GAIN = 1.03
+"""Gain over no guesses for which any are checked: the largest of many forecasts is often one that
+promises too much."""
 
 Times = npt.NDArray[np.float64]
 """Seconds of a forward by its columns, from 0."""
@@ -37,6 +41,8 @@ def best_together(
     expected = num_rows + np.cumsum([0.0, *(chance for chance, _ in pool)])
     rates = expected / (times[num_rows : num_rows + len(expected)] + drafting)
     best = int(rates.argmax())
+    if rates[best] < LEAST_GAIN * rates[0]:
+        best = 0
     counts = [0] * len(chances)
     for _, row in pool[:best]:
         counts[row] += 1
@@ -54,4 +60,6 @@ def best_width(
             expected += sum(own[width - 1] for own in chances if len(own) >= width)
         rates.append(expected / (float(times[num_rows * (1 + width)]) + drafting))
     best = int(np.argmax(rates))
+    if rates[best] < LEAST_GAIN * rates[0]:
+        best = 0
     return Choice([min(best, len(own)) for own in chances], rates[best])

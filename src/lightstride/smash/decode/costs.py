@@ -36,7 +36,7 @@ from lightstride.models.device import synchronize
 from lightstride.models.fingerprint import model_hash
 from lightstride.smash.decode.budget import Times
 
-COST_FORMAT = 1
+COST_FORMAT = 2
 ROWS = (1, 4, 16, 64)
 """Rows that are measured; others are between them."""
 COLUMNS = (1, 2, 4, 8, 16, 32)
@@ -204,23 +204,24 @@ def processor() -> str:
 
 
 def measure_forwards(model: PreTrainedModel, rows: int) -> Points:
-    """Seconds of forwards over some numbers of columns, and over none less than over fewer."""
+    """Seconds of forwards over some numbers of columns, and over none less than over fewer.
+
+    Each number has its turn before any has its next: other work disturbs all alike.
+    """
     batch = CachedBatch(model, "dynamic")
     vocabulary = model.config.vocab_size
     for _ in range(rows):
         batch.add_row()
     batch.reserve(USUAL_CONTEXT + max(COLUMNS), rows)
-    found: list[tuple[int, float]] = []
+    widths = [each for each in COLUMNS if each == 1 or rows * each <= MOST_COLUMNS]
+    times: dict[int, list[float]] = {columns: [] for columns in widths}
     with torch.inference_mode():
         context = context_of(model)
         batch.read(slice(0, rows), [[n % vocabulary for n in range(context)]] * rows, [])
-        for columns in COLUMNS:
-            if columns > 1 and rows * columns > MOST_COLUMNS:
-                break
-            tokens_BQ = torch.full((rows, columns), 1, device=model.device)
-            depths_BQ = torch.arange(columns, device=model.device).expand(rows, columns)
-            times = []
-            for _ in range(REPEATS):
+        for _ in range(REPEATS):
+            for columns in widths:
+                tokens_BQ = torch.full((rows, columns), 1, device=model.device)
+                depths_BQ = torch.arange(columns, device=model.device).expand(rows, columns)
                 start = clock(model.device)
                 batch.forward(
                     slice(0, rows),
@@ -228,10 +229,15 @@ def measure_forwards(model: PreTrainedModel, rows: int) -> Points:
                     depths_BQ=depths_BQ,
                     logit_columns=range(columns),
                 )
-                times.append(clock(model.device) - start)
-            found.append((rows * columns, max(min(times), 1e-9)))
-    highest = itertools.accumulate((seconds for _, seconds in found), max)
-    return [(n, seconds) for (n, _), seconds in zip(found, highest, strict=True)]
+                times[columns].append(clock(model.device) - start)
+    return ascending([(rows * n, max(min(each), 1e-9)) for n, each in times.items()])
+
+
+def ascending(points: Points) -> Points:
+    """The same, where more columns took less time at their price: what disturbs a measurement
+    makes it longer."""
+    lowest = itertools.accumulate((seconds for _, seconds in reversed(points)), min)
+    return [(n, seconds) for (n, _), seconds in zip(points, [*lowest][::-1], strict=True)]
 
 
 def context_of(model: PreTrainedModel) -> int:

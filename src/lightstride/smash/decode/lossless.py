@@ -90,7 +90,8 @@ class Lossless:
     def ask(self, rows: Sequence[Row], num_rows: int) -> list[Columns]:
         """Draft a tree behind each row's certain token, and cut all to what pays."""
         is_asked = any(row.settings.tree is not None for row in rows)
-        drafts = is_asked or self.pacing.start_step(num_rows)
+        pace = self.pacing.of_rows(num_rows)
+        drafts = is_asked or pace.start_step()
         drafts = drafts and all(row.taps_TD is not None for row in rows)
         free = [not each.taps for each in self.drafters]
         pools, cost = self.draft(rows, num_rows, [is_free or drafts for is_free in free])
@@ -99,11 +100,11 @@ class Lossless:
         if drafts and not is_asked and not all(free):
             without = [[guess for guess in pool if free[guess.drafter]] for pool in pools]
             plain = self.choose(rows, self.grown(rows, without), num_rows, 0.0)
-            self.pacing.note_gain(choice.rate / plain.rate)
+            pace.note_gain(choice.rate / plain.rate)
         for tree, count in zip(trees, choice.counts, strict=True):
             tree.cut(1 + count)
         self.trees = {row.key: tree for row, tree in zip(rows, trees, strict=True)}
-        resting = self.pacing.rests > 0 and not self.reads_prompts
+        resting = pace.rests > 0 and not self.reads_prompts
         self.taps = [] if resting else self.all_taps
         return [
             Columns.chain(tree.tokens)

@@ -164,7 +164,10 @@ def pooled(lists: Sequence[Sequence[Guess]]) -> list[Guess]:
     pool: list[Guess] = []
     for guesses in lists:
         start = len(pool)
-        for guess in guesses:
-            parent = guess.parent if guess.parent == ROOT else guess.parent + start
-            pool.append(replace(guess, parent=parent))
+        pool += [
+            guess
+            if start == 0 or guess.parent == ROOT
+            else replace(guess, parent=guess.parent + start)
+            for guess in guesses
+        ]
     return pool
