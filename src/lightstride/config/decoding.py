@@ -38,6 +38,9 @@ class DecodingFlags:
         arg(metavar="N", help_behavior_hint="(default: what pays)", constructor=int),
     ] = None
     """Most tokens that lossless checks at once for a prompt, as a tree of likely continuations."""
+    exact: bool = False
+    """Give the same bits whatever is checked or answered beside it, also in bfloat16: lossless then
+    checks one branch. Refused where the machine cannot promise it."""
     max_new_tokens: int = 256
     """Longest answer, in tokens."""
     temperature: float = 0.0

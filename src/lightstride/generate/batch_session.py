@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightstride.config.decoding import Settings
 from lightstride.errors import ConfigError
+from lightstride.generate.batch.alike import check_alike
 from lightstride.generate.batch.cache import Storage
 from lightstride.generate.batch.forward import CachedBatch, Forward, Logits
 from lightstride.generate.batch.give_way import GivenUpError, giving_way
@@ -82,6 +83,8 @@ class BatchSession:
             raise ConfigError(f"the key {key!r} is taken by a row that has not ended")
         if settings.stop and self.tokenizer is None:
             raise ConfigError("stop strings were given, but there is no tokenizer to read them")
+        if settings.exact:
+            check_alike(self.model, is_full=self.batch.flattens)
         limit = settings.max_new_tokens
         row = Row(
             key,
@@ -179,6 +182,8 @@ class BatchSession:
         """One forward of the base for all rows that answer, and one for the prompts being read."""
         with torch.inference_mode():
             self.drop()
+            rows = [*self.rows, *self.waiting]
+            self.batch.rounds_alike = any(row.settings.exact for row in rows)
             self.join()
             answering = self.num_answering
             return [*self.answer(answering), *self.read(answering, interrupt)]
@@ -233,10 +238,12 @@ class BatchSession:
     def use_prefixes(self, answering: int) -> None:
         """Give rows of which nothing was read the entries of prompts that began the same.
 
-        At least one token is left to be read; drafters that read the prompts need all of them.
+        At least one token is left to be read.  Drafters that read the prompts need all of them,
+        and exact rows entries that were computed as theirs are.
         """
         for index, row in enumerate(self.rows[answering:], answering):
-            if row.num_read == 0 and not self.mode(row).reads_prompts:
+            own = row.settings.exact or self.mode(row).reads_prompts
+            if row.num_read == 0 and not own:
                 chain = self.prefixes.find(row.prompt[:-1])
                 if chain:
                     row.num_cached = self.prefixes.load(chain, self.batch.cache, index)

@@ -4,6 +4,7 @@ import random
 from collections.abc import Sequence
 
 import pytest
+import torch
 from torch import Tensor
 
 from helpers.agree import assert_same_greedy
@@ -11,7 +12,7 @@ from helpers.smash_toys import BASES, PROMPTS, a_row, sharp, toy
 from helpers.toys import byte_tokenizer
 from helpers.trees import path_to, random_tree
 from lightstride.errors import ConfigError
-from lightstride.generate import PlainDecoder, Settings, generate
+from lightstride.generate import Mode, PlainDecoder, Settings, generate
 from lightstride.generate.rows import Row
 from lightstride.smash.decode.costs import CostTable, costs_of
 from lightstride.smash.decode.decoder import SmashDecoder
@@ -133,6 +134,34 @@ def test_sampled_answers_are_the_plain_decoders(base: str, tree: int | None) -> 
     assert [a.tokens for a in answers] == [a.tokens for a in plain]
     if tree == 1:
         assert all(len(step) == 1 for a in answers for step in a.steps)
+
+
+@pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+    reason="no bfloat16 kernel on this machine",
+)
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_exact_answers_are_the_same_in_bfloat16(temperature: float) -> None:
+    """Token by token or several, alone or among others; also where tokens are as good as equal."""
+    model = toy(sharp(BASES["llama"]())).bfloat16()
+    decoder = SmashDecoder(model, byte_tokenizer())
+
+    def answers(mode: Mode, prompts: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+        settings = Settings(
+            max_new_tokens=40, temperature=temperature, mode=mode, exact=True, seed=3
+        )
+        return [answer.tokens for answer in generate(decoder, prompts, settings)]
+
+    alone = [answers("ar", [prompt])[0] for prompt in PROMPTS]
+    assert [answers("lossless", [prompt])[0] for prompt in PROMPTS] == alone
+    assert answers("ar", PROMPTS) == alone
+    assert answers("lossless", PROMPTS) == alone
+
+
+def test_exact_is_refused_where_more_than_one_column_is_believed() -> None:
+    decoder = SmashDecoder(toy(), byte_tokenizer())
+    with pytest.raises(ConfigError, match="exact is for the modes lossless and ar"):
+        generate(decoder, PROMPTS, Settings(mode="trust", exact=True))
 
 
 def test_fewer_guesses_a_row_in_batches() -> None:

@@ -5,7 +5,14 @@ import random
 import pytest
 
 from helpers.trees import path_to, random_tree
-from lightstride.smash.drafters.guesses import ROOT, Guess, Guesses, Tree, pooled
+from lightstride.smash.drafters.guesses import (
+    ROOT,
+    Guess,
+    Guesses,
+    Tree,
+    likeliest_branch,
+    pooled,
+)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -41,3 +48,16 @@ def test_pooled_guesses_keep_their_parents() -> None:
     pool = pooled([chain, Guesses(chain).guesses, []])
     assert [guess.parent for guess in pool] == [ROOT, 0, ROOT, 2]
     assert [guess.token for guess in pool] == [1, 2, 1, 2]
+
+
+def test_the_likeliest_branch_brings_most() -> None:
+    guesses = [
+        Guess(0.5, 1, ROOT, 1),
+        Guess(0.4, 2, ROOT, 1),
+        Guess(0.1, 3, 0, 2),
+        Guess(0.35, 4, 1, 2),
+        Guess(0.3, 5, 3, 3),
+    ]
+    branch = likeliest_branch(guesses)
+    assert [(each.token, each.parent) for each in branch] == [(2, ROOT), (4, 0), (5, 1)]
+    assert likeliest_branch([]) == []

@@ -93,8 +93,9 @@ class KvBuffer(Cache):
             keys_BGWd[self.flat.rows_N, :, self.flat.columns_N] = key_states[0].transpose(0, 1)
             values_BGWd[self.flat.rows_N, :, self.flat.columns_N] = value_states[0].transpose(0, 1)
         elif self.columns_BQ is None:
-            keys_BGWd[:, :, self.start : self.width] = key_states
-            values_BGWd[:, :, self.start : self.width] = value_states
+            stop = self.start + key_states.shape[2]
+            keys_BGWd[:, :, self.start : stop] = key_states
+            values_BGWd[:, :, self.start : stop] = value_states
         else:
             write(keys_BGWd, self.columns_BQ, key_states)
             write(values_BGWd, self.columns_BQ, value_states)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from lightstride.generate.batch.alike import ENTRIES, attend_alike, fill_queries, filled_up
 from lightstride.generate.batch.cache import FlatPlaces
 from lightstride.generate.batch.segments import Segment
 from lightstride.memory.attention import folded_queries, grouped_attention
@@ -33,6 +34,8 @@ class RowLayout:
     segments: Sequence[Segment]
     flat: FlatPlaces | None = None
     """Where new columns belong, if those of all rows stand in one."""
+    rounds_alike: bool = False
+    """Whether attention rounds alike for any number of columns (`alike.py`)."""
 
 
 LAYOUT: ContextVar[RowLayout | None] = ContextVar("the rows of the forward that runs")
@@ -81,7 +84,8 @@ def attention(
         return attend(query_BHQd, key_BGWd, value_BGWd, attention_mask, scale), None
     parts = []
     for each in layout.segments:
-        rows, width = each.rows, each.width
+        rows = each.rows
+        width = filled_up(each.width, ENTRIES) if layout.rounds_alike else each.width
         seen = (key_BGWd[rows, :, :width], value_BGWd[rows, :, :width], attention_mask, scale, each)
         if layout.flat is None:
             parts.append(attend(query_BHQd[rows], *seen))
@@ -108,6 +112,14 @@ def attend(
     Without a mask the new columns are the last ones, and each sees those before it and itself.
     """
     num_new, width = query_BHQd.shape[2], key_BGWd.shape[2]
+    layout = LAYOUT.get()
+    if layout is not None and layout.rounds_alike:
+        folded = folded_queries(query_BHQd, key_BGWd)
+        mask_B1RW = fill_queries(mask_of(sees_B1QW, query_BHQd, width, folded, segment))
+        num_rows, num_heads, _, size = query_BHQd.shape
+        query_BGRd = query_BHQd.reshape(num_rows, num_heads // folded, folded * num_new, size)
+        output_BGRd = attend_alike(query_BGRd, key_BGWd, value_BGWd, mask_B1RW, scale)
+        return output_BGRd.reshape(num_rows, num_heads, num_new, size).transpose(1, 2)
     is_causal = sees_B1QW is None and num_new == width > 1
     folded = 1 if is_causal else folded_queries(query_BHQd, key_BGWd)
     mask = None

@@ -20,9 +20,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lightstride.generate.batch.alike import ENTRIES, LEAST_COLUMNS, filled_up
 from lightstride.generate.batch.cache import FlatPlaces, KvBuffer, Storage, padded
 from lightstride.generate.batch.folded import RowLayout, can_fold, folded_heads
 from lightstride.generate.batch.masks import (
@@ -32,7 +33,7 @@ from lightstride.generate.batch.masks import (
     sliding_window,
 )
 from lightstride.generate.batch.packed import packed_layers
-from lightstride.generate.batch.segments import segments_of
+from lightstride.generate.batch.segments import Segment, segments_of
 from lightstride.memory.attention import FOLDED
 
 
@@ -102,6 +103,8 @@ class CachedBatch:
         self.positions: list[int] = []
         """Position of each row's last token; -1 before the first."""
         self.always_masked = sliding_window(model.config) is not None
+        self.rounds_alike = False
+        """Whether what a column gives is to depend on no other (`alike.py`)."""
 
     def add_row(self) -> None:
         """Add a row of no entries behind the others."""
@@ -132,8 +135,12 @@ class CachedBatch:
 
     def reserve(self, capacity: int, max_rows: int | None) -> None:
         """Bound the columns of rows, which a static buffer has at once, and the number of rows."""
-        self.cache.capacity = capacity
+        self.cache.capacity = self.filled(capacity)
         self.cache.max_rows = max_rows
+
+    def filled(self, width: int) -> int:
+        """Entries that attention reads of so many."""
+        return filled_up(width, ENTRIES) if self.rounds_alike else width
 
     @property
     def flattens(self) -> bool:
@@ -201,6 +208,9 @@ class CachedBatch:
         behind the row's entries (None: in their order).
         """
         device = self.model.device
+        if self.rounds_alike and depths_BQ.numel() < LEAST_COLUMNS:
+            depths_BQ = depths_BQ.repeat(1, LEAST_COLUMNS)
+            tokens_BQ = None if tokens_BQ is None else tokens_BQ.repeat(1, LEAST_COLUMNS)
         num_new = depths_BQ.shape[1]
         used, first = self.used[rows], self.used[rows.start]
         width = max(used) + num_new
@@ -210,17 +220,23 @@ class CachedBatch:
         if not aligned:
             places = torch.arange(num_new, device=device) if places_BQ is None else places_BQ
             columns_BQ = used_B1 + places
-        self.cache.reserve(rows, width, first, columns_BQ)
+        full = self.filled(width)
+        self.cache.reserve(rows, full, first, columns_BQ)
         mask = None
         needs_none = num_new == 1 or first == 0 or can_fold(self.model)
-        is_plain = aligned and sees_BQQ is None and needs_none
+        is_plain = aligned and sees_BQQ is None and needs_none and not self.rounds_alike
         if not is_plain or self.always_masked:
             sees_BQW = sees(used_B1, num_new, width, sees_BQQ, columns_BQ)
+            sees_BQW = nn.functional.pad(sees_BQW, (0, full - width))
             mask = attention_argument(sees_BQW, self.model.config, self.model.dtype)
         positions = torch.tensor(self.positions[rows], device=device)[:, None]
         layout = None
         if mask is not None and num_new <= FOLDED and places_BQ is None:
-            layout = RowLayout(segments_of(used, [num_new] * len(used)))
+            segments = segments_of(used, [num_new] * len(used))
+            layout = RowLayout(segments, rounds_alike=self.rounds_alike)
+        elif self.rounds_alike:
+            everyone = Segment(slice(0, len(used)), slice(0, len(used) * num_new), num_new, width)
+            layout = RowLayout([everyone], rounds_alike=True)
         return self.run(
             tokens_BQ, embeddings_BQD, positions + 1 + depths_BQ, mask, taps, logit_columns, layout
         )
@@ -250,8 +266,10 @@ class CachedBatch:
             positions += [self.positions[rows.start + row] + 1 + depth for depth in own]
         where = torch.tensor(rows_N, device=device), torch.tensor(places_N, device=device)
         flat = FlatPlaces(*where, columns_BQ[where])
-        self.cache.reserve(rows, width, 0, None, flat)
+        full = self.filled(width)
+        self.cache.reserve(rows, full, 0, None, flat)
         sees_BQW = sees(used_B1, num_new, width, sees_BQQ, columns_BQ)
+        sees_BQW = nn.functional.pad(sees_BQW, (0, full - width))
         found = self.run(
             torch.tensor([[token for each in tokens for token in each]], device=device),
             None,
@@ -259,7 +277,7 @@ class CachedBatch:
             attention_argument(sees_BQW, self.model.config, self.model.dtype),
             taps,
             range(len(positions)),
-            RowLayout(segments_of(used, sizes), flat),
+            RowLayout(segments_of(used, sizes), flat, self.rounds_alike),
         )
         index_BQ = torch.zeros(len(sizes), num_new, dtype=torch.long, device=device)
         index_BQ[where] = torch.arange(len(positions), device=device)
@@ -279,6 +297,8 @@ class CachedBatch:
     ) -> Forward:
         """What the model makes of new columns, whose places in the cache are reserved."""
         # By index: of a slice torch multiplies row by row, each with a copy of the head.
+        if self.rounds_alike and len(positions_BQ) * len(logit_columns) < LEAST_COLUMNS:
+            logit_columns = [*logit_columns] * LEAST_COLUMNS
         wanted = torch.tensor(logit_columns, device=self.model.device)
         with packed_layers(self.model), folded_heads(self.model, layout):
             output = self.model(

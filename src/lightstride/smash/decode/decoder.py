@@ -91,6 +91,8 @@ def smash_session(
                 "logprobs is given in the modes lossless, verify and ar alone: in trust the base "
                 "does not see every token before it is out"
             )
+        if settings.exact and mode not in ("lossless", "ar"):
+            raise ConfigError(f"exact is for the modes lossless and ar: {mode} answers otherwise")
         confidence = settings.confidence
         return replace(
             settings,

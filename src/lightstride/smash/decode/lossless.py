@@ -30,7 +30,15 @@ from lightstride.smash.decode.budget import Choice, best_together, best_width
 from lightstride.smash.decode.costs import CostTable, costs_of
 from lightstride.smash.decode.pacing import Pacing, pacing_of
 from lightstride.smash.decode.verify import begin_checked
-from lightstride.smash.drafters.guesses import Budget, Drafter, Guess, Kept, Tree, pooled
+from lightstride.smash.drafters.guesses import (
+    Budget,
+    Drafter,
+    Guess,
+    Kept,
+    Tree,
+    likeliest_branch,
+    pooled,
+)
 
 MOST_COLUMNS = 48
 """Columns of a row: what a step may try of a run that was there before, and of drafts."""
@@ -114,10 +122,12 @@ class Lossless:
         ]
 
     def grown(self, rows: Sequence[Row], pools: Sequence[Sequence[Guess]]) -> list[Tree]:
-        """A tree of each row with all guesses that it may hold."""
+        """A tree of each row with all guesses that it may hold; of an exact row one branch, which
+        then stands behind its entries as if read token by token."""
         trees = [Tree([row.pending[-1]]) for row in rows]
         for row, tree, pool in zip(rows, trees, pools, strict=True):
-            tree.attach(pool, self.scratch(row.settings))
+            own = likeliest_branch(pool) if row.settings.exact else pool
+            tree.attach(own, self.scratch(row.settings))
         return trees
 
     def choose(

@@ -159,6 +159,23 @@ class Tree:
         return sees_QQ
 
 
+def likeliest_branch(guesses: Sequence[Guess]) -> list[Guess]:
+    """The branch of most expected tokens alone, in order."""
+    expected: list[float] = []
+    for guess in guesses:
+        before = 0.0 if guess.parent == ROOT else expected[guess.parent]
+        expected.append(before + guess.probability)
+    if not expected:
+        return []
+    place = max(range(len(guesses)), key=lambda index: expected[index])
+    branch: list[Guess] = []
+    while place != ROOT:
+        branch.append(guesses[place])
+        place = guesses[place].parent
+    branch.reverse()
+    return [replace(guess, parent=index - 1) for index, guess in enumerate(branch)]
+
+
 def pooled(lists: Sequence[Sequence[Guess]]) -> list[Guess]:
     """Guesses of several drafters as one list, each with its parent there."""
     pool: list[Guess] = []

@@ -1,0 +1,92 @@
+"""Forwards that round alike: wide ones are those of one column, to the last bit, or refused."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from helpers.agree import assert_close_logits
+from helpers.toys import tiny_llama, tiny_qwen3
+from lightstride.errors import ConfigError
+from lightstride.generate import PlainDecoder, Settings, generate
+from lightstride.generate.batch import alike
+from lightstride.generate.batch.alike import attend_alike, check_alike, fill_queries, filled_up
+from lightstride.generate.batch.forward import CachedBatch
+
+TOKENS = [7, 30, 4, 90, 12, 55, 1, 8, 200, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40]
+NEEDS_KERNEL = pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available() or not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+    reason="no bfloat16 kernel on this machine",
+)
+
+
+def logits_of(model: PreTrainedModel, prompt: list[int], sizes: list[int]) -> torch.Tensor:
+    """Logits of the tokens, read so many at a time behind a prompt."""
+    batch = CachedBatch(model, "static")
+    batch.rounds_alike = True
+    batch.add_row()
+    batch.reserve(len(prompt) + len(TOKENS) + 1, 1)
+    found, start = [], 0
+    with torch.inference_mode():
+        batch.read(slice(0, 1), [prompt], [])
+        for size in sizes:
+            forward = batch.forward(
+                slice(0, 1),
+                tokens_BQ=torch.tensor([TOKENS[start : start + size]]),
+                depths_BQ=torch.arange(size)[None],
+                logit_columns=range(size),
+            )
+            batch.keep(slice(0, 1), [list(range(size))], [size])
+            found.append(forward.logits.of_row(0, range(size)))
+            start += size
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("make", [tiny_llama, tiny_qwen3])
+@pytest.mark.parametrize("size", [1, 14])
+def test_filled_up_forwards_are_the_same_to_rounding(make, size: int) -> None:
+    model = make()
+    one_by_one = logits_of(model, TOKENS[:size], [1] * len(TOKENS))
+    together = logits_of(model, TOKENS[:size], [5, 1, 9, 4])
+    assert_close_logits(one_by_one, together)
+    full = model(torch.tensor([[*TOKENS[:size], *TOKENS]])).logits[0, size:]
+    assert_close_logits(one_by_one, full)
+
+
+@NEEDS_KERNEL
+@pytest.mark.parametrize("make", [tiny_llama, tiny_qwen3])
+def test_in_bfloat16_they_are_the_same_bits(make) -> None:
+    model = make().bfloat16()
+    check_alike(model)
+    one_by_one = logits_of(model, TOKENS[:14], [1] * len(TOKENS))
+    for sizes in ([19], [5, 1, 9, 4], [2] * 9 + [1]):
+        assert torch.equal(one_by_one, logits_of(model, TOKENS[:14], sizes))
+
+
+def test_what_fills_up_is_not_seen() -> None:
+    torch.manual_seed(0)
+    query, key, value = torch.randn(2, 3, 6, 8), torch.randn(2, 3, 16, 8), torch.randn(2, 3, 16, 8)
+    mask = torch.zeros(1, 1, 6, 16)
+    mask[..., 11:] = -torch.inf
+    found = attend_alike(query, key, value, fill_queries(mask), 0.3)
+    wanted = nn.functional.scaled_dot_product_attention(
+        query, key[:, :, :11], value[:, :, :11], scale=0.3
+    )
+    assert torch.allclose(found, wanted, atol=1e-6)
+    assert [filled_up(n, 4) for n in (0, 1, 4, 5)] == [0, 4, 4, 8]
+
+
+def test_products_that_depend_on_the_number_of_columns_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Odd(nn.Linear):
+        """Rounds otherwise for many columns."""
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return super().forward(inputs) * (1 + 1e-3 * (inputs.shape[1] > 7))
+
+    model = tiny_llama()
+    model.model.layers[0].mlp.up_proj = Odd(*model.model.layers[0].mlp.up_proj.weight.T.shape)
+    assert not alike.products_are_alike(model)
+    with pytest.raises(ConfigError, match="exact cannot be promised"):
+        generate(PlainDecoder(model, None), [[1, 2]], Settings(exact=True, max_new_tokens=2))
