@@ -131,6 +131,15 @@ def read_plan(plan: str) -> list[Block]:
     return blocks
 
 
+def checked_plan(plan: str | None) -> str | None:
+    """A plan's line, or none, that can be read; TypeError or ValueError for anything else."""
+    if plan is not None:
+        if not isinstance(plan, str):
+            raise TypeError(f"{plan!r} is no plan")
+        read_plan(plan)
+    return plan
+
+
 def read_folders(folders: Sequence[str]) -> Facts:
     """Everything in these folders and below; DataError where there is no result."""
     models: dict[str, ModelFacts] = {}
@@ -141,7 +150,7 @@ def read_folders(folders: Sequence[str]) -> Facts:
         results[str(path)] = (result := read_result(path))
         try:
             READERS.get(result["kind"], no_reader)(result, models, retained)
-        except (KeyError, TypeError, AttributeError, AssertionError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:
             raise DataError(f"{path} is no whole result of {result['kind']}: {error}") from error
     for path in files_named("search.jsonl", folders):
         add_search(searches, str(path.parent), list(read_search(path)))
@@ -250,8 +259,8 @@ def read_prune(result: Result, models: dict[str, ModelFacts], retained: Retained
     for found in ({**dense, "folder": config["model"]}, *sizes):
         model = facts_of(models, found["folder"])
         model.parameters, model.weight_bytes = found["parameters"], found["bytes"]
-        model.sparsity, model.plan = found["sparsity"], found["plan"]
-        model.dense_plan = dense["plan"]
+        model.sparsity, model.plan = found["sparsity"], checked_plan(found["plan"])
+        model.dense_plan = checked_plan(dense["plan"])
         if found["perplexity"] is not None:
             model.perplexities[text] = found["perplexity"]
 
