@@ -19,6 +19,10 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
 
 from lightstride.errors import ConfigError, ModelError, OutputError
 from lightstride.files import cache_folder, whole_folder
@@ -37,6 +41,16 @@ MOST_STAMPS = 8
 
 Stamp = list[str | int]
 """A file's path, size and time of change in nanoseconds."""
+SeenStamp = Annotated[list[str | int], Meta(min_length=3, max_length=3)]
+"""The same, as a record has it."""
+
+
+class Fields(msgspec.Struct):
+    """What of a record is computed with."""
+
+    source: dict[str, object] = {}
+    files: dict[str, object] = {}
+    seen: list[Annotated[list[SeenStamp], Meta(min_length=1)]] = []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,7 +245,8 @@ def read_entry(folder: Path) -> dict[str, object] | None:
     """A copy's record; None where it is missing, damaged or of another format."""
     try:
         record = read_sealed(folder / RECORD, dict[str, object], ModelError)
-    except ModelError:
+        msgspec.convert(record, Fields)
+    except (ModelError, msgspec.ValidationError):
         return None
     return record if record.get("format") == FORMAT else None
 
