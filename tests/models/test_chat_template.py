@@ -56,6 +56,8 @@ def test_the_text_is_transformers_own(name: str, asks: bool) -> None:
         ("{% set x = 'a' * 9999 %}{{ (x * 99).replace('a', x) }}", "replaced or joined"),
         ("{% for i in range(10**9) %}x{% endfor %}", "[Rr]ange too big|too large"),
         ("{% set x = 'a' * 99999 %}{% for i in range(9999) %}{{ x }}{% endfor %}", "longer than"),
+        ("{{ ('%(a)s' * 500000) % {'a': 'a' * 4000000} }}", "replaced or joined"),
+        ("{{ ('{0[a]}' * 500000).format({'a': 'a' * 4000000}) }}", "replaced or joined"),
         ("{{ messages | tojson(indent=900000) }}", "indented"),
         ("{{ messages | tojson(indent='a' * 900000) }}", "indented"),
         ("{{ ().__class__.__bases__ }}", "unsafe"),
@@ -104,6 +106,17 @@ def test_a_value_that_doubles_is_stopped(
     )
     with pytest.raises(ModelError, match=r"too long|holds more|is longer|replaced or joined"):
         render_chat(tokenizer, MESSAGES)
+
+
+def test_a_long_conversation_is_no_growth() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = (
+        "{{ (messages | selectattr('role', 'equalto', 'system') | list | first)['content'] }}"
+        "{% for m in messages | rejectattr('role', 'equalto', 'system') %}"
+        "{{ m.get('content', '').strip() ~ '\n' }}{% endfor %}"
+    )
+    long = [{"role": "user", "content": "x" * 1_000_000}] * 3
+    assert len(render_chat(tokenizer, [*MESSAGES[:1], *long])) == 3 * 1_000_001 + len("Be brief.")
 
 
 def test_half_a_character_is_no_text() -> None:

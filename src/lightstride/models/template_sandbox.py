@@ -23,7 +23,7 @@ MAX_CHARACTERS = 1 << 22
 MAX_INDENT = 100
 """Characters by which JSON may be indented at each depth."""
 MAX_GROWTH = 1 << 27
-"""Of the product of the weights of a call's arguments."""
+"""Of the product of the sizes of a call's arguments."""
 MAX_NUMBER = 1_000_000
 """Of an argument that a string method, a filter or a repetition takes."""
 CONTAINERS = (list, tuple, dict)
@@ -118,10 +118,17 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
 
     def wrap_str_format(self, value: object) -> Callable[..., str] | None:
         """`str.format` in the sandbox, for patterns that do not ask for too much space."""
+        wrapped = super().wrap_str_format(value)
         owner = getattr(value, "__self__", None)
-        if isinstance(owner, str):
-            check_widths(owner)
-        return super().wrap_str_format(value)
+        if wrapped is None or not isinstance(owner, str):
+            return wrapped
+        check_widths(owner)
+
+        def checked(*arguments: object, **named: object) -> str:
+            check_growth([owner, *arguments, *named.values()])
+            return wrapped(*arguments, **named)
+
+        return checked
 
 
 def limited(call: Callable[..., object]) -> Callable[..., object]:
@@ -167,10 +174,16 @@ def check_arguments(arguments: Sequence[object], named: Mapping[str, object]) ->
 
 
 def check_growth(values: Sequence[object]) -> None:
-    """Raise LimitError where texts or lists could multiply, as in replacing or joining."""
+    """Raise LimitError where texts could multiply, as in replacing, joining or formatting.
+
+    A text can repeat all that its arguments hold; lists and dicts, as in `messages | selectattr`,
+    repeat nothing of what they hold.
+    """
+    sized = [value for value in values if isinstance(value, (str, *CONTAINERS))]
+    measure = weight if sized and isinstance(sized[0], str) else len
     product = 1
-    for value in values:
-        product *= max(1, weight(value))
+    for value in sized:
+        product *= max(1, measure(value))
     if product > MAX_GROWTH:
         raise LimitError("texts of this length cannot be replaced or joined here")
 

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from lightstride.report.facts import Block, Evaluation, Facts, ModelFacts, read_plan, shorten
+from lightstride.report.facts import Block, Evaluation, Facts, ModelFacts, shorten
 from lightstride.results import MIB
 
 matplotlib.use("Agg")
@@ -83,7 +83,7 @@ def pictures(facts: Facts) -> list[Picture]:
 def width_pictures(facts: Facts) -> list[Picture]:
     """Kept width of every block, one picture a pruned model."""
     return [
-        width_picture(model, read_plan(model.plan), read_plan(model.dense_plan))
+        width_picture(model, model.plan, model.dense_plan)
         for model in facts.models
         if model.plan is not None and model.dense_plan is not None and model.sparsity
     ]

@@ -68,8 +68,8 @@ class ModelFacts:
     leveled: dict[str, float] = field(default_factory=dict)
     """Score on a task's first items, as many as every model has, where this one has more."""
     loads: list[Numbers] = field(default_factory=list)
-    plan: str | None = None
-    dense_plan: str | None = None
+    plan: list[Block] | None = None
+    dense_plan: list[Block] | None = None
 
     @property
     def accuracy(self) -> float | None:
@@ -121,23 +121,16 @@ def facts_of(models: dict[str, ModelFacts], source: str) -> ModelFacts:
     return models.setdefault(name, ModelFacts(name, shorten(source)))
 
 
-def read_plan(plan: str) -> list[Block]:
-    """Widths of every block of a plan's line."""
+def read_plan(plan: str | None) -> list[Block] | None:
+    """Widths of every block of a plan's line; None where there is no plan."""
+    if plan is None:
+        return None
     blocks = []
     for text in plan.split("|"):
         attention, _, channels = text.partition(",")
         kv_heads, _, queries = attention.partition("x")
         blocks.append(Block(int(kv_heads) * int(queries), int(kv_heads), int(channels)))
     return blocks
-
-
-def checked_plan(plan: str | None) -> str | None:
-    """A plan's line, or none, that can be read; TypeError or ValueError for anything else."""
-    if plan is not None:
-        if not isinstance(plan, str):
-            raise TypeError(f"{plan!r} is no plan")
-        read_plan(plan)
-    return plan
 
 
 def read_folders(folders: Sequence[str]) -> Facts:
@@ -259,8 +252,10 @@ def read_prune(result: Result, models: dict[str, ModelFacts], retained: Retained
     for found in ({**dense, "folder": config["model"]}, *sizes):
         model = facts_of(models, found["folder"])
         model.parameters, model.weight_bytes = found["parameters"], found["bytes"]
-        model.sparsity, model.plan = found["sparsity"], checked_plan(found["plan"])
-        model.dense_plan = checked_plan(dense["plan"])
+        model.sparsity, model.plan = found["sparsity"], read_plan(found["plan"])
+        model.dense_plan = read_plan(dense["plan"])
+        if model.plan and model.dense_plan and len(model.plan) != len(model.dense_plan):
+            raise ValueError("its plans have different numbers of blocks")
         if found["perplexity"] is not None:
             model.perplexities[text] = found["perplexity"]
 

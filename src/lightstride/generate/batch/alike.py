@@ -22,10 +22,15 @@ from transformers import PreTrainedModel
 
 from lightstride.errors import ConfigError
 from lightstride.generate.batch.packed import packed_layers
+from lightstride.models.families.registry import adapter_for
 
 ENTRIES = 16
 QUERIES = 4
 LEAST_COLUMNS = 2
+SEEN = 150
+"""Entries, more or less, that attention is looked at with."""
+WIDTH = 304
+"""Entries that are there, a multiple of ENTRIES."""
 NUM_COLUMNS = (2, 3, 4, 5, 8, 13, 16, 33, 48)
 """Columns of the products that are looked at."""
 ALL_COLUMNS = 96
@@ -60,23 +65,23 @@ def attend_alike(
 
 
 ALIKE: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
-"""By model: whether its products round alike here."""
+"""By model: whether it rounds alike here."""
 
 
 def check_alike(model: PreTrainedModel, *, is_full: bool = True) -> None:
-    """Refuse, with ConfigError, a model whose products depend on the number of columns here, and
-    attention that is not sdpa's over a full cache."""
+    """Refuse, with ConfigError, a model whose products or attention depend on the number of columns
+    here, and attention that is not sdpa's over a full cache."""
     if not is_full:
         raise ConfigError(
             "exact is for the full cache and sdpa attention: leave out --kv and --kv-dtype"
         )
     if model not in ALIKE:
         with torch.inference_mode():
-            ALIKE[model] = products_are_alike(model)
+            ALIKE[model] = products_are_alike(model) and attention_is_alike(model)
     if not ALIKE[model]:
         raise ConfigError(
-            f"exact cannot be promised: here products of {model.dtype} round by the number of "
-            "columns. Leave it out; in float32 near ties, where that matters, are rare"
+            f"exact cannot be promised: here {model.dtype} rounds by the number of columns."
+            " Leave it out; in float32 near ties, where that matters, are rare"
         )
 
 
@@ -94,5 +99,38 @@ def products_are_alike(model: PreTrainedModel) -> bool:
                 stop = ALL_COLUMNS // count * count
                 parts = [layer(each) for each in inputs_1QI[:, :stop].split(count, dim=1)]
                 if not torch.equal(torch.cat(parts, dim=1), wide_1QO[:, :stop]):
+                    return False
+    return True
+
+
+def attention_is_alike(model: PreTrainedModel) -> bool:
+    """Whether each query row of attention is the same bits for all numbers of rows and of entries
+    that nobody sees."""
+    geometry = adapter_for(model.config).geometry(model.config)
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*sizes: int) -> Tensor:
+        values = torch.randn(*sizes, geometry.head_dim, generator=generator)
+        return values.to(device=model.device, dtype=model.dtype)
+
+    for kv_heads in sorted({shape.num_kv_heads for shape in geometry.attention} - {0}):
+        query_1GRd = drawn(1, kv_heads, ALL_COLUMNS)
+        key_1GWd, value_1GWd = drawn(1, kv_heads, WIDTH), drawn(1, kv_heads, WIDTH)
+        for seen in (SEEN - 1, SEEN + ENTRIES + 3):
+            full = filled_up(seen, ENTRIES)
+            mask_11RW = query_1GRd.new_zeros(1, 1, ALL_COLUMNS, WIDTH)
+            mask_11RW[..., seen:] = -torch.inf
+            wide = attend_alike(query_1GRd, key_1GWd, value_1GWd, mask_11RW, 0.1)
+            key, value = key_1GWd[:, :, :full], value_1GWd[:, :, :full]
+            for count in NUM_COLUMNS:
+                parts = [
+                    attend_alike(query, key, value, fill_queries(mask), 0.1)
+                    for query, mask in zip(
+                        query_1GRd.split(count, dim=2),
+                        mask_11RW[..., :full].split(count, dim=2),
+                        strict=True,
+                    )
+                ]
+                if not torch.equal(torch.cat(parts, dim=2), wide):
                     return False
     return True
