@@ -155,15 +155,11 @@ def read_record(folder: str | Path) -> Record:
     path = Path(folder) / RECORD_NAME
     if not path.is_file():
         return {}
-    record = read_json(path, dict[str, object], ModelError)
+    record = read_json(path, dict[str, object], ModelError, finite=True)
     try:
         msgspec.convert(record, RecordFields)
     except msgspec.ValidationError as error:
         raise ModelError(f"{path}: {error}") from error
-    try:
-        json.dumps(record, allow_nan=False)  # another folder's record will hold it
-    except ValueError as error:
-        raise ModelError(f"{path}: a number is not finite") from error
     if record.get("format") != RECORD_FORMAT:
         raise ModelError(f"{path} is of another version; this one reads format {RECORD_FORMAT}")
     return record

@@ -57,18 +57,23 @@ def read_text(path: Path, error: Error, *, limit: int = MAX_JSON_BYTES) -> str:
     return as_text(read_bytes(path, error, limit=limit), str(path), error)
 
 
-def read_json(path: Path, kind: type[T], error: Error, *, limit: int = MAX_JSON_BYTES) -> T:
-    """The JSON document of a file, as an instance of `kind`."""
-    return parse_json(read_bytes(path, error, limit=limit), kind, str(path), error)
+def read_json(
+    path: Path, kind: type[T], error: Error, *, limit: int = MAX_JSON_BYTES, finite: bool = False
+) -> T:
+    """The JSON document of a file, as an instance of `kind`; with `finite` no Infinity or NaN."""
+    data = read_bytes(path, error, limit=limit)
+    return parse_json(data, kind, str(path), error, finite=finite)
 
 
-def parse_json(data: bytes | str, kind: type[T], where: str, error: Error) -> T:
+def parse_json(
+    data: bytes | str, kind: type[T], where: str, error: Error, *, finite: bool = False
+) -> T:
     """A JSON document as an instance of `kind`; `where` names it in the error."""
     text = as_text(data, where, error) if isinstance(data, bytes) else data
     try:
         document = json.loads(text)
         check_depth(document)
-        document_text(document)
+        check_writable(document, finite=finite)
         return msgspec.convert(document, kind)
     except RecursionError as cause:
         raise error(f"{where} is nested deeper than {MAX_DEPTH} levels") from cause
@@ -102,6 +107,6 @@ def check_depth(document: object) -> None:
         ]
 
 
-def document_text(document: object) -> None:
-    """Raise ValueError where a text of the document cannot be written as UTF-8."""
-    json.dumps(document, ensure_ascii=False).encode("utf-8")
+def check_writable(document: object, *, finite: bool) -> None:
+    """Raise ValueError where a text is no UTF-8, or a number not finite where it must be."""
+    json.dumps(document, ensure_ascii=False, allow_nan=not finite).encode("utf-8")

@@ -39,18 +39,34 @@ IN_USE_SECONDS = 600
 MOST_STAMPS = 8
 """Places at which a source is known; the oldest are forgotten."""
 
-Stamp = list[str | int]
+Stamp = tuple[str, int, int]
 """A file's path, size and time of change in nanoseconds."""
-SeenStamp = Annotated[list[str | int], Meta(min_length=3, max_length=3)]
-"""The same, as a record has it."""
 
 
-class Fields(msgspec.Struct):
-    """What of a record is computed with."""
+class FileEntry(msgspec.Struct):
+    """A file as it was written: its size, its time of change in nanoseconds, its hash."""
 
-    source: dict[str, object] = {}
-    files: dict[str, object] = {}
-    seen: list[Annotated[list[SeenStamp], Meta(min_length=1)]] = []
+    bytes: int
+    mtime_ns: int
+    sha256: str
+
+
+class SourceEntry(msgspec.Struct):
+    """What a copy was made from."""
+
+    sha256: str
+    bytes: int
+
+
+class ConversionRecord(msgspec.Struct):
+    """`conversion.json`."""
+
+    format: int
+    version: int
+    source: SourceEntry
+    seen: Annotated[list[Annotated[list[Stamp], Meta(min_length=1)]], Meta(min_length=1)]
+    files: dict[str, FileEntry]
+    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +107,7 @@ class Copy:
     """A folder in the cache; one without a readable record is damaged, and of no use."""
 
     folder: Path
-    record: dict[str, object] | None
+    record: ConversionRecord | None
 
     @property
     def name(self) -> str:
@@ -112,25 +128,22 @@ class Copy:
     @property
     def source(self) -> str:
         """Path of the file it was made from, where that was seen last; empty if not known."""
-        seen = (self.record or {}).get("seen")
-        return str(seen[-1][0][0]) if isinstance(seen, list) and seen else ""
+        return self.record.seen[-1][0][0] if self.record else ""
 
     @property
     def source_sha256(self) -> str:
         """Hash of the file it was made from; empty if not known."""
-        source = (self.record or {}).get("source")
-        return str(source.get("sha256", "")) if isinstance(source, dict) else ""
+        return self.record.source.sha256 if self.record else ""
 
     def is_of(self, stamps: list[Stamp]) -> bool:
         """Whether its source has these stamps."""
-        seen = (self.record or {}).get("seen")
-        return isinstance(seen, list) and stamps in seen
+        return self.record is not None and stamps in self.record.seen
 
     def is_sound(self, *, thorough: bool = False) -> bool:
         """Whether every file is as it was written; `thorough` reads all of them again."""
-        files = (self.record or {}).get("files")
-        return isinstance(files, dict) and all(
-            is_unchanged(self.folder / name, known, thorough) for name, known in files.items()
+        return self.record is not None and all(
+            is_unchanged(self.folder / name, known, thorough)
+            for name, known in self.record.files.items()
         )
 
 
@@ -152,10 +165,9 @@ def kept(source: Source, version: int, convert: Callable[[Path], object]) -> Pat
             make_room(keep=folder)
             return folder
         assert copy.record is not None
-        seen = copy.record["seen"]
-        assert isinstance(seen, list)
-        seen = [*(known for known in seen if known != source.stamps()), source.stamps()]
-        write_sealed(folder / RECORD, {**copy.record, "seen": seen[-MOST_STAMPS:]})
+        seen = [known for known in copy.record.seen if known != source.stamps()]
+        copy.record.seen = [*seen, source.stamps()][-MOST_STAMPS:]
+        write_record(folder, copy.record)
         return folder
 
 
@@ -167,15 +179,15 @@ def make(
     with whole_folder(folder) as partial:
         convert(partial)
         files = {path.name: described(path) for path in sorted(partial.iterdir())}
-        record = {
-            "format": FORMAT,
-            "version": version,
-            "source": {"sha256": digest, "bytes": source.num_bytes},
-            "seen": [source.stamps()],
-            "files": files,
-            "seconds": time.perf_counter() - started,
-        }
-        write_sealed(partial / RECORD, record)
+        record = ConversionRecord(
+            format=FORMAT,
+            version=version,
+            source=SourceEntry(sha256=digest, bytes=source.num_bytes),
+            seen=[source.stamps()],
+            files=files,
+            seconds=time.perf_counter() - started,
+        )
+        write_record(partial, record)
 
 
 def make_room(keep: Path) -> None:
@@ -238,17 +250,21 @@ def is_named(copy: Copy, name: str) -> bool:
 
 def is_version(copy: Copy, version: int) -> bool:
     """Whether the converter that made a copy is the one of today."""
-    return copy.record is not None and copy.record.get("version") == version
+    return copy.record is not None and copy.record.version == version
 
 
-def read_entry(folder: Path) -> dict[str, object] | None:
+def read_entry(folder: Path) -> ConversionRecord | None:
     """A copy's record; None where it is missing, damaged or of another format."""
     try:
-        record = read_sealed(folder / RECORD, dict[str, object], ModelError)
-        msgspec.convert(record, Fields)
-    except (ModelError, msgspec.ValidationError):
+        record = read_sealed(folder / RECORD, ConversionRecord, ModelError)
+    except ModelError:
         return None
-    return record if record.get("format") == FORMAT else None
+    return record if record.format == FORMAT else None
+
+
+def write_record(folder: Path, record: ConversionRecord) -> None:
+    """Write a copy's record with its hash."""
+    write_sealed(folder / RECORD, msgspec.to_builtins(record))
 
 
 def listed(folder: Path) -> Iterator[Path]:
@@ -283,25 +299,25 @@ def drop_unfinished() -> None:
 def stamp(path: Path) -> Stamp:
     """A file's path, size and time of change."""
     status = path.stat()
-    return [str(path.resolve()), status.st_size, status.st_mtime_ns]
+    return str(path.resolve()), status.st_size, status.st_mtime_ns
 
 
-def described(path: Path) -> dict[str, object]:
+def described(path: Path) -> FileEntry:
     """Size, time of change and hash of a file."""
     _, size, changed = stamp(path)
-    return {"bytes": size, "mtime_ns": changed, "sha256": file_hash(path)}
+    return FileEntry(bytes=size, mtime_ns=changed, sha256=file_hash(path))
 
 
-def is_unchanged(path: Path, known: object, thorough: bool) -> bool:
+def is_unchanged(path: Path, known: FileEntry, thorough: bool) -> bool:
     """Whether a file is the described one; it is read only if its time of change is another."""
-    if not isinstance(known, dict) or not path.is_file():
+    if not path.is_file():
         return False
     _, size, changed = stamp(path)
-    if size != known.get("bytes"):
+    if size != known.bytes:
         return False
-    if changed == known.get("mtime_ns") and not thorough:
+    if changed == known.mtime_ns and not thorough:
         return True
-    return file_hash(path) == known.get("sha256")
+    return file_hash(path) == known.sha256
 
 
 def file_hash(path: Path) -> str:
