@@ -8,6 +8,7 @@ import pytest
 
 from helpers.fake_session import wanted
 from helpers.served import Served, served, toy_model
+from lightstride.serve.api.toolcalls import CallReader
 
 HELLO = [{"role": "user", "content": "hello"}]
 
@@ -201,6 +202,13 @@ def test_tools_that_need_not_be_called(client: openai.OpenAI) -> None:
     none = ask(client, model="tools", tools=[WEATHER], tool_choice="none")
     assert none.choices[0].message.content == ask(client, model="tools").choices[0].message.content
     assert none.usage.prompt_tokens < free.usage.prompt_tokens
+
+
+@pytest.mark.parametrize("name", ["[]", "{}", "null", "1", '"other"'])
+def test_what_names_no_tool_is_text(name: str) -> None:
+    reader = CallReader(["weather"])
+    text = f'{{"name": {name}, "arguments": {{}}}}'
+    assert (reader.feed(text), reader.finish()) == ("", (text, []))
 
 
 def test_a_call_and_its_result_are_said_again(client: openai.OpenAI) -> None:

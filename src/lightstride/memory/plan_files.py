@@ -11,22 +11,32 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 import safetensors.torch
 from safetensors import SafetensorError
 
 from lightstride.errors import ConfigError, ModelError
 from lightstride.files import whole_file
-from lightstride.files.read import read_bytes, read_json
+from lightstride.files.read import Finite, read_bytes, read_json
 from lightstride.memory.plan import MemoryPlan
 from lightstride.memory.scores import Scores
 
 PLAN_FILE, SCORES_FILE = "memory.json", "memory.safetensors"
 FORMAT = 2
-SAID: Mapping[object, Sequence[str]] = {
+SAID: Mapping[int, Sequence[str]] = {
     1: ("default", "facts", "plans"),
     2: ("default", "facts", "plans", "scores"),
 }
 """What files of each format say."""
+
+
+class PlansOnDisk(msgspec.Struct):
+    """What `memory.json` says, beside its format and hash."""
+
+    default: Finite | None
+    plans: dict[str, dict[str, object]]
+    scores: str | None = None
+    """Hash of the file of scores."""
 
 
 @dataclass(frozen=True)
@@ -83,20 +93,22 @@ def read_plans(folder: Path) -> MemoryFile | None:
         whole = read_json(path, dict[str, object], ModelError)
     except ModelError as error:
         raise ModelError(f"{path} is damaged: {error}") from error
-    names = SAID.get(whole.get("format"))
+    names = next((SAID[known] for known in SAID if known == whole.get("format")), None)
     if names is None:
         known = " and ".join(map(str, SAID))
         raise ModelError(f"{path} is of another version; this one reads formats {known}")
     said = {key: whole.get(key) for key in names}
     if whole.get("sha256") != plan_hash(said):
         raise ModelError(f"{path} is damaged: it is not what was written; search the plan again")
-    plans, default, wanted = said["plans"], said["default"], said.get("scores")
-    assert isinstance(plans, dict)
-    found = {float(budget): MemoryPlan.from_dict(plan) for budget, plan in plans.items()}
-    if wanted is None and any(plan.is_scored for plan in found.values()):
+    try:
+        typed = msgspec.convert(said, PlansOnDisk)
+        found = {float(key): MemoryPlan.from_dict(plan) for key, plan in typed.plans.items()}
+    except ValueError as error:  # msgspec's is one, too
+        raise ModelError(f"{path} is damaged: {error}") from error
+    if typed.scores is None and any(plan.is_scored for plan in found.values()):
         raise ModelError(f"{path} has heads that choose by scores, and no scores")
-    scores = None if wanted is None else read_scores(folder, str(wanted))
-    return MemoryFile(found, None if default is None else float(str(default)), scores)
+    scores = None if typed.scores is None else read_scores(folder, typed.scores)
+    return MemoryFile(found, typed.default, scores)
 
 
 def write_scores(folder: Path, scores: Scores) -> str:

@@ -77,7 +77,10 @@ def read_calls(text: str, names: frozenset[str]) -> list[Call]:
 
 def as_call(value: object, names: frozenset[str]) -> Call | None:
     """A call as OpenAI writes it, or None where the value is no call of a known tool."""
-    if not isinstance(value, dict) or value.get("name") not in names:
+    if not isinstance(value, dict):
+        return None
+    name = value.get("name")
+    if not isinstance(name, str) or name not in names:
         return None
     arguments = value.get("arguments", value.get("parameters"))
     if isinstance(arguments, str):
@@ -87,7 +90,7 @@ def as_call(value: object, names: frozenset[str]) -> Call | None:
             return None
     if not isinstance(arguments, dict):
         return None
-    function = {"name": value["name"], "arguments": json.dumps(arguments, ensure_ascii=False)}
+    function = {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False)}
     return {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}
 
 
