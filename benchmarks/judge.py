@@ -11,6 +11,7 @@ from lightstride.data.documents import read_documents
 from lightstride.data.prompts import read_prompts
 from lightstride.data.windows import strided_windows
 from lightstride.evaluate.fidelity import fidelity
+from lightstride.evaluate.instructions import followed, make_instructions
 from lightstride.evaluate.last_words import last_word_accuracy, passages
 from lightstride.evaluate.lm_harness import HarnessModel, load_tasks, run_task
 from lightstride.evaluate.loops import looping_share
@@ -56,6 +57,8 @@ class Judge:
         found["last_words"] = {"right": sum(rights) / len(rights), "passages": len(rights)}
         if flags.prompts:
             found["loops"] = looping_share(decoder, self.prompt_tokens(decoder))
+        if flags.instructions:
+            found["instructions"] = followed(decoder, make_instructions(flags.instructions))
         if flags.tasks:
             found["tasks"] = self.tasks(decoder)
         return found

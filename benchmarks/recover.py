@@ -62,6 +62,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--num-passages", type=int, default=300)
     parser.add_argument("--prompts", help="prompts whose answers are looked at for loops")
     parser.add_argument("--num-prompts", type=int, default=40)
+    parser.add_argument("--instructions", type=int, default=0, help="instructions to follow")
     parser.add_argument("--tasks", nargs="*", default=[])
     parser.add_argument("--task-data", help="folder with the tasks' data")
     parser.add_argument("--limit", type=int, default=200, help="items of each task")

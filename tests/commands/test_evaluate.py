@@ -142,6 +142,7 @@ def test_fidelity_last_words_and_loops_are_held_against_the_dense_model(folder: 
         against=str(folder / "dense"),
         fidelity=str(folder / "passages.jsonl"),
         loops=str(prompts),
+        instructions=3,
         yardsticks=("q8_0",),
         window=64,
         output=str(folder / "out"),
@@ -153,6 +154,7 @@ def test_fidelity_last_words_and_loops_are_held_against_the_dense_model(folder: 
     assert numbers["fidelity"]["same_likeliest"] == 1
     assert numbers["last_words"]["model"] == numbers["last_words"]["against"]
     assert numbers["loops"]["model"] == numbers["loops"]["against"]
+    assert numbers["instructions"]["model"] == numbers["instructions"]["against"]
     assert 0 < numbers["yardsticks"]["q8_0"]["mean"] < 0.1
     with pytest.raises(ConfigError, match="--against"):
         EvaluateConfig(model="m", loops="p")

@@ -81,7 +81,7 @@ def evaluate_alone(config: EvaluateConfig) -> Mapping[str, object]:
             told += [model_text(against), pair_text(model, against, found)]
             kept = {task: one.as_dict() for task, one in found.items()}
             numbers |= {"against": against.as_dict(), "retained": kept}
-        if config.fidelity or config.loops:
+        if config.is_compared:
             compared = compare(config)
             told.append(comparison_text(compared))
             numbers |= compared

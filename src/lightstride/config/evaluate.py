@@ -20,6 +20,8 @@ from lightstride.config.base import (
 from lightstride.config.values import parse_size
 
 Yardstick = Literal["q8_0", "q4_k_m"]
+MOST_INSTRUCTIONS = 1000
+"""There are about 6,000 different ones in all, but few of some kinds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,14 @@ class EvaluateConfig(ModelCommand):
     """Text on which the distributions of MODEL and --against are compared, and last words asked."""
     loops: OptionalSource = None
     """Prompts whose greedy answers are looked at: how many loop, of MODEL and of --against."""
+    instructions: Annotated[
+        int | None, arg(metavar="N", help_behavior_hint=OPTIONAL, constructor=int)
+    ] = None
+    """Made instructions whose answers a program checks: how many MODEL and --against follow."""
+    kv: Annotated[
+        float | None, arg(metavar="S", help_behavior_hint="(default: the model's own)")
+    ] = None
+    """With --loops or --instructions: the budget of the memory plan that MODEL answers on."""
     yardsticks: Annotated[
         tuple[Yardstick, ...],
         arg(metavar="{q8_0,q4_k_m} ...", help_behavior_hint="(default: none)"),
@@ -77,12 +87,19 @@ class EvaluateConfig(ModelCommand):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        pairs = self.fidelity is not None or self.loops is not None
-        asked = pairs or self.perplexity is not None or bool(self.tasks)
-        ways = "--perplexity, --tasks, --fidelity or --loops"
+        asked = self.is_compared or self.perplexity is not None or bool(self.tasks)
+        ways = "--perplexity, --tasks, --fidelity, --loops or --instructions"
         require(asked, "evaluate", f"without {ways}", "given at least one of them")
-        alone = pairs and self.against is None
-        require(not alone, "--fidelity or --loops", "without --against", "held against a model")
+        alone = self.is_compared and self.against is None
+        pairs = "--fidelity, --loops or --instructions"
+        require(not alone, pairs, "without --against", "held against a model")
+        answers = self.loops is not None or self.instructions is not None
+        require(self.kv is None or answers, "--kv", "without answers", "for those of --loops")
+        require(self.kv is None or 0 < self.kv <= 1, "--kv", self.kv, "above 0 and at most 1")
+        count = self.instructions
+        allowed = f"between 1 and {MOST_INSTRUCTIONS}"
+        within = count is None or 1 <= count <= MOST_INSTRUCTIONS
+        require(within, "--instructions", count, allowed)
         measured = self.fidelity is not None or not self.yardsticks
         require(measured, "--yardsticks", "without --fidelity", "given with it")
         for name in self.yardsticks:
@@ -96,6 +113,11 @@ class EvaluateConfig(ModelCommand):
         require(self.limit is None or self.limit >= 1, "--limit", self.limit, "at least 1")
         shots = self.num_fewshot
         require(shots is None or shots >= 0, "--num-fewshot", shots, "0 or more")
+
+    @property
+    def is_compared(self) -> bool:
+        """Whether the models are held against each other token by token, or by their answers."""
+        return (self.fidelity, self.loops, self.instructions) != (None, None, None)
 
     @property
     def task_names(self) -> tuple[str, ...]:

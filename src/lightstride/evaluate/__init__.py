@@ -1,6 +1,6 @@
 """Quality: perplexity, and zero-shot tasks.
 
-fidelity    distributions against the dense model's    last_words, loops    answers
+fidelity    distributions against the dense model's    last_words, loops, instructions    answers
 perplexity    strided windows    loglikelihood   scores of continuations
 lm_harness    lm-eval's tasks from local files   outcome, tables results, compared and printed
 """

@@ -1,4 +1,4 @@
-"""The part of `evaluate` that holds a model against the dense one, token by token."""
+"""The part of `evaluate` that holds a model against the dense one: distributions, answers."""
 
 import importlib
 from collections.abc import Mapping
@@ -14,6 +14,7 @@ from lightstride.data.prompts import Prompt, read_prompts
 from lightstride.data.windows import strided_windows
 from lightstride.errors import ConfigError
 from lightstride.evaluate.fidelity import fidelity
+from lightstride.evaluate.instructions import followed, make_instructions
 from lightstride.evaluate.last_words import last_word_accuracy, passages
 from lightstride.evaluate.loops import looping_share
 from lightstride.generate import Decoder
@@ -27,14 +28,14 @@ PROMPTS = 200
 
 
 def compare(config: EvaluateConfig) -> dict[str, Mapping[str, object]]:
-    """Fidelity and last words on --fidelity, loops on --loops; what was asked for."""
+    """Fidelity and last words on --fidelity, loops on --loops, instructions; what was asked for."""
     assert config.against is not None
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, suitable_dtype(device))
     trust = config.trust_remote_code
     ours, dense = (
-        open_decoder(source, dtype=dtype, device=device, trust_remote_code=trust)
-        for source in (config.model, config.against)
+        open_decoder(source, dtype=dtype, device=device, trust_remote_code=trust, kv=kv)
+        for source, kv in ((config.model, config.kv), (config.against, None))
     )
     found: dict[str, Mapping[str, object]] = {}
     if config.fidelity is not None:
@@ -45,6 +46,9 @@ def compare(config: EvaluateConfig) -> dict[str, Mapping[str, object]]:
             name: looping_share(each, [tokens_of(each, p) for p in prompts])
             for name, each in zip(("model", "against"), (ours, dense), strict=True)
         }
+    if config.instructions is not None:
+        asked = make_instructions(config.instructions)
+        found["instructions"] = {"model": followed(ours, asked), "against": followed(dense, asked)}
     return found
 
 
@@ -116,4 +120,11 @@ def comparison_text(found: Mapping[str, Mapping[str, object]]) -> str:
         ends = {name: dict(each) for name, each in found["loops"].items()}  # type: ignore[call-overload]
         ours, theirs = (100 * ends[name]["loops"] for name in ("model", "against"))
         lines.append(f"loops: {ours:.1f}% of greedy answers, against {theirs:.1f}%")
+    if "instructions" in found:
+        shares = {name: dict(each) for name, each in found["instructions"].items()}  # type: ignore[call-overload]
+        followed_by = (
+            f"{100 * shares[name]['followed']:.1f}% ± {100 * shares[name]['error']:.1f}"
+            for name in ("model", "against")
+        )
+        lines.append("instructions: {} followed, against {}".format(*followed_by))
     return "\n".join(lines)

@@ -39,7 +39,7 @@ def too_large(source: str, config: EvaluateConfig) -> PreTrainedModel | None:
     needed = PROGRAM_BYTES + weight_bytes(model)
     if needed <= parse_size("--memory", config.memory):
         return None
-    if config.task_names or config.fidelity or config.loops:
+    if config.task_names or config.is_compared:
         raise ConfigError(
             f"--memory {config.memory}: only --perplexity reads a model block by block; the whole "
             f"of {source} takes {size_text(needed)}"
