@@ -127,6 +127,37 @@ def test_each_request_has_the_memory_plan_that_it_names(
             ask(kv=0.25)
 
 
+def test_answers_of_others_make_fewer_steps_and_the_same_text(folders: tuple[Path, Path]) -> None:
+    flags = ("--grace", 0, "--dtype", "float32", "--shared-lookups", "1MiB")
+    with process(folders[1], *flags) as (_, url):
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        answers = [
+            client.completions.create(
+                model="smashed",
+                prompt=[1, 2, 3],
+                max_tokens=60,
+                temperature=1.5,
+                seed=3,
+                extra_body={"ignore_eos": True, "mode": mode},
+            )
+            for mode in ("ar", "lossless")
+        ]
+        one, other = (each.choices[0].text for each in answers)
+        assert one == other
+        steps = [each.metrics["speculative_decoding"]["num_spec_steps"] for each in answers]
+        assert steps[0] == 60
+        assert steps[1] < 20
+        meters = httpx.get(f"{url}/metrics").text
+    found = {
+        name: float(line.rsplit(" ", 1)[1])
+        for line in meters.splitlines()
+        for name in ("bytes", "tokens")
+        if line.startswith(f"lightstride:shared_lookup_{name}{{")
+    }
+    assert 0.99 * 2**20 < found["bytes"] <= 2**20
+    assert found["tokens"] == 2 * 61
+
+
 def test_a_signal_ends_streams_properly(folders: tuple[Path, Path]) -> None:
     body = {
         "model": "base",
@@ -179,6 +210,10 @@ def test_an_answer_may_end_within_the_grace(folders: tuple[Path, Path]) -> None:
         ("{base} --kv-entries 0", "must be"),
         ("{base} --mode trust", "no served model has it"),
         ("{base} --mode fast", "--mode"),
+        ("{base} --shared-lookups 64MiB", "no served model has the mode lossless"),
+        ("{smashed} --shared-lookups lots", "a size such as"),
+        ("{smashed} --mode verify --exact", "exact is for the modes lossless and ar"),
+        ("{smashed} --mode lossless --kv-dtype int8 --exact", "exact is for the full cache"),
         ("{base} --kv 0.5", "no served model has a memory plan"),
         ("{base} --kv 2", "above 0 and at most 1"),
         ("{base} --kv-dtype int4", "--kv-dtype"),
@@ -193,7 +228,7 @@ def test_a_mistake_is_one_line(
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        words = flags.format(base=folders[0], taken=port).split()
+        words = flags.format(base=folders[0], smashed=folders[1], taken=port).split()
         if "--port" not in words:
             words += ["--port", "0"]
         assert cli.main(["serve", *words]) == 2

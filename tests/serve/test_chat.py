@@ -267,6 +267,8 @@ def test_our_own_fields(client: openai.OpenAI) -> None:
         ({"stream_options": {"include_usage": True}}, "stream_options", "needs stream"),
         ({"extra_body": {"mode": "fast"}}, "mode", "'trust'"),
         ({"extra_body": {"mode": "trust"}, "logprobs": True}, "logprobs", "trust"),
+        ({"extra_body": {"mode": "trust", "exact": True}}, "exact", "this answer is in trust"),
+        ({"extra_body": {"exact": "yes"}}, "exact", "boolean"),
         ({"model": "plain", "extra_body": {"mode": "trust"}}, "mode", "plain has the modes ar"),
         ({"model": "plain", "extra_body": {"confidence": 0.5}}, "confidence", "one token a step"),
         ({"extra_body": {"kv": 0.5}}, "kv", "shares of its KV entries: 1"),

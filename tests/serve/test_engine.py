@@ -12,6 +12,7 @@ import pytest
 
 from helpers.fake_session import FakeSession
 from helpers.served import Served, served, toy_model
+from lightstride.serve.api.service import Defaults
 from lightstride.serve.limits import Limits
 
 
@@ -147,6 +148,25 @@ def test_a_step_that_fails_ends_its_answers_and_not_the_server() -> None:
         opened[-1].fails = True
         with pytest.raises(openai.APIError, match="internal error"):
             list(chunks)
+
+
+@pytest.mark.parametrize("by_default", [False, True])
+def test_an_answer_is_exact_where_the_request_or_the_server_says(by_default: bool) -> None:
+    asked: list[bool] = []
+
+    class Noting(FakeSession):
+        """Notes what it is asked for."""
+
+        def add(self, prompt, settings, key, **options) -> None:
+            asked.append(settings.exact)
+            super().add(prompt, settings, key, **options)
+
+    defaults = Defaults(max_tokens=8, exact=by_default)
+    with served(toy_model(session=Noting), defaults=defaults) as server:
+        for extra in ({}, {"exact": True}, {"exact": False}):
+            assert post(server, mode="lossless", **extra).status_code == 200
+        assert post(server, mode="trust").status_code == (400 if by_default else 200)
+    assert asked == [by_default, True, False, *([] if by_default else [False])]
 
 
 def test_an_answer_that_takes_too_long() -> None:

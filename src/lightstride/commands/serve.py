@@ -11,7 +11,9 @@ from types import ModuleType
 from typing import cast
 
 from lightstride.checkpoint import base_of, open_decoder, with_budget
+from lightstride.config.decoding import Settings
 from lightstride.config.serve import ServeConfig
+from lightstride.config.values import parse_size
 from lightstride.errors import ConfigError
 from lightstride.generate import Mode
 from lightstride.generate.decoder import Decoder
@@ -30,6 +32,7 @@ from lightstride.serve.run import Server, listen
 from lightstride.serve.seam import Facts
 from lightstride.smash.decode.decoder import SmashDecoder
 from lightstride.smash.decode.headed import HeadedDecoder
+from lightstride.smash.drafters.shared import SharedAnswers
 
 CONTEXT = 4096
 """Context of a model whose config does not say."""
@@ -58,6 +61,7 @@ def serve(config: ServeConfig) -> Mapping[str, object]:
                 max_tokens=config.max_new_tokens,
                 temperature=config.temperature,
                 mode=config.mode,
+                exact=config.exact,
             ),
             log_text=config.log_text,
         )
@@ -105,6 +109,8 @@ def open_models(config: ServeConfig, limits: Limits) -> dict[str, ServedModel]:
             raise ConfigError(f"--kv {config.kv:g}: no served model has a memory plan for it")
         if config.mode is not None and config.mode not in modes:
             raise ConfigError(f"--mode {config.mode}: no served model has it")
+        if config.shared_lookups is not None and "lossless" not in modes:
+            raise ConfigError("--shared-lookups: no served model has the mode lossless")
     except BaseException:
         for model in models.values():
             model.close()
@@ -140,6 +146,10 @@ def served(
     """A decoder with its engine."""
     modes: tuple[Mode, ...] = ("ar",)
     default: Mode = "ar"
+    shared = None
+    if config.shared_lookups and isinstance(decoder, SmashDecoder | HeadedDecoder):
+        shared = SharedAnswers(parse_size("--shared-lookups", config.shared_lookups))
+        decoder.shared = shared
     if isinstance(decoder, SmashDecoder):
         modes, default = ("trust", "verify", "lossless", "ar"), decoder.model.config.mode
     if isinstance(decoder, HeadedDecoder):
@@ -164,6 +174,9 @@ def served(
         long_chunk=max(config.chunk, LONG_CHUNK),
         keeps_prefixes=not config.no_prefix_cache,
     )
+    if config.exact:
+        asked = Settings(mode=config.mode if config.mode in modes else None, exact=True)
+        decoders[default_kv].session().add((0,), asked, "asked")
     return ServedModel(
         facts,
         decoder.tokenizer,
@@ -171,4 +184,5 @@ def served(
         lambda budget: decoders[budget].session(bounds),
         limits,
         stepper,
+        lambda: (0, 0) if shared is None else (shared.num_bytes, shared.num_tokens),
     )

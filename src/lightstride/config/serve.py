@@ -7,9 +7,10 @@ from typing import Annotated, ClassVar
 
 from tyro.conf import Positional, arg
 
-from lightstride.config.base import ModelCommand, require, require_choice
+from lightstride.config.base import ModelCommand, OptionalSize, require, require_choice
 from lightstride.config.decoding import Mode
 from lightstride.config.generate import KvType
+from lightstride.config.values import parse_size
 
 KEY_VARIABLE = "LIGHTSTRIDE_API_KEY"
 
@@ -64,6 +65,12 @@ class ServeConfig(ModelCommand):
     no_prefix_cache: bool = False
     """Read every prompt whole; without it, KV entries of what was read and said are kept for
     prompts that begin the same, as far as --kv-entries has room."""
+    exact: bool = False
+    """Give the same bits whatever is checked or answered beside it, also in bfloat16, where a
+    request does not say."""
+    shared_lookups: OptionalSize = None
+    """Memory of each model, such as 64MiB, for answers that later requests look up: fewer steps
+    where answers are alike. How fast an answer comes then tells of what others were answered."""
     chunk: int = 48
     """Most tokens of a prompt read in a step of others: few let them go on while a long prompt is
     read, many read it sooner."""
@@ -86,6 +93,8 @@ class ServeConfig(ModelCommand):
         require(self.kv is None or 0 < self.kv <= 1, "--kv", self.kv, "above 0 and at most 1")
         require_choice("--kv-dtype", self.kv_dtype, KvType)
         require(self.kv_entries >= 1, "--kv-entries", self.kv_entries, "at least 1")
+        if self.shared_lookups is not None:
+            parse_size("--shared-lookups", self.shared_lookups)
         require(self.chunk >= 1, "--chunk", self.chunk, "at least 1")
         require(self.timeout > 0, "--timeout", self.timeout, "above 0")
         require(self.grace >= 0, "--grace", self.grace, "0 or more")

@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightstride.config.decoding import Settings
@@ -25,8 +24,8 @@ from lightstride.generate.detokenize import TextStream
 from lightstride.generate.modes import ColumnReader, Columns, DecodingMode, Outcome
 from lightstride.generate.prefixes import PrefixPool
 from lightstride.generate.rows import NO_HOOKS, Row, check_prompt, context_length
-from lightstride.generate.sampling import near_ties, row_key
-from lightstride.generate.session import Hooks, Interrupt, Limits, RowStep, TokenLogprob
+from lightstride.generate.sampling import near_ties, row_key, token_logprobs
+from lightstride.generate.session import Hooks, Interrupt, Limits, RowStep
 from lightstride.generate.turns import Turns
 from lightstride.memory.cache import Memory
 
@@ -46,9 +45,12 @@ class BatchSession:
         limits: Limits,
         storage: Storage,
         memory: Memory | None = None,
+        on_end: Callable[[Sequence[int]], None] | None = None,
     ) -> None:
         self.model = model
         self.modes = modes
+        self.on_end = on_end
+        """Hears of every answer when it has ended."""
         self.resolve = resolve
         """Fills in what the settings leave to the model; ConfigError for a mode it has not."""
         self.reader = reader
@@ -359,6 +361,8 @@ class BatchSession:
         It is the forward's row of this index; `share` of its entries are held.
         """
         tokens, text = row.extend(outcome.emitted)
+        if row.finish_reason is not None and self.on_end is not None:
+            self.on_end(row.tokens)
         row.steps += 1
         row.drafted += outcome.drafted
         row.accepted += outcome.accepted
@@ -382,18 +386,3 @@ class BatchSession:
             near_ties=row.near_ties,
             logprobs=logprobs,
         )
-
-
-def token_logprobs(
-    logits_KV: Tensor, tokens: Sequence[int], num_top: int
-) -> tuple[TokenLogprob, ...]:
-    """The log probability of each token, and those of the likeliest ones in its place."""
-    scores_KV = logits_KV.float().log_softmax(-1)
-    top = scores_KV.topk(num_top, dim=-1)
-    own = scores_KV[range(len(tokens)), list(tokens)].tolist()
-    return tuple(
-        TokenLogprob(token, score, tuple(zip(ids, values, strict=True)))
-        for token, score, ids, values in zip(
-            tokens, own, top.indices.tolist(), top.values.tolist(), strict=True
-        )
-    )

@@ -6,7 +6,7 @@ top-k, top-p, min-p.  A draw inverts the cumulative distribution at one uniform 
 a hash of (row key, index of the token in the answer, purpose): no state, so a row draws the same
 alone, in a batch, or after a rejected draft.
 
-Shapes: N rows, V vocabulary.
+Shapes: N rows, K places of one row, V vocabulary.
 """
 
 import hashlib
@@ -19,6 +19,7 @@ from torch import Tensor
 from lightstride.config.decoding import Settings
 from lightstride.errors import ModelError
 from lightstride.generate.rows import Row
+from lightstride.generate.session import TokenLogprob
 
 NEAR = {
     torch.bfloat16: 2 * torch.finfo(torch.bfloat16).eps,
@@ -174,6 +175,21 @@ def near_ties(logits_NV: Tensor) -> int:
         close_N = (bits_NV >= least_N1.view(torch.int16).numpy()).sum(-1)
         return int((close_N > 1).sum())
     return int(((logits_NV >= least_N1).sum(-1) > 1).sum())
+
+
+def token_logprobs(
+    logits_KV: Tensor, tokens: Sequence[int], num_top: int
+) -> tuple[TokenLogprob, ...]:
+    """The log probability of each token, and those of the likeliest ones in its place."""
+    scores_KV = logits_KV.float().log_softmax(-1)
+    top = scores_KV.topk(num_top, dim=-1)
+    own = scores_KV[range(len(tokens)), list(tokens)].tolist()
+    return tuple(
+        TokenLogprob(token, score, tuple(zip(ids, values, strict=True)))
+        for token, score, ids, values in zip(
+            tokens, own, top.indices.tolist(), top.values.tolist(), strict=True
+        )
+    )
 
 
 def choose(logits_NV: Tensor, rows: Sequence[Row], drafts: Drafts) -> list[int]:

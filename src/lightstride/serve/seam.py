@@ -37,6 +37,8 @@ class Ask:
     """What `Model.compile` gave; the answer has to be of this grammar."""
     mode: Mode | None = None
     confidence: float | None = None
+    exact: bool = False
+    """Whether it is to have the same bits whatever is checked or answered beside it."""
     kv: float = 1.0
     """Budget of the memory plan: the share of KV entries that is kept."""
 
@@ -101,6 +103,10 @@ class Load:
     running: int
     waiting: int
     free_entries: int
+    shared_bytes: int = 0
+    """Bytes held for lookups in earlier answers."""
+    shared_tokens: int = 0
+    """Tokens of those answers."""
 
 
 class Model(Protocol):

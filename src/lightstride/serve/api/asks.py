@@ -14,7 +14,7 @@ from lightstride.serve.api.service import Defaults, Service
 from lightstride.serve.faults import bad
 from lightstride.serve.limits import Limits
 from lightstride.serve.schemas.base import Sampling, Writing
-from lightstride.serve.seam import Ask, Facts, Model
+from lightstride.serve.seam import Ask, Facts, Mode, Model
 
 LOG = logging.getLogger("lightstride.serve")
 
@@ -46,6 +46,7 @@ def submit(
     service.open()
     facts = model.facts
     check(request, facts, service.limits, len(prompts) * wish.count, wish)
+    check_exact(request, facts, service.defaults)
     for prompt in prompts:
         check_prompt(prompt, facts, wish.field)
     if service.log_text:
@@ -85,6 +86,23 @@ def check(request: Sampling, facts: Facts, limits: Limits, total: int, wish: Wis
     if isinstance(request, Writing):
         check_stops(stop_strings(request), limits)
         read_biases(request, facts, limits)
+
+
+def check_exact(request: Sampling, facts: Facts, defaults: Defaults) -> None:
+    """ApiError where an answer would be exact whose mode believes drafts."""
+    mode = mode_of(request, facts, defaults) or facts.default_mode
+    if is_exact(request, defaults) and mode not in ("lossless", "ar"):
+        raise bad(f"exact is for the modes lossless and ar, and this answer is in {mode}", "exact")
+
+
+def mode_of(request: Sampling, facts: Facts, defaults: Defaults) -> Mode | None:
+    """The mode of an answer; None is the model's own."""
+    return request.mode or (defaults.mode if defaults.mode in facts.modes else None)
+
+
+def is_exact(request: Sampling, defaults: Defaults) -> bool:
+    """Whether an answer is to be exact."""
+    return defaults.exact if request.exact is None else request.exact
 
 
 def check_stops(stop: Sequence[str], limits: Limits) -> None:
@@ -163,7 +181,8 @@ def ask_for(
         ignore_end_tokens=request.ignore_eos,
         top_logprobs=wish.top_logprobs,
         grammar=wish.grammar,
-        mode=request.mode or (defaults.mode if defaults.mode in facts.modes else None),
+        mode=mode_of(request, facts, defaults),
+        exact=is_exact(request, defaults),
         confidence=request.confidence or defaults.confidence,
         kv=float(either(request.kv, facts.default_kv)),
         **extra,

@@ -20,6 +20,12 @@ class Meters:
         self.running = self.gauge("vllm:num_requests_running", "Answers being written.")
         self.waiting = self.gauge("vllm:num_requests_waiting", "Answers waiting for a row.")
         self.free = self.gauge("lightstride:kv_entries_free", "KV entries not yet spoken for.")
+        self.shared_bytes = self.gauge(
+            "lightstride:shared_lookup_bytes", "Bytes held for lookups in earlier answers."
+        )
+        self.shared_tokens = self.gauge(
+            "lightstride:shared_lookup_tokens", "Tokens of earlier answers that are looked up."
+        )
         self.prompt = self.counter("vllm:prompt_tokens", "Tokens of prompts.")
         self.asked = self.counter(
             "vllm:prefix_cache_queries", "Tokens of prompts that were looked up."
@@ -67,6 +73,8 @@ class Meters:
             self.running.labels(name).set(load.running)
             self.waiting.labels(name).set(load.waiting)
             self.free.labels(name).set(load.free_entries)
+            self.shared_bytes.labels(name).set(load.shared_bytes)
+            self.shared_tokens.labels(name).set(load.shared_tokens)
         return generate_latest(self.registry)
 
 

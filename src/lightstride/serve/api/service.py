@@ -21,6 +21,7 @@ class Defaults:
     repetition_penalty: float = 1.0
     mode: Mode | None = None
     confidence: float | None = None
+    exact: bool = False
 
 
 @dataclass(kw_only=True)

@@ -7,6 +7,7 @@ loop does not have.
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from typing import TypeVar
 
@@ -41,11 +42,14 @@ class ServedModel:
         open_session: OpenSession,
         limits: Limits,
         stepper: Stepper,
+        shared: Callable[[], tuple[int, int]] = lambda: (0, 0),
     ) -> None:
         self.facts = facts
         self.tokenizer = tokenizer
         self.ends = tuple(ends)
         self.limits = limits
+        self.shared = shared
+        """Bytes and tokens of the earlier answers that are looked up."""
         self.words = ThreadPoolExecutor(1, thread_name_prefix="words")
         self.grammars = ThreadPoolExecutor(1, thread_name_prefix="grammars")
         self.start = lru_cache(KEPT_GRAMMARS)(lambda grammar: start_of(grammar, self.trie))
@@ -55,8 +59,9 @@ class ServedModel:
 
     @property
     def load(self) -> Load:
-        """How busy the engine is."""
-        return self.engine.load
+        """How busy the engine is, and what is held."""
+        shared_bytes, shared_tokens = self.shared()
+        return replace(self.engine.load, shared_bytes=shared_bytes, shared_tokens=shared_tokens)
 
     def close(self) -> None:
         """End the engine and the model's own threads."""
@@ -178,6 +183,7 @@ class ServedModel:
             stop=ask.stop,
             ignore_end_tokens=ask.ignore_end_tokens,
             mode=ask.mode,
+            exact=ask.exact,
             confidence=ask.confidence,
             logprobs=ask.top_logprobs,
         )

@@ -44,6 +44,8 @@ class Sampling(Strict):
     """Ours: how sure it must be to say one more token in a step."""
     kv: Annotated[float, Field(gt=0, le=1)] | None = None
     """Ours: the share of KV entries kept, one of those that the model has plans for."""
+    exact: bool | None = None
+    """Ours: whether it gets the same bits whatever is checked or answered beside it."""
     ignore_eos: bool = False
     """vLLM's: whether the answer goes on after an end token, as when speed is measured."""
 

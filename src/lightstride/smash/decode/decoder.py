@@ -27,8 +27,10 @@ from lightstride.memory.cache import Memory
 from lightstride.smash.decode.lossless import lossless_mode
 from lightstride.smash.decode.trust import Trust
 from lightstride.smash.decode.verify import Verify
+from lightstride.smash.drafters.guesses import Drafter
 from lightstride.smash.drafters.lookups import LookupDrafter, LookupHistory
 from lightstride.smash.drafters.micro_tree import MicroTree
+from lightstride.smash.drafters.shared import SharedAnswers, SharedDrafter
 from lightstride.smash.model.adapters import merged_at
 from lightstride.smash.model.body import SmashBody
 from lightstride.smash.model.lookup import MAX_BRANCHES
@@ -44,11 +46,14 @@ class SmashDecoder:
         *,
         storage: Storage = "dynamic",
         memory: Memory | None = None,
+        shared: SharedAnswers | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.storage: Storage = storage
         self.memory = memory
+        self.shared = shared
+        """Earlier answers that lossless rows of all sessions look up."""
 
     def session(self, limits: Limits = NO_LIMITS, *, with_text: bool = True) -> Session:
         """An open batch without rows."""
@@ -59,6 +64,7 @@ class SmashDecoder:
             limits=limits,
             storage=self.storage,
             memory=self.memory,
+            shared=self.shared,
         )
 
     def steps(
@@ -76,6 +82,7 @@ def smash_session(
     limits: Limits = NO_LIMITS,
     storage: Storage = "dynamic",
     memory: Memory | None = None,
+    shared: SharedAnswers | None = None,
 ) -> BatchSession:
     """An open batch of a smashed model, in any of its modes."""
 
@@ -102,7 +109,7 @@ def smash_session(
 
     return BatchSession(
         model.base,
-        smash_modes(model, memory),
+        smash_modes(model, memory, shared),
         resolve,
         reader=ColumnReader(merge, merged_at),
         tokenizer=tokenizer,
@@ -110,16 +117,20 @@ def smash_session(
         limits=limits,
         storage=storage,
         memory=memory,
+        on_end=None if shared is None else shared.add,
     )
 
 
-def smash_modes(model: SmashBody, memory: Memory | None) -> dict[str, DecodingMode]:
+def smash_modes(
+    model: SmashBody, memory: Memory | None, shared: SharedAnswers | None
+) -> dict[str, DecodingMode]:
     """The four modes; their rows share what was looked up, all sessions what was learned."""
     history = LookupHistory()
     lookups = LookupDrafter(history, shortest=1, num_branches=MAX_BRANCHES)
+    drafters: list[Drafter] = [lookups, SharedDrafter(shared), MicroTree(model)]
     return {
         "trust": Trust(model, history),
         "verify": Verify(model, history),
-        "lossless": lossless_mode(model.base, [lookups, MicroTree(model)], model, memory),
+        "lossless": lossless_mode(model.base, drafters, model, memory),
         "ar": OneToken(),
     }

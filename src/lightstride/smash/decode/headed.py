@@ -16,7 +16,9 @@ from lightstride.generate.session import Hooks, Limits, Session
 from lightstride.memory.cache import Memory
 from lightstride.smash.decode.lossless import lossless_mode
 from lightstride.smash.drafters.eagle3_tree import Eagle3Tree
+from lightstride.smash.drafters.guesses import Drafter
 from lightstride.smash.drafters.lookups import LookupDrafter, LookupHistory
+from lightstride.smash.drafters.shared import SharedAnswers, SharedDrafter
 from lightstride.smash.model.eagle3 import Eagle3Head
 from lightstride.smash.model.lookup import MAX_BRANCHES
 
@@ -32,18 +34,22 @@ class HeadedDecoder:
         *,
         storage: Storage = "dynamic",
         memory: Memory | None = None,
+        shared: SharedAnswers | None = None,
     ) -> None:
         self.model = model
         self.head = head
         self.tokenizer = tokenizer
         self.storage: Storage = storage
         self.memory = memory
+        self.shared = shared
+        """Earlier answers that rows of all sessions look up."""
 
     def session(self, limits: Limits = NO_LIMITS, *, with_text: bool = True) -> Session:
         """An open batch without rows."""
         lookups = LookupDrafter(LookupHistory(), shortest=1, num_branches=MAX_BRANCHES)
         tree = Eagle3Tree(self.head, self.model.get_input_embeddings())
-        lossless = lossless_mode(self.model, [lookups, tree], self.head, self.memory)
+        drafters: list[Drafter] = [lookups, SharedDrafter(self.shared), tree]
+        lossless = lossless_mode(self.model, drafters, self.head, self.memory)
         return BatchSession(
             self.model,
             {"lossless": lossless, "ar": OneToken()},
@@ -54,6 +60,7 @@ class HeadedDecoder:
             limits=limits,
             storage=self.storage,
             memory=self.memory,
+            on_end=None if self.shared is None else self.shared.add,
         )
 
     def steps(

@@ -62,27 +62,37 @@ class LookupDrafter:
         if longest < 1 or budget.least_probability == 1:
             return []
         lookup = self.history.of_row(row)
-        guesses: list[Guess] = []
-        remaining = 1.0
+        branches = []
         for branch in lookup.branches(self.shortest)[: self.num_branches]:
             run = lookup.run_before(branch.place, branch.run)
-            most = min(longest, max(LEAST_PROPOSED, 2 * run))
-            tokens = until_end(continuation(lookup.tokens, branch.place, most), row.ends)
-            probability, parent = remaining, ROOT
-            for depth, token in enumerate(tokens, 1):
-                probability *= lookup_accuracy(run + depth - 1)
-                if probability < budget.least_probability:
-                    break
-                guesses.append(Guess(probability, token, parent, depth))
-                parent = len(guesses) - 1
-            remaining *= 1 - lookup_accuracy(run)
-        return guesses
+            branches.append((run, continuation(lookup.tokens, branch.place, longest)))
+        return branch_guesses(branches, budget, row.ends)
 
     def accept(self, rows: Sequence[Row], kept: Sequence[Kept]) -> None:
         """Nothing: the rows' tokens are read when they are needed."""
 
 
-def until_end(tokens: list[int], ends: frozenset[int]) -> list[int]:
+def branch_guesses(
+    branches: Sequence[tuple[int, Sequence[int]]], budget: Budget, ends: frozenset[int]
+) -> list[Guess]:
+    """Guesses along some continuations, each with the run of so many tokens that led to it: the
+    more of them the longer the run. Each counts given that no earlier one begins rightly."""
+    guesses: list[Guess] = []
+    remaining = 1.0
+    for run, tokens in branches:
+        most = max(LEAST_PROPOSED, 2 * run)
+        probability, parent = remaining, ROOT
+        for depth, token in enumerate(until_end(tokens[:most], ends), 1):
+            probability *= lookup_accuracy(run + depth - 1)
+            if probability < budget.least_probability:
+                break
+            guesses.append(Guess(probability, token, parent, depth))
+            parent = len(guesses) - 1
+        remaining *= 1 - lookup_accuracy(run)
+    return guesses
+
+
+def until_end(tokens: Sequence[int], ends: frozenset[int]) -> Sequence[int]:
     """These tokens, up to an end token."""
     end = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
     return tokens[: end + 1]
