@@ -99,30 +99,46 @@ class HeadLoss(nn.Module):
             batch.documents_BL,
             self.learning.num_steps,
         )
-        weights_J = place_weights(len(states), self.learning.step_decay)
-        losses = [
-            weight * self.step_loss(batch, states_BLD, last_BLD, step)
-            for step, (weight, states_BLD) in enumerate(zip(weights_J, states, strict=True))
-        ]
-        return torch.stack(losses).sum()
-
-    def step_loss(self, batch: Batch, states_BLD: Tensor, last_BLD: Tensor, step: int) -> Tensor:
-        """Sum over the places whose token at this step is the answer's and can be drafted."""
-        ahead = step + 2
-        counts_BL = counted_steps(batch.is_answer_BL, batch.documents_BL, step)
-        rows_N, places_N = counts_BL.nonzero(as_tuple=True)
-        greedy_N = batch.greedy_BL[rows_N, places_N + ahead]
-        draftable_N = self.is_draftable_V[greedy_N]
-        rows_N, places_N = rows_N[draftable_N], places_N[draftable_N]
+        chosen = [self.places_of(batch, step) for step in range(len(states))]
+        weights_J = place_weights(len(states), self.learning.step_decay).tolist()
+        rows_N, targets_N = (torch.cat(each) for each in zip(*chosen, strict=True))
+        student_ND = torch.cat(
+            [
+                self.head.normed(states_BLD[rows, targets - 1 - step])
+                for step, (states_BLD, (rows, targets)) in enumerate(
+                    zip(states, chosen, strict=True)
+                )
+            ]
+        )
+        weights_N = torch.cat(
+            [
+                torch.full((len(rows),), weight, device=student_ND.device)
+                for weight, (rows, _) in zip(weights_J, chosen, strict=True)
+            ]
+        )
+        # What predicts one token stands together: its distribution is then made once.
+        order_N = (rows_N * batch.tokens_BL.shape[1] + targets_N).argsort(stable=True)
         total, _ = divergence(
             self.head.lm_head,
-            self.head.normed(states_BLD[rows_N, places_N]),
-            last_BLD[rows_N, places_N + ahead - 1],
-            torch.ones(len(rows_N), device=states_BLD.device),
+            student_ND[order_N],
+            last_BLD[rows_N[order_N], targets_N[order_N]],
+            weights_N[order_N],
             kind=self.learning.loss,
             teacher_head=self.base_logits,
         )
         return total
+
+    def places_of(self, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
+        """Rows and places of the base's states that the chains' step is to agree with.
+
+        They stand `step` + 1 places behind the chain's start, before an answer's token that the
+        base expects and the head can draft.
+        """
+        counts_BL = counted_steps(batch.is_answer_BL, batch.documents_BL, step)
+        rows_N, places_N = counts_BL.nonzero(as_tuple=True)
+        targets_N = places_N + step + 1
+        draftable_N = self.is_draftable_V[batch.greedy_BL[rows_N, targets_N + 1]]
+        return rows_N[draftable_N], targets_N[draftable_N]
 
     def base_logits(self, hidden_ND: Tensor) -> Tensor:
         """The base's logits of the draft vocabulary, (N, M)."""
