@@ -94,6 +94,33 @@ def test_rejected_drafts_leave_nothing_behind() -> None:
     assert cache.entries == [memory.plan.entries(place)]
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_merged_column_that_skips_positions_sees_nothing_that_is_old(
+    family: str, seed: int
+) -> None:
+    """Whether there are free columns or not; of positions without an entry nothing is chosen."""
+    model = TINY[family](seed=seed)
+    memory = mixed_memory(model, seed)
+    tokens_T = text(60, seed)
+    tight, roomy = one_row(model, memory), one_row(model, memory)
+    for place in range(30):
+        for cache in (tight, roomy):
+            read_columns(model, cache, tokens_T[None, place : place + 1], columns(place, place + 1))
+            cache.settle(torch.ones(1, 1, dtype=torch.bool))
+    read_columns(model, roomy, tokens_T[None, 30:36], columns(30, 36))
+    roomy.settle(torch.zeros(1, 6, dtype=torch.bool))
+    for place in (45, 46, 61, 62, 75, 90):
+        token_11 = tokens_T[None, place % 60][:, None]
+        one, other = (
+            read_columns(model, cache, token_11, torch.tensor([[place]]))
+            for cache in (tight, roomy)
+        )
+        torch.testing.assert_close(one, other, **CLOSE)
+        for cache in (tight, roomy):
+            cache.settle(torch.ones(1, 1, dtype=torch.bool))
+
+
 def test_rows_of_different_lengths_join_and_leave() -> None:
     model = tiny_llama()
     memory = mixed_memory(model, 5)

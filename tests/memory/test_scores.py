@@ -37,6 +37,22 @@ def test_as_many_stay_as_of_the_last_and_the_best_do(every: int, sinks: int) -> 
         assert source_W[held_W].tolist() == best_W.nonzero()[:, 0].tolist()
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_of_places_without_an_entry_nothing_stays(seed: int) -> None:
+    keep = Keep(4, 32, choice="best")
+    generator = torch.Generator().manual_seed(seed)
+    positions_NW = torch.arange(96).view(-1, CHUNK)
+    there_NW = torch.rand(positions_NW.shape, generator=generator) < 0.5
+    scores_NW = torch.randn(positions_NW.shape, generator=generator)
+    best_NW = best_places(scores_NW, positions_NW, keep, 3, there_NW)
+    held_NW = stays(keep, positions_NW, 3) & there_NW
+    assert not (best_NW & ~there_NW).any()
+    assert torch.equal(best_NW.sum(-1), held_NW.sum(-1))
+    sources_NW = moves(best_NW, positions_NW, keep, 3, there_NW)
+    for best_W, held_W, source_W in zip(best_NW, held_NW, sources_NW, strict=True):
+        assert source_W[held_W].tolist() == best_W.nonzero()[:, 0].tolist()
+
+
 def test_equal_scores_keep_the_first() -> None:
     keep = Keep(8, 32, choice="best")
     best_W = best_places(torch.zeros(CHUNK), torch.arange(CHUNK, 2 * CHUNK), keep, 4)

@@ -133,13 +133,14 @@ class MemoryCache:
             return False
         there_BQW = layout.there(rows, sees_BQQ)
         chunks = layout.chunks(rows, last, there_BQW[:, -1])
-        assert chunks is not None
+        if chunks is None:
+            return False
         position_BW = layout.position_RW[rows]
         young_BQW = position_BW[:, None] >= borders(layout.keep, queries_BQ)[..., None]
         stays_BW = stays(layout.keep, position_BW, layout.sinks)
         device = self.device
         self.crossings[rule] = Crossing(
-            placed(chunks, device), there_BQW.to(device), young_BQW.to(device), stays_BW.to(device)
+            chunks.to(device), there_BQW.to(device), young_BQW.to(device), stays_BW.to(device)
         )
         return True
 
@@ -192,6 +193,7 @@ class MemoryCache:
         """What each new column sees where chunks become old within a forward, (B, G, Q, W)."""
         chunks = crossing.chunks
         best_NGW = self.best(layer, rule, chunks)
+        best_NGW = best_NGW.gather(-1, chunks.stands_for_NW[:, None].expand_as(best_NGW))
         stays_BGW = crossing.stays_BW[:, None].repeat(1, best_NGW.shape[1], 1)
         stays_BGW[chunks.rows_N1 - self.rows.start, :, chunks.columns_NW] = best_NGW.transpose(1, 2)
         seen_BGQW = crossing.young_BQW[:, None] | stays_BGW[:, :, None]
@@ -206,7 +208,8 @@ class MemoryCache:
         )
         kv_G = next(group.kv_G for group in self.groups[layer] if group.rule == rule)
         score_NGW = self.scores.of(layer, kv_G, key_NGWd, value_NGWd)
-        return best_places(score_NGW, chunks.positions_NW[:, None], rule[0], self.plan.sinks)
+        places = chunks.positions_NW[:, None], rule[0], self.plan.sinks, chunks.there_NW[:, None]
+        return best_places(score_NGW, *places)
 
     @torch.inference_mode()
     def choose(self, rule: Rule, following: Sequence[int]) -> None:
@@ -215,13 +218,14 @@ class MemoryCache:
         found = layout.chunks(self.rows, following, layout.position_RW[self.rows] >= 0)
         if found is None:
             return
-        chunks = placed(found, self.device)
+        chunks = found.to(self.device)
+        places = chunks.positions_NW[:, None], rule[0], self.plan.sinks, chunks.there_NW[:, None]
         for layer, owner in list(self.keys):
             if owner != rule:
                 continue
-            best_NGW = self.best(layer, rule, chunks)
-            positions_N1W = chunks.positions_NW[:, None]
-            sources_NGW = moves(best_NGW, positions_N1W, rule[0], self.plan.sinks)
+            sources_NGW = moves(self.best(layer, rule, chunks), *places)
+            stand_NGW = chunks.stands_for_NW[:, None].expand_as(sources_NGW)
+            sources_NGW = sources_NGW.gather(-1, stand_NGW)
             for store in (self.keys, self.values):
                 store[layer, rule].move(chunks.rows_N1, chunks.columns_NW, sources_NGW)
 
@@ -299,13 +303,6 @@ class MemoryCache:
                 counts = self.layouts[keep, self.sliding[layer]].counts
                 totals = [total + count for total, count in zip(totals, counts, strict=True)]
         return totals
-
-
-def placed(chunks: Chunks, device: torch.device) -> Chunks:
-    """The same on a device."""
-    return Chunks(
-        chunks.rows_N1.to(device), chunks.columns_NW.to(device), chunks.positions_NW.to(device)
-    )
 
 
 def full_plan(model: PreTrainedModel) -> MemoryPlan:

@@ -12,7 +12,7 @@ Shapes: R rows, B rows of a forward, Q new columns, W columns, N chunks; of a ch
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -26,11 +26,23 @@ FREE = -1
 
 @dataclass(frozen=True)
 class Chunks:
-    """Chunks of some rows that become old, N of them, and where their entries are."""
+    """Chunks of some rows that become old, N of them, and where their entries are.
+
+    Where tokens were merged a place may have none; then it stands for another, so that whatever is
+    done to that is done twice.
+    """
 
     rows_N1: Tensor
     columns_NW: Tensor
     positions_NW: Tensor
+    there_NW: Tensor
+    """Whether a place has an entry of its own."""
+    stands_for_NW: Tensor
+    """The place in its chunk that each stands for: itself, if it has an entry."""
+
+    def to(self, device: torch.device) -> "Chunks":
+        """The same on a device."""
+        return Chunks(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 class Layout:
@@ -74,14 +86,24 @@ class Layout:
 
     def mask(self, rows: slice, queries_BQ: Tensor, sees_BQQ: Tensor) -> Tensor | None:
         """What each new column sees, (B, Q, W), as `weighed` says it; None: all, each as one."""
-        num_new = queries_BQ.shape[1]
-        weighs = self.keep.weight > 1 and any(map(self.keep.border, queries_BQ[:, -1].tolist()))
-        if num_new == 1 and not weighs and not any(self.free[rows]):
+        num_new, last = queries_BQ.shape[1], queries_BQ[:, -1].tolist()
+        weighs = self.keep.weight > 1 and any(map(self.keep.border, last))
+        if num_new == 1 and not weighs and not any(self.free[rows]) and self.is_tidy(rows, last):
             return None
         position_BW = self.position_RW[rows]
         seen_BQW = visible(self.keep, queries_BQ, position_BW, self.sinks, self.sliding)
         seen_BQW &= self.there(rows, sees_BQQ)
         return weighed(self.keep, queries_BQ, position_BW, self.sinks, seen_BQW)
+
+    def is_tidy(self, rows: slice, queries: Sequence[int]) -> bool:
+        """Whether all that is old for these queries is gone: not where a merged one has skipped
+        positions."""
+        if any(self.keep.border(q) != b for q, b in zip(queries, self.border[rows], strict=True)):
+            return False
+        if self.sliding is None:
+            return True
+        oldest_B1 = torch.tensor(queries)[:, None] - self.sliding
+        return not bool((self.position_RW[rows] <= oldest_B1).any())
 
     def there(self, rows: slice, sees_BQQ: Tensor) -> Tensor:
         """Which columns hold what each new one may see if it is kept, (B, Q, W)."""
@@ -92,25 +114,27 @@ class Layout:
 
     def chunks(self, rows: slice, queries: Sequence[int], there_BW: Tensor) -> Chunks | None:
         """What becomes old when each row is at its query; entries are those marked as there."""
-        found: list[tuple[int, Tensor, Tensor]] = []
+        found: list[tuple[Tensor, Tensor, Tensor]] = []
         for index, query in enumerate(queries):
             row = rows.start + index
             before, border = self.border[row], self.keep.border(query)
             if border <= before:
                 continue
             columns_M = there_BW[index].nonzero()[:, 0]
-            column_of = torch.zeros(int(self.position_RW[row].max()) + 1, dtype=torch.long)
+            column_of = torch.full((int(self.position_RW[row].max()) + 1,), FREE)
             column_of[self.position_RW[row, columns_M]] = columns_M
             positions = torch.arange(before, border).view(-1, CHUNK)
-            found.append((row, column_of[positions], positions))
-        if not found:
+            columns = column_of[positions]
+            full = (columns != FREE).any(-1)
+            found.append((torch.full((int(full.sum()), 1), row), columns[full], positions[full]))
+        if not sum(len(columns) for _, columns, _ in found):
             return None
-        rows_N = [row for row, columns, _ in found for _ in range(len(columns))]
-        return Chunks(
-            torch.tensor(rows_N)[:, None],
-            torch.cat([columns for _, columns, _ in found]),
-            torch.cat([positions for *_, positions in found]),
-        )
+        rows_N1, columns_NW, positions_NW = map(torch.cat, zip(*found, strict=True))
+        there_NW = columns_NW != FREE
+        first_N1 = there_NW.to(torch.int8).argmax(-1, keepdim=True)
+        stands_for_NW = torch.where(there_NW, torch.arange(CHUNK), first_N1)
+        columns_NW = columns_NW.gather(1, stands_for_NW)
+        return Chunks(rows_N1, columns_NW, positions_NW, there_NW, stands_for_NW)
 
     def drop(self, rows: slice, kept_BQ: Tensor) -> None:
         """Of the new columns those marked stay."""

@@ -66,21 +66,29 @@ def numbers_of(key: Tensor, value: Tensor) -> Tensor:
     return torch.cat([key, lengths, value], -1)
 
 
-def best_places(scores: Tensor, positions: Tensor, keep: Keep, sinks: int) -> Tensor:
+def best_places(
+    scores: Tensor, positions: Tensor, keep: Keep, sinks: int, there: Tensor | bool = True
+) -> Tensor:
     """Whether each token of whole chunks stays when it is old, (..., W): the first tokens, and
-    those with the best scores, in all as many as `stays` has."""
-    first = positions < sinks
-    count = (stays(keep, positions, sinks) & ~first).sum(-1, keepdim=True)
-    order = scores.masked_fill(first, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+    those with the best scores, in all as many as `stays` has.
+
+    `there` says which places have an entry, where tokens were merged: of no other anything stays.
+    """
+    first = (positions < sinks) & there
+    count = (stays(keep, positions, sinks) & there & ~first).sum(-1, keepdim=True)
+    chosen = ~first & there
+    order = scores.masked_fill(~chosen, -torch.inf).argsort(dim=-1, descending=True, stable=True)
     return first | (order.argsort(-1) < count)
 
 
-def moves(best: Tensor, positions: Tensor, keep: Keep, sinks: int) -> Tensor:
+def moves(
+    best: Tensor, positions: Tensor, keep: Keep, sinks: int, there: Tensor | bool = True
+) -> Tensor:
     """For each place of chunks the place whose entry is to stand there, (..., W).
 
     What stays then stands, in its order, where the last of every n would.
     """
-    held = stays(keep, positions, sinks).expand_as(best)
+    held = (stays(keep, positions, sinks) & there).expand_as(best)
     chosen_first = (~best).to(torch.int8).argsort(dim=-1, stable=True)
     rank = (held.cumsum(-1) - 1).clamp(min=0)
     itself = torch.arange(best.shape[-1], device=best.device)
