@@ -1,8 +1,8 @@
-"""What a macro step costs next to a plain step, and what the KV cache holds.
+"""What a macro step of the mode trust costs next to a plain step, and what the KV cache holds.
 
-The grafts are random, of the default size, and forced to say n tokens a step, so nothing is
-learned here about quality: only what n tokens a step would be worth.  Plain and smashed answers
-take turns; a step's time is the median over all steps after the prompt's.
+The grafts are random, as published but for the stop head, and forced to say n tokens a step, so
+nothing is learned here about quality: only what n tokens a step would be worth.  Plain and smashed
+answers take turns; a step's time is the median over all steps after the prompt's.
 
 The ceiling is what reading weights alone allows: a forward of the base reads W bytes, merging E,
 a micro step M (its layers, its head, the stop head), so n tokens a step are at most
@@ -88,6 +88,7 @@ def ceiling(model: SmashModel, num_tokens: int) -> float:
     base += num_bytes(head) - num_bytes(embedding)
     micro_head = model.micro_head_MD
     micro = num_bytes(model.micro, model.stop) + micro_head.numel() * micro_head.element_size()
+    assert model.embedder is not None
     merge = num_bytes(model.embedder) if num_tokens > 1 else 0
     return num_tokens * base / (base + merge + (num_tokens - 1) * micro)
 
@@ -144,7 +145,6 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--preset", choices=("thin", "paper"), default="thin")
     parser.add_argument("--seed", type=int, default=0)
     add_output(parser)
     args = parser.parse_args()
@@ -155,8 +155,7 @@ def main() -> None:
     geometry = adapter_for(base.config).geometry(base.config)
     rows = []
     for num_tokens in args.lengths:
-        preset = SmashConfig.thin if args.preset == "thin" else SmashConfig.paper
-        config = preset(base.config, geometry, max_segment=max(args.lengths))
+        config = SmashConfig.paper(base.config, geometry, max_segment=max(args.lengths))
         config.stop_head = "linear"
         model = forced(SmashModel.graft(base, config), num_tokens)
         rows += compare(model, plain, SmashDecoder(model, tokenizer), num_tokens, args)

@@ -137,8 +137,8 @@ def measure(name: str, device: str) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as folder:
         smaller, numbers = pruned(model, name, Path(folder))
     geometry = adapter_for(model.config).geometry(model.config)
-    config = SmashConfig.thin(model.config, geometry, max_segment=SEGMENT)
-    config.stop_head = "linear"
+    config = SmashConfig.paper(model.config, geometry, max_segment=SEGMENT)
+    config.stop_head, config.micro_layers = "linear", 1
     decoders: dict[str, Callable[[], Decoder]] = {
         "dense": lambda: PlainDecoder(model, tokenizer),
         "cut": lambda: PlainDecoder(smaller, tokenizer),

@@ -30,6 +30,7 @@ from pathlib import Path
 import torch
 
 from lightstride.checkpoint import open_decoder
+from lightstride.config.decoding import MODES
 from lightstride.data.prompts import Prompt, read_prompts
 from lightstride.errors import ConfigError, LightstrideError
 from lightstride.generate import Decoder, Generation, PlainDecoder, Settings, generate
@@ -70,10 +71,10 @@ def timed(decoder: Decoder, prompts: Sequence[Tokens], settings: Settings) -> Ti
     return Timed(answers, time.perf_counter() - wall, time.process_time() - processor)
 
 
-def ways(flags: argparse.Namespace) -> dict[str, Settings]:
+def ways(model: SmashModel, flags: argparse.Namespace) -> dict[str, Settings]:
     """Every way of decoding that is measured, by its name in the result."""
     found = {}
-    for mode in flags.modes:
+    for mode in flags.modes or model.config.modes:
         for confidence in flags.confidences if mode == "trust" else [None]:
             name = mode if confidence is None else f"{mode}{round(100 * confidence)}"
             found[name] = Settings(
@@ -221,7 +222,8 @@ def measure(
     greedy = Settings(max_new_tokens=flags.new_tokens)
     plain: Decoder = PlainDecoder(model.base, smashed.tokenizer)
     decoders = {PLAIN: (plain, greedy)}
-    decoders |= {name: (smashed, settings) for name, settings in ways(flags).items()}
+    asked = ways(model, flags)
+    decoders |= {name: (smashed, settings) for name, settings in asked.items()}
     runs = {
         batch: take_turns(decoders, prompts, batch, flags.repeats)
         for batch in sorted(flags.batches)
@@ -230,7 +232,7 @@ def measure(
     answers = tokens_of(whole[PLAIN])
     base = Base(answers, scores_of(model, prompts, answers))
     modes: dict[str, dict[str, object]] = {}
-    for name in ways(flags):
+    for name in asked:
         modes[name] = {**quality(model, prompts, whole[name], base)}
         for batch, each in runs.items():
             modes[name][f"batch{batch}"] = {
@@ -286,7 +288,7 @@ def parse() -> argparse.Namespace:
         )
     parser.add_argument("--domains", nargs="+", choices=DOMAINS, default=list(DOMAINS))
     parser.add_argument("--trained-on", type=Path, help="work folder whose prompts are left out")
-    parser.add_argument("--modes", nargs="+", default=["ar", "trust", "verify", "lossless"])
+    parser.add_argument("--modes", nargs="+", choices=MODES, help="default: the model's")
     confidences = [0.5, 0.6, 0.7, 0.8, 0.9, 0.95]
     parser.add_argument("--confidences", type=float, nargs="+", default=confidences)
     parser.add_argument("--prompts", type=int, default=64, help="prompts a domain")

@@ -5,7 +5,7 @@ a stage that is finished has a file that was renamed into place.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from lightstride.distributed import barrier, broadcast_object, rank
@@ -16,12 +16,15 @@ VERSION = 1
 WORK_FILE = "work.json"
 
 
-def open_work(folder: Path, run: Mapping[str, object], *, resume: bool) -> None:
+def open_work(
+    folder: Path, run: Mapping[str, object], *, resume: bool, gone: Collection[str] = ()
+) -> None:
     """Make a work folder for a run, or go on with it; refuse the folder of another run.
 
-    `run` is everything the stages' results depend on.
+    `run` is everything the stages' results depend on; folders of earlier versions may have more of
+    it, under the names in `gone`.
     """
-    problem = broadcast_object(_open(folder, run, resume) if rank() == 0 else None)
+    problem = broadcast_object(_open(folder, run, resume, gone) if rank() == 0 else None)
     if problem is not None:
         kind, text = problem
         raise {"work": WorkError, "output": OutputError}[kind](text)
@@ -44,7 +47,9 @@ def is_new(folder: Path) -> bool:
     return all(path.match(f".{WORK_FILE}.*.partial") for path in folder.iterdir())
 
 
-def _open(folder: Path, run: Mapping[str, object], resume: bool) -> tuple[str, str] | None:
+def _open(
+    folder: Path, run: Mapping[str, object], resume: bool, gone: Collection[str]
+) -> tuple[str, str] | None:
     document = {"version": VERSION, **json.loads(json.dumps(run))}
     path = folder / WORK_FILE
     if not path.exists():
@@ -61,7 +66,8 @@ def _open(folder: Path, run: Mapping[str, object], resume: bool) -> tuple[str, s
             f"work folder {folder} is of another version of this program; delete it, or give "
             "another with --work"
         )
-    different = sorted(key for key in {*document, *there} if document.get(key) != there.get(key))
+    known = {*document, *there} - set(gone)
+    different = sorted(key for key in known if document.get(key) != there.get(key))
     if different:
         return "work", (
             f"work folder {folder} belongs to another run: {', '.join(different)} differ; delete "

@@ -76,7 +76,7 @@ def test_a_smashed_model_beside_its_base(folders: tuple[Path, Path]) -> None:
                 [one.logprob for one in plain.choices[0].logprobs.content], abs=1e-4
             )
         assert ask("smashed", mode="trust").usage.completion_tokens == 24
-        assert ask("smashed", mode="verify").usage.kv_entries <= 24
+        assert ask("smashed", mode="trust").usage.kv_entries <= 24
         run.send_signal(signal.SIGTERM)
         assert run.stdout is not None
         document = json.loads(run.stdout.read())
@@ -212,7 +212,7 @@ def test_an_answer_may_end_within_the_grace(folders: tuple[Path, Path]) -> None:
         ("{base} --mode fast", "--mode"),
         ("{base} --shared-lookups 64MiB", "no served model has the mode lossless"),
         ("{smashed} --shared-lookups lots", "a size such as"),
-        ("{smashed} --mode verify --exact", "exact is for the modes lossless and ar"),
+        ("{smashed} --mode trust --exact", "exact is for the modes lossless and ar"),
         ("{smashed} --mode lossless --kv-dtype int8 --exact", "exact is for the full cache"),
         ("{base} --kv 0.5", "no served model has a memory plan"),
         ("{base} --kv 2", "above 0 and at most 1"),

@@ -57,15 +57,30 @@ def test_from_prompts_to_answers(folder: Path, base: str) -> None:
     smashed, plain = open_decoder(config.output), open_decoder(str(folder / base))
     prompt = [[72, 101, 108, 108, 111]]
     (expected,) = generate(plain, prompt, Settings(max_new_tokens=12))
-    for mode in ("trust", "verify", "lossless", "ar"):
+    assert stored["mode"] == "lossless"
+    names = set(load_file(Path(config.output) / "model.safetensors"))
+    assert {name.split(".")[0] for name in names} == {"micro", "stop"}
+    for mode in ("lossless", "ar"):
         settings = Settings(max_new_tokens=12, mode=mode, confidence=0.1)
         (found,) = generate(smashed, prompt, settings)
-        if mode in ("lossless", "ar"):
-            assert_same_greedy(plain.model, prompt[0], found.tokens, expected.tokens)
+        assert_same_greedy(plain.model, prompt[0], found.tokens, expected.tokens)
+
+
+def test_published_grafts_merge_a_step_into_one_entry(folder: Path) -> None:
+    sizes = {"micro_layers": 1, "merged_share": 1.0, "minutes": None}
+    config = config_of(folder, "published", grafts="paper", **sizes)
+    numbers = smash(config)["numbers"]
+    assert set(numbers["tokens_per_step"]["trust"]) == {"0.5", "0.7", "0.8", "0.9", "0.95"}
+    assert numbers["tokens_per_step"]["merged"]["kl"] > 0
+    stored = json.loads((Path(config.output) / "config.json").read_text())
+    assert stored["mode"] == "trust"
+    settings = Settings(max_new_tokens=24, confidence=0.01, ignore_end_tokens=True)
+    (found,) = generate(open_decoder(config.output), [[72, 101]], settings)
+    assert found.kv_entries == found.macro_steps - 1 < 20
 
 
 def test_a_base_that_learns_is_saved_beside_and_compared(folder: Path) -> None:
-    config = config_of(folder, "taught", train_base=True, base_rate=1e-3, adapter_rank=2, steps=3)
+    config = config_of(folder, "taught", train_base=True, base_rate=1e-3, steps=3)
     numbers = smash(config)["numbers"]
     nats = numbers["control"]
     assert set(nats) == {"nats_base", "nats_control", "nats_smashed"}
@@ -132,6 +147,7 @@ def test_mistakes_are_one_line(folder: Path, capsys: pytest.CaptureFixture[str])
         ([*start, "-o", str(folder / "x"), "--held-out", "1"], "--held-out 1 is not allowed"),
         ([*start[:3], str(folder / "none.jsonl"), "-o", str(folder / "x")], "none.jsonl"),
         ([*start, "-o", str(folder / "x"), "--num-prompts", "4"], "too few"),
+        ([*start, "-o", str(folder / "x"), "--merged-share", "0.2"], "left out with --grafts thin"),
     ):
         assert cli.main(arguments) == 2
         error = capsys.readouterr().err.strip().splitlines()[-1]
@@ -152,13 +168,12 @@ def test_a_smashed_model_is_not_smashed_again(folder: Path) -> None:
 def test_grafts_are_gone_on_with(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = config_of(folder, "begun")
     smash(first)
-    second = config_of(folder, "gone-on", start_from=first.output, adapter_rank=2, steps=1,
-                       learning_rate=1e-9)  # fmt: skip
+    second = config_of(folder, "gone-on", start_from=first.output, steps=1, learning_rate=1e-9)
     result = smash(second)
     assert result["numbers"]["started_from"]["training"]["steps"] == 4
     before = load_file(Path(first.output) / "model.safetensors")
     after = load_file(Path(second.output) / "model.safetensors")
-    assert any(name.startswith("adapters.") for name in after)
+    assert before.keys() == after.keys()
     for name, tensor in before.items():
         torch.testing.assert_close(after[name], tensor, atol=1e-6, rtol=1e-5)
     flags = ["smash", str(folder / "llama"), "-o", str(folder / "refused"), "--max-segment", "3"]

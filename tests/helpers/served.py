@@ -41,7 +41,7 @@ def facts(name: str = "toy", **changes: object) -> Facts:
         "created": 1,
         "context": 512,
         "vocab_size": VOCAB_SIZE,
-        "modes": ("trust", "verify", "lossless", "ar"),
+        "modes": ("lossless", "ar", "trust"),
         "default_mode": "lossless",
         "kv_budgets": (1.0,),
         "default_kv": 1.0,

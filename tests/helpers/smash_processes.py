@@ -20,9 +20,9 @@ from lightstride.smash.train.loss import LossWeights, LoweredSmashLoss
 from lightstride.training.checkpoint import TrainingFolder
 
 
-def fresh_learner(adapter_rank: int = 0) -> LoweredSmashLoss:
+def fresh_learner() -> LoweredSmashLoss:
     """The same untrained toy every time."""
-    model = toy(sharp_llama(), adapter_rank=adapter_rank, num_layers=1)
+    model = toy(sharp_llama(), num_layers=1)
     return LoweredSmashLoss(model, LossWeights(), torch.float32)
 
 

@@ -13,7 +13,7 @@ from lightstride.models.families.registry import adapter_for
 from lightstride.models.shapes import AttentionShape, FFNShape
 from lightstride.smash.hub import SmashModel
 from lightstride.smash.model.config import SmashConfig
-from lightstride.smash.model.lookup import LONGEST, LOOKUP_ACCURACY, SHORTEST_RUN, Lookup
+from lightstride.smash.model.lookup import LONGEST, LOOKUP_ACCURACY
 from lightstride.smash.model.slots import SlotBatch
 
 PROMPTS = [[72, 101, 108], [1, 2, 3, 4, 5, 6, 7, 8, 9], [200], [40, 41, 42, 43]]
@@ -60,29 +60,27 @@ def sharp(base: PreTrainedModel) -> PreTrainedModel:
 def toy(
     base: PreTrainedModel | None = None,
     *,
-    adapter_rank: int = 2,
     max_segment: int = 4,
     num_layers: int = 2,
     seed: int = 0,
     micro_vocabulary: Sequence[int] | None = None,
-    gist: bool = True,
+    merges: bool = True,
 ) -> SmashModel:
-    """Random grafts on a toy; the stop head goes on about half of the time."""
+    """Random grafts on a toy, with an embedder if they merge; the stop head goes on about half of
+    the time."""
     base = base if base is not None else sharp(BASES["llama"]())
     geometry = adapter_for(base.config).geometry(base.config)
-    config = SmashConfig.thin(
-        base.config, geometry, max_segment=max_segment, adapter_rank=adapter_rank
-    )
+    config = SmashConfig.thin(base.config, geometry, max_segment=max_segment)
     config.micro_layers = num_layers
-    config.gist = gist
+    if merges:
+        config.embedder_heads, config.mode = 4, "trust"
     chosen = None if micro_vocabulary is None else torch.tensor(micro_vocabulary)
     torch.manual_seed(seed)
     model = SmashModel.graft(base, config, micro_vocabulary=chosen)
     with torch.no_grad():
         for graft in model.grafts():
-            scale = 0.05 if graft is model.adapters else 0.3
             for parameter in graft.parameters():
-                parameter.add_(torch.randn(parameter.shape) * scale)
+                parameter.add_(torch.randn(parameter.shape) * 0.3)
     return model
 
 
@@ -163,11 +161,6 @@ def slow_segment(model: SmashModel, taps_1TD, text, confidence: float, room: int
     return segment
 
 
-def looked_up(text: Sequence[int], most: int) -> list[int]:
-    """What followed the last time the latest two tokens or more occurred."""
-    return Lookup(text).prediction(most, SHORTEST_RUN).tokens
-
-
 def slow_opinion(text: Sequence[int], said: Sequence[int], token: int) -> float:
     """What followed the last time the longest run at the text's end was there, searched for."""
     for size in range(min(LONGEST, len(text) - 1), 0, -1):
@@ -191,30 +184,3 @@ def slow_trust(model: SmashModel, prompt: Sequence[int], confidence: float, leng
         text = [*prompt, *(token for segment in segments for token in segment), first]
         segments.append(slow_segment(model, taps, text, confidence, length - said))
     return segments
-
-
-def slow_verify(
-    model: SmashModel, prompt: Sequence[int], confidence: float, length: int, lookup: int = 0
-):
-    """What each step of a greedy answer in verify mode emits, and what is stored."""
-    stored: list[list[int]] = []
-    first = Judge.likeliest(model.base_logits(features(model, prompt, [])[:, -1]))
-    steps = [[first]]
-    while (said := sum(map(len, steps))) < length:
-        taps = features(model, prompt, stored)
-        text = [*prompt, *(token for step in steps for token in step)]
-        draft = slow_segment(model, taps, text, confidence, length - said + 1)
-        found = looked_up(text, min(lookup, model.config.max_segment) - 1)
-        draft = [first, *found] if found else draft
-        draft = draft[: length - said]
-        accepted = [first]
-        while True:
-            unmerged = [*stored, *([token] for token in accepted)]
-            best = Judge.likeliest(model.base_logits(features(model, prompt, unmerged)[:, -1]))
-            if len(accepted) == len(draft) or draft[len(accepted)] != best:
-                break
-            accepted.append(best)
-        stored.append(accepted)
-        steps.append([*accepted[1:], best])
-        first = best
-    return steps, stored

@@ -265,7 +265,7 @@ def test_our_own_fields(client: openai.OpenAI) -> None:
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "at most 20"),
         ({"top_logprobs": 2}, "top_logprobs", "needs logprobs"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "needs stream"),
-        ({"extra_body": {"mode": "fast"}}, "mode", "'trust'"),
+        ({"extra_body": {"mode": "verify"}}, "mode", "'trust'"),
         ({"extra_body": {"mode": "trust"}, "logprobs": True}, "logprobs", "trust"),
         ({"extra_body": {"mode": "trust", "exact": True}}, "exact", "this answer is in trust"),
         ({"extra_body": {"exact": "yes"}}, "exact", "boolean"),

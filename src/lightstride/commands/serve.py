@@ -151,7 +151,7 @@ def served(
         shared = SharedAnswers(parse_size("--shared-lookups", config.shared_lookups))
         decoder.shared = shared
     if isinstance(decoder, SmashDecoder):
-        modes, default = ("trust", "verify", "lossless", "ar"), decoder.model.config.mode
+        modes, default = decoder.model.config.modes, decoder.model.config.mode
     if isinstance(decoder, HeadedDecoder):
         modes = ("lossless", "ar")
         default = "lossless"

@@ -24,7 +24,7 @@ from lightstride.commands.smashing.grafts import learn_grafts
 from lightstride.commands.smashing.head import take_head
 from lightstride.commands.smashing.memory import check_budgets, memory_search, plan_memory
 from lightstride.config import SmashRunConfig
-from lightstride.config.smash import EAGLE3_ONLY
+from lightstride.config.smash import EAGLE3_ONLY, ONCE_FLAGS, PAPER_ONLY
 from lightstride.distributed import barrier, rank
 from lightstride.errors import ConfigError, ModelError
 from lightstride.generate import PlainDecoder
@@ -73,7 +73,8 @@ def smash_alone(config: SmashRunConfig) -> Mapping[str, object]:
     if config.kv:
         check_budgets(base, memory_search(config))
     run = {**identity(config, "answers", "minutes", *unasked(config)), "base": fingerprint(base)}
-    open_work(Path(config.work_folder), run, resume=config.resume)
+    gone = [flag for flag in ONCE_FLAGS if flag not in run]
+    open_work(Path(config.work_folder), run, resume=config.resume, gone=gone)
     answers = prepare_answers(config, PlainDecoder(base, tokenizer), prompts)
     answered = time.perf_counter()
     learn = learn_head if config.drafter == "eagle3" else learn_grafts
@@ -98,7 +99,10 @@ def check_models(config: SmashRunConfig) -> None:
 def unasked(config: SmashRunConfig) -> tuple[str, ...]:
     """Flags that are no part of a run that does not use them: older runs, without them, go on."""
     plans = () if config.kv else ("kv", "kv_context")
-    return plans if config.drafter == "eagle3" else (*plans, "drafter", *EAGLE3_ONLY)
+    if config.drafter == "eagle3":
+        return plans
+    merging = () if config.grafts == "paper" else PAPER_ONLY
+    return (*plans, *merging, "drafter", *EAGLE3_ONLY)
 
 
 def save(

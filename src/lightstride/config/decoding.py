@@ -9,11 +9,11 @@ from tyro.conf import arg
 from lightstride.config.base import OPTIONAL, Command
 from lightstride.errors import ConfigError
 
-Mode = Literal["trust", "verify", "lossless", "ar"]
+Mode = Literal["lossless", "ar", "trust"]
 MODES: tuple[Mode, ...] = get_args(Mode)
-DEFAULT_CONFIDENCE: dict[Mode, float] = {"trust": 0.9, "verify": 0.3, "lossless": 0.03, "ar": 1.0}
-"""Default threshold by mode.  It is high where a wrong token is kept (trust), lower where it only
-discards the rest of the draft (verify), lowest where it wastes one column (lossless)."""
+DEFAULT_CONFIDENCE: dict[Mode, float] = {"lossless": 0.03, "ar": 1.0, "trust": 0.9}
+"""Default threshold by mode: low where a wrong guess wastes one column (lossless), high where a
+wrong token is kept (trust)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,17 +22,18 @@ class DecodingFlags:
 
     mode: Annotated[
         Mode | None,
-        arg(metavar="{trust,verify,lossless,ar}", help_behavior_hint="(default: the model's own)"),
+        arg(metavar="{lossless,ar,trust}", help_behavior_hint="(default: the model's own)"),
     ] = None
-    """How a smashed model decodes: trust its stop head, verify, lossless, or one token a step."""
+    """How a smashed model decodes: lossless drafts, one token a step, or, where it merges (smash
+    --grafts paper), trusting its stop head."""
     confidence: Annotated[
         float | None, arg(metavar="P", help_behavior_hint="(default: the mode's)")
     ] = None
     """How sure a smashed model must be to draft one more token in a step, above 0 up to 1: by
-    default 0.9 for trust, 0.3 for verify, 0.03 for a guess that lossless checks."""
+    default 0.03 for a guess that lossless checks, 0.9 for trust."""
     lookup: int = 33
-    """Most tokens of a step that verify and lossless may copy from the text before, and then check;
-    0 is none."""
+    """Most tokens of a step that lossless may copy from the text before, and then check; 0 is
+    none."""
     tree: Annotated[
         int | None,
         arg(metavar="N", help_behavior_hint="(default: what pays)", constructor=int),

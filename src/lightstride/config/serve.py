@@ -41,7 +41,7 @@ class ServeConfig(ModelCommand):
     """Origins whose pages may send requests, such as http://localhost:3000; none by default."""
     mode: Annotated[
         Mode | None,
-        arg(metavar="{trust,verify,lossless,ar}", help_behavior_hint="(default: each model's own)"),
+        arg(metavar="{lossless,ar,trust}", help_behavior_hint="(default: each model's own)"),
     ] = None
     """How smashed models decode where a request does not say."""
     max_new_tokens: int = 1024

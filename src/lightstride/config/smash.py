@@ -25,7 +25,7 @@ OptionalHead = Annotated[str | None, arg(metavar="HEAD", help_behavior_hint="(de
 
 @dataclass(frozen=True, kw_only=True)
 class SmashRunConfig(PresetCommand):
-    """Teach a chat model to emit several tokens a step, and store one KV entry for them."""
+    """Teach a chat model to emit several tokens a step, and plan which KV entries it keeps."""
 
     command: ClassVar[str] = "smash"
     example: ClassVar[str] = (
@@ -50,8 +50,8 @@ class SmashRunConfig(PresetCommand):
     answer_batch: int = 32
     """Answers written at once."""
     drafter: DrafterName = "micro"
-    """What drafts: micro, a micro decoder inside the step, with which tokens can also be merged; or
-    eagle3, an EAGLE-3 head, which vLLM, SGLang and llama.cpp load too (lightstride export)."""
+    """What drafts: micro, a micro decoder inside the step; or eagle3, an EAGLE-3 head, which vLLM,
+    SGLang and llama.cpp load too (lightstride export)."""
     draft_steps: FromPreset = None
     """Tokens of the chains that an eagle3 head is trained on, from 3 to 7."""
     draft_window: Annotated[
@@ -59,7 +59,8 @@ class SmashRunConfig(PresetCommand):
     ] = None
     """How many of the latest tokens an eagle3 head attends to."""
     grafts: Grafts = "thin"
-    """Sizes of what is added: thin, or as published (paper)."""
+    """What is added: thin, a small micro decoder that drafts; or as published (paper), a larger
+    one, and an embedder that merges the tokens of a step into one KV entry (--mode trust)."""
     max_segment: FromPreset = None
     """Most tokens in one step."""
     micro_layers: FromPreset = None
@@ -72,8 +73,6 @@ class SmashRunConfig(PresetCommand):
     from_head: OptionalHead = None
     """A published EAGLE-3 head of this model, a folder or hub id: it becomes the drafter, and
     nothing is trained. Or HAMburger's own checkpoint, a .safetensors file."""
-    adapter_rank: int = 0
-    """Rank of adapters on the base where something was merged; 0 is none."""
     train_base: bool = False
     """Let the base learn too; then it is saved with the grafts, and a plain model is trained on
     the same data for comparison."""
@@ -96,12 +95,14 @@ class SmashRunConfig(PresetCommand):
     accumulate: FromPreset = None
     """Batches of a step, over all processes."""
     merged_share: OptionalShare = None
-    """Share of batches from which merging is learned too; the others only teach drafts."""
+    """Share of batches from which merging is learned too (--grafts paper); the others only teach
+    drafts."""
     short_share: OptionalShare = None
     """Share of readings that teach only the first one or two further tokens of drafts, where most
     drafts end."""
     own_cuts_share: float = 0.5
-    """Share of the merged batches cut by the model's own drafts, from a third of the training."""
+    """Share of the merged batches cut by the model's own drafts, from a third of the training
+    (--grafts paper)."""
     cache_gib: float = 4.0
     """Memory for the base's hidden states of the answers, kept from epoch to epoch if it fits,
     in GiB."""
@@ -157,10 +158,11 @@ class SmashRunConfig(PresetCommand):
 
     def check_drafter(self) -> None:
         """Refuse flags of the other drafter: they would be ignored."""
-        for flag in MICRO_ONLY if self.drafter == "eagle3" else EAGLE3_ONLY:
-            default = self.__dataclass_fields__[flag].default
-            name, value = f"--{flag.replace('_', '-')}", getattr(self, flag)
-            require(value == default, name, value, f"left out with --drafter {self.drafter}")
+        self.check_left_out(
+            MICRO_ONLY if self.drafter == "eagle3" else EAGLE3_ONLY, f"--drafter {self.drafter}"
+        )
+        if self.grafts == "thin":
+            self.check_left_out(PAPER_ONLY, "--grafts thin, which merges nothing")
         steps, window = self.draft_steps, self.draft_window
         require(steps is None or 3 <= steps <= 7, "--draft-steps", steps, "from 3 to 7")
         require(window is None or window >= 1, "--draft-window", window, "at least 1")
@@ -172,11 +174,18 @@ class SmashRunConfig(PresetCommand):
             "left out with --start-from: the head keeps its own vocabulary",
         )
 
+    def check_left_out(self, flags: tuple[str, ...], beside: str) -> None:
+        """Refuse flags that would be ignored beside another."""
+        for flag in flags:
+            default = self.__dataclass_fields__[flag].default
+            name, value = f"--{flag.replace('_', '-')}", getattr(self, flag)
+            require(value == default, name, value, f"left out with {beside}")
+
     @property
     def left_open(self) -> tuple[str, ...]:
-        """Fields of the other drafter, and the vocabulary of a head that has one."""
+        """Fields of the other drafter, of merging, and the vocabulary of a head that has one."""
         if self.drafter == "micro":
-            return EAGLE3_ONLY
+            return EAGLE3_ONLY if self.grafts == "paper" else (*EAGLE3_ONLY, *PAPER_ONLY)
         return MICRO_ONLY if self.start_from is None else (*MICRO_ONLY, "micro_vocab")
 
     @property
@@ -192,16 +201,18 @@ class SmashRunConfig(PresetCommand):
 
 EAGLE3_ONLY = ("draft_steps", "draft_window")
 """Flags of a head alone."""
+PAPER_ONLY = ("merged_share", "own_cuts_share")
+"""Flags of grafts that merge."""
+ONCE_FLAGS = ("adapter_rank", *PAPER_ONLY)
+"""What work folders of earlier versions may have in mind where it is no flag, or not asked for."""
 MICRO_ONLY = (
     "grafts",
     "max_segment",
     "micro_layers",
-    "adapter_rank",
     "train_base",
     "base_rate",
-    "merged_share",
+    *PAPER_ONLY,
     "short_share",
-    "own_cuts_share",
     "feed_own_share",
     "kv",
 )

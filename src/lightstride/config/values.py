@@ -43,7 +43,6 @@ RANGES: Mapping[str, tuple[float, float]] = {
     "micro_layers": (1, 1000),
     "max_segment": (2, 1024),
     "rank": (0, 65536),
-    "adapter_rank": (0, 65536),
     "lookup": (0, 65536),
     "tree": (1, 65536),
 }

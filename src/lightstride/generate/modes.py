@@ -7,7 +7,6 @@ Shapes: B rows, Q columns, V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -135,15 +134,10 @@ Merge = Callable[[Sequence[Sequence[int]]], Tensor]
 
 
 class ColumnReader:
-    """Runs the columns of rows in one forward; `merge` and `merged_at` are a smashed model's."""
+    """Runs the columns of rows in one forward; `merge` is a model's whose grafts merge."""
 
-    def __init__(
-        self,
-        merge: Merge | None = None,
-        merged_at: Callable[[Tensor], AbstractContextManager[None]] | None = None,
-    ) -> None:
+    def __init__(self, merge: Merge | None = None) -> None:
         self.merge = merge
-        self.merged_at = merged_at
 
     def read(
         self, batch: CachedBatch, rows: slice, asked: Sequence[Columns], taps: Sequence[int]
@@ -158,36 +152,31 @@ class ColumnReader:
         tokens_BQ, _ = padded([each.tokens for each in asked], device)
         depths_BQ, _ = padded([each.depths for each in asked], device)
         logit_columns = range(max(each.num_logits for each in asked))
-        embeddings_BQD, context = self.embedded(batch, asked, tokens_BQ)
-        with context:
-            return batch.forward(
-                rows,
-                tokens_BQ=tokens_BQ if embeddings_BQD is None else None,
-                embeddings_BQD=embeddings_BQD,
-                depths_BQ=depths_BQ,
-                sees_BQQ=column_mask(asked, device),
-                taps=taps,
-                logit_columns=logit_columns,
-            )
+        embeddings_BQD = self.embedded(batch, asked, tokens_BQ)
+        return batch.forward(
+            rows,
+            tokens_BQ=tokens_BQ if embeddings_BQD is None else None,
+            embeddings_BQD=embeddings_BQD,
+            depths_BQ=depths_BQ,
+            sees_BQQ=column_mask(asked, device),
+            taps=taps,
+            logit_columns=logit_columns,
+        )
 
     def embedded(
         self, batch: CachedBatch, asked: Sequence[Columns], tokens_BQ: Tensor
-    ) -> tuple[Tensor | None, AbstractContextManager[None]]:
-        """Embeddings where columns are merged, and the context in which adapters see it."""
+    ) -> Tensor | None:
+        """Embeddings of all columns where some are merged, (B, Q, D); None where none is."""
         places = [(b, q) for b, each in enumerate(asked) for q in each.merged]
         if not places:
-            return None, nullcontext()
+            return None
         assert self.merge is not None
-        assert self.merged_at is not None
         merged_ND = self.merge([run for each in asked for run in each.merged.values()])
         where = tuple(
             torch.tensor(place, device=tokens_BQ.device) for place in zip(*places, strict=True)
         )
-        embeddings_BQD = batch.model.get_input_embeddings()(tokens_BQ).index_put(where, merged_ND)
-        is_merged_BQ = torch.zeros_like(tokens_BQ, dtype=torch.bool).index_put(
-            where, torch.ones((), dtype=torch.bool, device=tokens_BQ.device)
-        )
-        return embeddings_BQD, self.merged_at(is_merged_BQ)
+        embeddings_BQD: Tensor = batch.model.get_input_embeddings()(tokens_BQ)
+        return embeddings_BQD.index_put(where, merged_ND)
 
 
 def are_ragged(asked: Sequence[Columns]) -> bool:

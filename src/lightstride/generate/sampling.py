@@ -3,15 +3,14 @@
 The order of the filters is that of transformers: repetition penalty (Keskar et al., 2019,
 arXiv 1909.05858: a logit l of a seen token becomes l / c if positive, else l * c), temperature,
 top-k, top-p, min-p.  A draw inverts the cumulative distribution at one uniform number, which is
-a hash of (row key, index of the token in the answer, purpose): no state, so a row draws the same
-alone, in a batch, or after a rejected draft.
+a hash of (row key, index of the token in the answer): no state, so a row draws the same alone, in a
+batch, or after a rejected draft.
 
 Shapes: N rows, K places of one row, V vocabulary.
 """
 
 import hashlib
 from collections.abc import Sequence
-from enum import IntEnum
 
 import torch
 from torch import Tensor
@@ -34,24 +33,15 @@ Drafts = Sequence[Sequence[int]]
 """For every row, tokens of the current step that are not in its answer yet."""
 
 
-class Purpose(IntEnum):
-    """Purpose of a uniform number; different purposes are independent."""
-
-    TOKEN = 0
-    DRAFT = 1
-    ACCEPT = 2
-
-
 def row_key(seed: int, prompt: Sequence[int], copy: int) -> bytes:
     """Identity of a row for its draws: seed, prompt, and which copy of that prompt it is."""
     text = f"{seed}:{copy}:" + ",".join(map(str, prompt))
     return hashlib.sha256(text.encode()).digest()
 
 
-def uniform(key: bytes, index: int, purpose: Purpose) -> float:
+def uniform(key: bytes, index: int) -> float:
     """A number in [0, 1) that depends on nothing but the arguments."""
-    message = index.to_bytes(8, "little") + bytes([purpose])
-    digest = hashlib.blake2b(message, digest_size=8, key=key).digest()
+    digest = hashlib.blake2b(index.to_bytes(9, "little"), digest_size=8, key=key).digest()
     return (int.from_bytes(digest, "little") >> 11) / (1 << 53)
 
 
@@ -95,13 +85,6 @@ def draw(probabilities_NV: Tensor, uniforms_N: Tensor) -> Tensor:
     tokens_N = torch.searchsorted(cumulative_NV, target_N1, right=True)[:, 0]
     last_N = probabilities_NV.shape[-1] - 1 - (probabilities_NV.flip(-1) > 0).int().argmax(-1)
     return torch.minimum(tokens_N, last_N)
-
-
-def residual(target_NV: Tensor, draft_NV: Tensor) -> Tensor:
-    """Distribution after a draft was refused: the positive part of target - draft."""
-    excess_NV = (target_NV - draft_NV).clamp(min=0)
-    total_N1 = excess_NV.sum(-1, keepdim=True)
-    return torch.where(total_N1 > 0, excess_NV / total_N1, target_NV)
 
 
 def adjusted_logits(logits_NV: Tensor, rows: Sequence[Row], drafts: Drafts) -> Tensor:
@@ -205,26 +188,18 @@ def choose(logits_NV: Tensor, rows: Sequence[Row], drafts: Drafts) -> list[int]:
             distributions(logits_NV[sampled], theirs),
             theirs,
             [drafts[index] for index in sampled],
-            Purpose.TOKEN,
         )
         for index, token in zip(sampled, drawn, strict=True):
             chosen[index] = token
     return chosen
 
 
-def draw_tokens(
-    probabilities_NV: Tensor, rows: Sequence[Row], drafts: Drafts, purpose: Purpose
-) -> list[int]:
+def draw_tokens(probabilities_NV: Tensor, rows: Sequence[Row], drafts: Drafts) -> list[int]:
     """One token a row, by the row's own random number for the place after its draft."""
-    uniforms_N = row_uniforms(rows, drafts, purpose).to(probabilities_NV)
-    drawn: list[int] = draw(probabilities_NV, uniforms_N).tolist()
-    return drawn
-
-
-def row_uniforms(rows: Sequence[Row], drafts: Drafts, purpose: Purpose) -> Tensor:
-    """Each row's random number for the token after its draft, shape (N,), float64."""
     numbers = [
-        uniform(row.random_key, len(row.tokens) + len(draft), purpose)
+        uniform(row.random_key, len(row.tokens) + len(draft))
         for row, draft in zip(rows, drafts, strict=True)
     ]
-    return torch.tensor(numbers, dtype=torch.float64)
+    uniforms_N = torch.tensor(numbers, dtype=torch.float64).to(probabilities_NV)
+    drawn: list[int] = draw(probabilities_NV, uniforms_N).tolist()
+    return drawn

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-Mode = Literal["trust", "verify", "lossless", "ar"]
+Mode = Literal["lossless", "ar", "trust"]
 Finish = Literal["stop", "length"]
 Messages = Sequence[Mapping[str, object]]
 Tools = Sequence[Mapping[str, object]]

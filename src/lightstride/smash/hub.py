@@ -2,7 +2,7 @@
 
 `model.generate(...)` answers in macro steps: transformers prepares processors, criteria and
 streamer, `_sample` hands them to our decoder.  Mode, confidence, lookup and tree are attributes of
-the generation config (`model.generation_config.mode = "verify"`).
+the generation config (`model.generation_config.mode = "ar"`).
 
 Shapes: B rows, L columns.
 """
@@ -98,7 +98,7 @@ class SmashModel(SmashBody, GenerationMixin):
         return model
 
     def _prepare_cache_for_generation(self, *_: object) -> bool:
-        """Prepare nothing: the decoder has a cache of its own, one entry a macro step."""
+        """Prepare nothing: the decoder has a cache of its own."""
         return False
 
     def _sample(  # type: ignore[override]

@@ -94,7 +94,7 @@ def test_lossless_is_one_by_one_on_the_same_plan() -> None:
     assert same >= 198
 
 
-@pytest.mark.parametrize("mode", ["trust", "verify", "lossless", "ar"])
+@pytest.mark.parametrize("mode", ["lossless", "ar", "trust"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_rows_say_the_same_alone_and_among_others(mode: str, temperature: float) -> None:
     model = toy(sharp(tiny_llama(tied=False)))

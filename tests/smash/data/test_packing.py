@@ -17,7 +17,6 @@ from lightstride.smash.data.packing import (
     make_batch,
     pack_documents,
     plan_batches,
-    unmerge_some,
 )
 from lightstride.smash.train.features import draft_features
 from lightstride.smash.train.teacher_forced import find_starts, predict_drafts, tokens_at
@@ -158,15 +157,8 @@ def test_teacher_forced_segments_are_what_the_body_predicts() -> None:
     torch.testing.assert_close(drafts.vectors_NKD[:1, 1], expected.later_JD)
 
 
-@given(st.lists(st.integers(1, 6), max_size=20), st.floats(0, 1), st.integers(0, 9))
-def test_taking_apart_keeps_the_tokens(lengths, share, seed) -> None:
-    parts = unmerge_some(lengths, random.Random(seed), share)
-    assert sum(parts) == sum(lengths)
-    assert set(parts) <= {1, *lengths}
-
-
 def test_lengths_are_drawn_alike_from_the_same_seed() -> None:
-    options = {"max_segment": 4, "vocab_size": 260, "split_share": 0.2}
+    options = {"max_segment": 4, "vocab_size": 260}
     easy = replace(TWO, entropy_A=torch.tensor([3.0, 0.1, 2.0, 0.0, 0.2]))
     drawn = [draw_cut(easy, random.Random(seed), **options) for seed in (1, 1, 2, 3, 4, 5)]
     assert drawn[0] == drawn[1]

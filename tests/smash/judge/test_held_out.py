@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from helpers.agree import assert_same_greedy
 from helpers.answered_toys import example
 from helpers.smash_processes import fresh_learner
+from helpers.smash_toys import features
 from helpers.smash_trainings import EXAMPLES, run
 from helpers.toys import byte_tokenizer
 from lightstride.generate import Settings, generate
@@ -16,6 +18,7 @@ from lightstride.smash.judge.held_out import (
     accuracy_by_place,
     collect,
     lossless_tokens_per_step,
+    merged_divergence,
     trust_at,
 )
 
@@ -48,3 +51,31 @@ def test_observed_steps_are_those_of_the_decoder(tmp_path: Path) -> None:
     seen = lossless_tokens_per_step(collect(model, cut, row_tokens=64, merged=False))
     # The decoder's first step says one token alone; its trees hold the branch that is observed.
     assert steps <= 12 * len(cut) / seen + len(cut)
+
+
+@torch.no_grad()
+def test_what_merging_costs_is_measured_segment_by_segment(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = fresh_learner().inner.model
+    model.stop.weight.zero_()
+    model.stop.bias.fill_(20)
+    alone = merged_divergence(model, EXAMPLES[:2], row_tokens=64)
+    assert alone == {"kl": pytest.approx(0, abs=1e-6), "tokens_per_segment": 1}
+
+    def in_pairs(_model, batch, *_):
+        lengths = [len(document.answer_A) for row in batch.rows for document in row]
+        return [[min(2, length - at) for at in range(0, length, 2)] for length in lengths]
+
+    monkeypatch.setattr("lightstride.smash.judge.held_out.own_lengths", in_pairs)
+    found = merged_divergence(model, EXAMPLES[:2], row_tokens=64)
+    losses, tokens = [], 0
+    for each in EXAMPLES[:2]:
+        prompt, answer = each.prompt_P.tolist(), each.answer_A.tolist()
+        tokens += len(answer)
+        for start in range(0, len(answer), 2):
+            pairs = [answer[at : at + 2] for at in range(0, start, 2)]
+            ours = model.base_logits(features(model, prompt, pairs)[0, -1]).log_softmax(-1)
+            text = torch.tensor([[*prompt, *answer[:start]]])
+            theirs = model.base(text).logits[0, -1].log_softmax(-1)
+            losses.append(float((theirs.exp() * (theirs - ours)).sum()))
+    assert found["kl"] == pytest.approx(sum(losses) / len(losses), rel=1e-3)
+    assert found["tokens_per_segment"] == tokens / len(losses)

@@ -1,8 +1,10 @@
 """Sizes of grafts: thin, and as published."""
 
+import pytest
 import torch
 from transformers import LlamaConfig
 
+from lightstride.errors import ModelError
 from lightstride.models.families.registry import adapter_for
 from lightstride.smash.model.body import build_embedder, build_micro
 from lightstride.smash.model.config import SmashConfig, divisor, quarters
@@ -35,14 +37,25 @@ def test_the_paper_preset_has_the_published_sizes() -> None:
     assert millions == {"embedder": 21.0, "micro": 243.3, "stop": 8.4}
     assert config.taps == [4, 8, 12, 16]
     assert (config.max_segment, config.embedder_heads) == (4, 64)
+    assert config.modes == ("lossless", "ar", "trust")
+    assert config.mode == "trust"
     assert config.micro_vocab_size is None
 
 
 def test_the_default_is_thin() -> None:
     config = SmashConfig.thin(LLAMA_1B, adapter_for(LLAMA_1B).geometry(LLAMA_1B))
     assert (config.micro_layers, config.stop_head) == (1, "linear")
+    assert build_embedder(config) is None
+    assert config.modes == ("lossless", "ar")
+    assert config.mode == "lossless"
     assert config.micro_vocab_size is not None
     assert config.micro_vocab_size < LLAMA_1B.vocab_size / 8
+
+
+def test_grafts_that_only_draft_cannot_trust() -> None:
+    with pytest.raises(ModelError, match="mode is 'trust'; it must be one of lossless, ar"):
+        SmashConfig(mode="trust")
+    assert SmashConfig(mode="trust", embedder_heads=4).mode == "trust"
 
 
 def test_taps_are_at_quarters_of_any_depth() -> None:

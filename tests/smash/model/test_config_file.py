@@ -3,7 +3,7 @@
 import pytest
 
 from lightstride.errors import ModelError
-from lightstride.smash.model.config_file import check_fields
+from lightstride.smash.model.config_file import check_fields, of_today
 
 SOUND = {"base": "x", "hidden_size": 64, "vocab_size": 256, "num_hidden_layers": 2, "more": [1]}
 
@@ -28,8 +28,8 @@ def test_a_sound_config_passes() -> None:
         {"calibration": [[1e300, 0]]},
         {"stop_head": "other"},
         {"mode": ["ar"]},
-        {"adapter_rank": -1},
-        {"gist": "yes"},
+        {"mode": "verify"},
+        {"embedder_heads": 0},
     ],
     ids=str,
 )
@@ -41,3 +41,23 @@ def test_other_types_and_ranges_are_refused(changes: dict[str, object]) -> None:
 def test_a_missing_field_is_named() -> None:
     with pytest.raises(ModelError, match="hidden_size"):
         check_fields({"base": "x", "vocab_size": 3, "num_hidden_layers": 1}, "config.json")
+
+
+@pytest.mark.parametrize(
+    ("stored", "heads", "mode"),
+    [
+        ({"gist": True, "adapter_rank": 2, "mode": "lossless"}, None, "lossless"),
+        ({"gist": True, "adapter_rank": 0, "mode": "trust"}, None, "lossless"),
+        ({"gist": False, "adapter_rank": 8, "mode": "verify"}, None, "lossless"),
+        ({"gist": False, "adapter_rank": 0, "mode": "verify"}, 4, "lossless"),
+        ({"gist": False, "adapter_rank": 0, "mode": "trust"}, 4, "trust"),
+        ({"adapter_alpha": 16.0, "mode": "ar"}, 4, "ar"),
+    ],
+)  # fmt: skip
+def test_grafts_that_merged_into_gists_or_with_adapters_only_draft(
+    stored: dict[str, object], heads: int | None, mode: str
+) -> None:
+    found = of_today({**SOUND, "embedder_heads": 4, **stored})
+    assert found == {**SOUND, "embedder_heads": heads, "mode": mode}
+    check_fields(found, "config.json")
+    assert of_today(found) == found

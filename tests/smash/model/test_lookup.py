@@ -3,15 +3,14 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers.smash_toys import looked_up
 from lightstride.smash.model.lookup import MAX_BRANCHES, Branch, Lookup
 
 TOKENS = st.lists(st.integers(0, 3), max_size=40)
 
 
-def searched(tokens: list[int], most: int, longest: int, shortest: int) -> list[int]:
+def searched(tokens: list[int], most: int, longest: int) -> list[int]:
     """The same proposal, found by looking at every place."""
-    for size in range(longest, shortest - 1, -1):
+    for size in range(longest, 0, -1):
         if size > len(tokens):
             continue
         for end in range(len(tokens) - 1, size - 1, -1):
@@ -24,13 +23,11 @@ def searched(tokens: list[int], most: int, longest: int, shortest: int) -> list[
 
 
 @settings(deadline=None)
-@given(tokens=TOKENS, cut=st.integers(0, 40), most=st.integers(1, 6), shortest=st.integers(1, 3))
-def test_proposals_are_what_followed_last_time(
-    tokens: list[int], cut: int, most: int, shortest: int
-) -> None:
+@given(tokens=TOKENS, cut=st.integers(0, 40), most=st.integers(1, 6))
+def test_proposals_are_what_followed_last_time(tokens: list[int], cut: int, most: int) -> None:
     lookup = Lookup(tokens[:cut], longest=3)
     lookup.extend(tokens[cut:])
-    assert lookup.prediction(most, shortest).tokens == searched(tokens, most, 3, shortest)
+    assert lookup.prediction(most).tokens == searched(tokens, most, 3)
 
 
 @settings(deadline=None)
@@ -49,9 +46,9 @@ def test_branches_are_the_longest_runs_with_different_tokens_behind(
 
 
 def test_a_loop_goes_on() -> None:
-    assert looked_up([7, 1, 2, 3, 1, 2, 3], 5) == [1, 2, 3, 1, 2]
+    assert Lookup([7, 1, 2, 3, 1, 2, 3]).prediction(5).tokens == [1, 2, 3, 1, 2]
 
 
 def test_what_is_new_proposes_nothing() -> None:
-    assert looked_up([1, 2, 3, 4], 3) == []
-    assert looked_up([], 3) == []
+    assert Lookup([1, 2, 3, 4]).prediction(3).tokens == []
+    assert Lookup().prediction(3).tokens == []

@@ -11,7 +11,7 @@ from lightstride.smash.train.initialize import initialize_from_base
 
 @pytest.mark.parametrize("family", TINY)
 def test_micro_layers_may_start_as_the_last_block(family: str) -> None:
-    model = toy(TINY[family](), adapter_rank=0)
+    model = toy(TINY[family]())
     initialize_from_base(model)
     last = body.adapter_for(model.base.config).blocks(model.base)[-1]
     weights = body.adapter_for(model.base.config).read(last, "ffn")
@@ -21,7 +21,7 @@ def test_micro_layers_may_start_as_the_last_block(family: str) -> None:
 
 
 def test_a_micro_layer_that_starts_as_the_last_block_computes_the_same() -> None:
-    model = toy(tiny_llama(), adapter_rank=0, num_layers=1)
+    model = toy(tiny_llama(), num_layers=1)
     initialize_from_base(model)
     inputs = torch.randn(1, 5, 32)
     angles = model.micro.angles_2Sd[:, :5]

@@ -104,7 +104,7 @@ def test_time_ends_a_training_cleanly(tmp_path: Path) -> None:
 
 
 def test_only_grafts_move_and_all_of_them(tmp_path: Path) -> None:
-    learner = fresh_learner(adapter_rank=2)
+    learner = fresh_learner()
     before = {name: p.detach().clone() for name, p in learner.named_parameters()}
     run(tmp_path, learner, merged_share=1.0, steps=3)
     moved = {n for n, p in learner.named_parameters() if not torch.equal(p, before[n])}
@@ -149,7 +149,7 @@ def test_shares_fall_evenly(share: float) -> None:
 
 
 def test_lower_precision_keeps_masters_of_fp32(tmp_path: Path) -> None:
-    model = toy(sharp_llama().to(torch.bfloat16), adapter_rank=0)
+    model = toy(sharp_llama().to(torch.bfloat16))
     for graft in model.grafts():
         graft.float()
     learner = LoweredSmashLoss(model, LossWeights(), torch.bfloat16)

@@ -11,7 +11,14 @@ from helpers.answered_toys import sharp_llama
 from helpers.smash_toys import toy
 from helpers.smash_trainings import EXAMPLES
 from lightstride.smash.data.packing import make_batch
-from lightstride.smash.train.loss import LossWeights, draft_loss, place_weights, tokens_of_drafts
+from lightstride.smash.train.loop import means
+from lightstride.smash.train.loss import (
+    LossWeights,
+    SmashLoss,
+    draft_loss,
+    place_weights,
+    tokens_of_drafts,
+)
 from lightstride.smash.train.teacher_forced import find_starts, predict_drafts, tokens_at
 
 
@@ -32,6 +39,41 @@ def test_short_drafts_teach_their_places_as_long_ones_do(monkeypatch: pytest.Mon
     assert short.loss > 0
     torch.testing.assert_close(short.loss, long.loss)
     assert torch.equal(short.agrees_NJ, long.agrees_NJ[:, :2])
+
+
+def merged_batch(first_weight: float):
+    """A toy, and its losses of a batch that is also read merged, in segments of two."""
+    model = toy(sharp_llama(), num_layers=1)
+    learner = SmashLoss(model, LossWeights(first_weight=first_weight), None, None)
+    learner.cut = lambda batch, *_, own: [
+        [min(2, len(d.answer_A) - at) for at in range(0, len(d.answer_A), 2)]
+        for row in batch.rows
+        for d in row
+    ]
+    batch = make_batch([EXAMPLES[2:4]])
+    return model, batch, learner(batch, True, False, "0")
+
+
+def test_drafts_do_not_shape_what_they_are_drafted_from() -> None:
+    for first_weight, moves in ((0.0, False), (1.0, True)):
+        model, _, stats = merged_batch(first_weight)
+        stats["loss"].backward()
+        gradients = [parameter.grad for parameter in model.embedder.parameters()]
+        assert any(each is not None and bool(each.any()) for each in gradients) == moves
+        assert model.stop.weight.grad is not None
+
+
+def test_predictions_after_merged_histories_count_as_often_as_tokens() -> None:
+    _, batch, stats = merged_batch(1.0)
+    slots = sum((len(d.answer_A) + 1) // 2 for row in batch.rows for d in row)
+    assert int(stats["firsts"]) == slots < batch.num_answer_tokens
+    without = merged_batch(0.0)[2]
+    added = float((stats["loss"] - without["loss"]).detach())
+    expected = float(stats["first"]) / slots * batch.num_answer_tokens
+    assert added == pytest.approx(expected, rel=1e-4)
+    found = means({name: stats[name].detach() for name in ("loss", "first", "firsts")}, 10)
+    assert found["first"] == pytest.approx(float(stats["first"]) / slots)
+    assert found["loss"] == pytest.approx(float(stats["loss"].detach()) / 10)
 
 
 def test_some_readings_have_short_drafts() -> None:

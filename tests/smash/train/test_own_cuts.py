@@ -23,14 +23,14 @@ def test_own_cuts_go_as_far_as_drafts_are_sure_and_right(tmp_path: Path) -> None
     with torch.no_grad():
         model.stop.weight.zero_()
         model.stop.bias.fill_(-20)
-    cut = own_lengths(model, batch, slots, taps, random.Random(0), split_share=0.0)
+    cut = own_lengths(model, batch, slots, taps, random.Random(0))
     seen = collect(model, list(EXAMPLES[:3]), row_tokens=1000, merged=False)
     assert sum(map(len, cut)) < sum(map(sum, cut))
     assert [sum(lengths) for lengths in cut] == [len(e.answer_A) for e in EXAMPLES[:3]]
     assert sum(seen.sizes) == sum(map(sum, cut))
     with torch.no_grad():
         model.stop.bias.fill_(20)
-    cut = own_lengths(model, batch, slots, taps, random.Random(0), split_share=0.0)
+    cut = own_lengths(model, batch, slots, taps, random.Random(0))
     assert {length for lengths in cut for length in lengths} == {1}
 
 

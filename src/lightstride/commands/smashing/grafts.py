@@ -36,6 +36,7 @@ from lightstride.smash.judge.held_out import (
     HeldOutDrafts,
     collect,
     in_dtype,
+    merged_divergence,
     summarize,
 )
 from lightstride.smash.train.start import build_model
@@ -87,15 +88,22 @@ def calibrate_and_judge(
     def seen(*, merged: bool) -> HeldOutDrafts:
         return collect(model, held_out, row_tokens=config.row_tokens or 1, merged=merged)
 
+    merges = model.embedder is not None
     with in_dtype(model, dtype):
-        merged, unmerged = seen(merged=True), seen(merged=False)
-    found = calibrate(merged)
+        unmerged = seen(merged=False)
+        as_decoded = seen(merged=True) if merges else unmerged
+    found = calibrate(as_decoded)
     errors = {
-        "before": expected_calibration_errors(merged, None),
-        "after": expected_calibration_errors(merged, found),
+        "before": expected_calibration_errors(as_decoded, None),
+        "after": expected_calibration_errors(as_decoded, found),
     }
     model.config.calibration = found
-    return {**summarize(unmerged, found), "calibration_error": errors, "calibration": found}
+    worth = summarize(unmerged, found, trusts=merges)
+    if merges:
+        with in_dtype(model, dtype):
+            cost = merged_divergence(model, held_out, row_tokens=config.row_tokens or 1)
+        worth["merged"] = cost
+    return {**worth, "calibration_error": errors, "calibration": found}
 
 
 def ceilings_of(examples: Sequence[Example], model: SmashModel) -> dict[str, float]:
@@ -113,7 +121,7 @@ def ceilings_of(examples: Sequence[Example], model: SmashModel) -> dict[str, flo
 def modes_table(found: Numbers) -> str:
     """Tokens per step on held-out answers, for a person."""
     rows = [["lossless", "", f"{found['lossless']:.2f}", "1.000"]]
-    trust = found["trust"]
+    trust = found.get("trust", {})
     assert isinstance(trust, dict)
     for confidence, value in trust.items():
         steps, right = value["tokens_per_step"], value["agreement"]

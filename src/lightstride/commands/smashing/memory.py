@@ -13,6 +13,7 @@ from lightstride.checkpoint import is_saved, save_checkpoint
 from lightstride.commands.outputs import identity, printed, save_result
 from lightstride.commands.smashing.memory_texts import COPY_LENGTH, memory_texts
 from lightstride.config import SmashRunConfig
+from lightstride.config.smash import ONCE_FLAGS
 from lightstride.distributed import barrier, broadcast_object, broadcast_tensor, rank
 from lightstride.errors import ConfigError, WorkError
 from lightstride.files.sealed import read_sealed, write_sealed
@@ -104,7 +105,7 @@ def plan_memory(config: SmashRunConfig, device: str, dtype: torch.dtype) -> Mapp
     check_budgets(model.base, search)
     folder, output = Path(config.work_folder), Path(config.output)
     run = {**identity(config, "answers"), "base": fingerprint(model.base)}
-    open_work(folder, run, resume=config.resume)
+    open_work(folder, run, resume=config.resume, gone=ONCE_FLAGS)
     plans, numbers = search_memory(model.base, tokenizer, search, folder)
     result: Mapping[str, object] = {}
     if rank() == 0:

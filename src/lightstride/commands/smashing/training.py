@@ -70,9 +70,8 @@ def train_grafts(
 
     def evaluate_now() -> Numbers:
         with in_dtype(model, learner.dtype):
-            return summarize(
-                collect(model, watched, row_tokens=config.row_tokens or 1, merged=False)
-            )
+            found = collect(model, watched, row_tokens=config.row_tokens or 1, merged=False)
+        return summarize(found, trusts=model.embedder is not None)
 
     return train(
         learner,

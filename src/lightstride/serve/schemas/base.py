@@ -38,7 +38,7 @@ class Sampling(Strict):
     user: str | None = None
     """Taken and not used, as `metadata` is."""
     metadata: dict[str, str] | None = None
-    mode: Literal["trust", "verify", "lossless", "ar"] | None = None
+    mode: Literal["lossless", "ar", "trust"] | None = None
     """Ours: how a smashed model decodes."""
     confidence: Annotated[float, Field(gt=0, le=1)] | None = None
     """Ours: how sure it must be to say one more token in a step."""

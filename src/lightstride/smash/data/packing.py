@@ -152,22 +152,8 @@ def pack_documents(
 
 
 def draw_cut(
-    example: Example,
-    rng: random.Random,
-    *,
-    max_segment: int,
-    vocab_size: int,
-    split_share: float,
+    example: Example, rng: random.Random, *, max_segment: int, vocab_size: int
 ) -> list[int]:
-    """Segment lengths of an answer: a rule drawn at random, then some segments taken apart."""
+    """Segment lengths of an answer, by a rule drawn at random."""
     segmentation = draw_segmentation(rng, max_segment=max_segment)
-    lengths = segmentation.lengths(example.entropy_A.tolist(), vocab_size)
-    return unmerge_some(lengths, rng, split_share)
-
-
-def unmerge_some(lengths: Sequence[int], rng: random.Random, share: float) -> list[int]:
-    """The same with a share of the segments taken apart, as the tails are that `verify` sees."""
-    parts: list[int] = []
-    for length in lengths:
-        parts.extend([1] * length if rng.random() < share else [length])
-    return parts
+    return segmentation.lengths(example.entropy_A.tolist(), vocab_size)

@@ -1,6 +1,6 @@
-"""Decoding in four modes.
+"""Decoding in three modes.
 
-decoder    the four modes, and a session of them
-verify, lossless   what the base checks, and what it keeps    accept    speculative sampling
-trust      nothing is checked
+decoder    the modes, and a session of them    headed    the same for a base with a draft head
+lossless   the base checks a tree of drafts    budget, costs, pacing    how many of them
+trust      nothing is checked, and a step's tokens are one entry
 """

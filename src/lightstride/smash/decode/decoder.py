@@ -1,10 +1,10 @@
-"""Decoding a smashed model, in four modes from one checkpoint.
+"""Decoding a smashed model, in three modes from one checkpoint.
 
-    trust     believe the stop head: the paper's.  One forward and one KV entry a segment.
-    verify    check the drafted tokens in the forward that merges them.  One KV entry a segment.
     lossless  merge nothing; drafters propose and the base checks.  One KV entry a token, and the
               answer is the base's, token for token, also when sampling.
     ar        one token a step: the base alone.
+    trust     believe the stop head: the paper's.  One forward and one KV entry a segment; for
+              grafts with an embedder.
 
 Shapes: N segments, K tokens of the longest, D hidden size.
 """
@@ -26,14 +26,11 @@ from lightstride.generate.session import Hooks, Limits, Session
 from lightstride.memory.cache import Memory
 from lightstride.smash.decode.lossless import lossless_mode
 from lightstride.smash.decode.trust import Trust
-from lightstride.smash.decode.verify import Verify
 from lightstride.smash.drafters.guesses import Drafter
 from lightstride.smash.drafters.lookups import LookupDrafter, LookupHistory
 from lightstride.smash.drafters.micro_tree import MicroTree
 from lightstride.smash.drafters.shared import SharedAnswers, SharedDrafter
-from lightstride.smash.model.adapters import merged_at
 from lightstride.smash.model.body import SmashBody
-from lightstride.smash.model.lookup import MAX_BRANCHES
 
 
 class SmashDecoder:
@@ -93,10 +90,15 @@ def smash_session(
     def resolve(settings: Settings) -> Settings:
         """The settings with the model's own mode and the mode's own confidence."""
         mode = settings.mode or model.config.mode
+        if mode not in model.config.modes:
+            raise ConfigError(
+                f"mode is {mode!r}; these grafts draft and do not merge: they have 'lossless' and "
+                "'ar'"
+            )
         if mode == "trust" and settings.logprobs is not None:
             raise ConfigError(
-                "logprobs is given in the modes lossless, verify and ar alone: in trust the base "
-                "does not see every token before it is out"
+                "logprobs is given in the modes lossless and ar alone: in trust the base does not "
+                "see every token before it is out"
             )
         if settings.exact and mode not in ("lossless", "ar"):
             raise ConfigError(f"exact is for the modes lossless and ar: {mode} answers otherwise")
@@ -111,7 +113,7 @@ def smash_session(
         model.base,
         smash_modes(model, memory, shared),
         resolve,
-        reader=ColumnReader(merge, merged_at),
+        reader=ColumnReader(merge),
         tokenizer=tokenizer,
         ends=ends,
         limits=limits,
@@ -124,13 +126,13 @@ def smash_session(
 def smash_modes(
     model: SmashBody, memory: Memory | None, shared: SharedAnswers | None
 ) -> dict[str, DecodingMode]:
-    """The four modes; their rows share what was looked up, all sessions what was learned."""
+    """The model's modes; their rows share what was looked up, all sessions what was learned."""
     history = LookupHistory()
-    lookups = LookupDrafter(history, shortest=1, num_branches=MAX_BRANCHES)
-    drafters: list[Drafter] = [lookups, SharedDrafter(shared), MicroTree(model)]
-    return {
-        "trust": Trust(model, history),
-        "verify": Verify(model, history),
+    drafters: list[Drafter] = [LookupDrafter(history), SharedDrafter(shared), MicroTree(model)]
+    modes: dict[str, DecodingMode] = {
         "lossless": lossless_mode(model.base, drafters, model, memory),
         "ar": OneToken(),
     }
+    if "trust" in model.config.modes:
+        modes["trust"] = Trust(model, history)
+    return modes

@@ -20,7 +20,6 @@ from lightstride.smash.drafters.guesses import Drafter
 from lightstride.smash.drafters.lookups import LookupDrafter, LookupHistory
 from lightstride.smash.drafters.shared import SharedAnswers, SharedDrafter
 from lightstride.smash.model.eagle3 import Eagle3Head
-from lightstride.smash.model.lookup import MAX_BRANCHES
 
 
 class HeadedDecoder:
@@ -46,7 +45,7 @@ class HeadedDecoder:
 
     def session(self, limits: Limits = NO_LIMITS, *, with_text: bool = True) -> Session:
         """An open batch without rows."""
-        lookups = LookupDrafter(LookupHistory(), shortest=1, num_branches=MAX_BRANCHES)
+        lookups = LookupDrafter(LookupHistory())
         tree = Eagle3Tree(self.head, self.model.get_input_embeddings())
         drafters: list[Drafter] = [lookups, SharedDrafter(self.shared), tree]
         lossless = lossless_mode(self.model, drafters, self.head, self.memory)

@@ -29,7 +29,6 @@ from lightstride.memory.cache import Memory
 from lightstride.smash.decode.budget import Choice, best_together, best_width
 from lightstride.smash.decode.costs import CostTable, costs_of
 from lightstride.smash.decode.pacing import Pacing, pacing_of
-from lightstride.smash.decode.verify import begin_checked
 from lightstride.smash.drafters.guesses import (
     Budget,
     Drafter,
@@ -84,8 +83,13 @@ class Lossless:
         return settings.tree or MOST_COLUMNS
 
     def begin(self, rows: Sequence[Row], forward: Forward) -> list[list[int]]:
-        """The first token of each answer."""
-        return begin_checked(rows, forward, self.all_taps)
+        """The first token of each answer, which is certain; rows note the features before it."""
+        first = forward.logits.at(range(len(rows)), [0] * len(rows))
+        tokens = choose(first, rows, [[]] * len(rows))
+        for index, (row, token) in enumerate(zip(rows, tokens, strict=True)):
+            row.pending = [token]
+            row.taps_TD = torch.stack([forward.hidden[tap][index, -1] for tap in self.all_taps])
+        return [[token] for token in tokens]
 
     def note_prompt(
         self, rows: Sequence[Row], parts: Sequence[Sequence[int]], forward: Forward

@@ -10,7 +10,7 @@
 With room for four tokens, the first one included, the tree keeps the three likeliest guesses: cat,
 sat, dog.  A guess is never likelier than its parent, so what is kept hangs together.
 
-Shapes: T taps, D hidden size, V vocabulary.
+Shapes: T taps, D hidden size.
 """
 
 from collections.abc import Sequence
@@ -48,8 +48,6 @@ class Guesses:
 
     guesses: Sequence[Guess] = ()
     """A parent comes before its children."""
-    drawn_from: Sequence[Tensor | None] = ()
-    """Of a chain that was sampled: what each token was drawn from, (V,); None: it was certain."""
 
     @property
     def tokens(self) -> list[int]:

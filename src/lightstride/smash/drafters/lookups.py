@@ -37,11 +37,8 @@ class LookupDrafter:
     taps: Sequence[int] = ()
     reads_context = False
 
-    def __init__(self, history: LookupHistory, *, shortest: int, num_branches: int) -> None:
+    def __init__(self, history: LookupHistory) -> None:
         self.history = history
-        self.shortest = shortest
-        """Tokens of a run that is reason enough to propose what followed it."""
-        self.num_branches = num_branches
 
     def cost(self, num_guesses: int) -> float:
         """Nothing."""
@@ -63,7 +60,7 @@ class LookupDrafter:
             return []
         lookup = self.history.of_row(row)
         branches = []
-        for branch in lookup.branches(self.shortest)[: self.num_branches]:
+        for branch in lookup.branches():
             run = lookup.run_before(branch.place, branch.run)
             branches.append((run, continuation(lookup.tokens, branch.place, longest)))
         return branch_guesses(branches, budget, row.ends)

@@ -1,4 +1,4 @@
-"""The micro decoder as a drafter of chains: one token after the other, while it is sure enough.
+"""The micro decoder says a segment: one token after the other, while it is sure enough.
 
 The order of a micro step depends on whether the confidence is calibrated (`confidence.py`):
 
@@ -9,19 +9,14 @@ Shapes: B rows, T taps, D hidden size, M micro vocabulary, V vocabulary, F featu
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lightstride.generate.rows import Row
-from lightstride.generate.sampling import (
-    Purpose,
-    adjusted_logits,
-    distributions,
-    draw_tokens,
-)
-from lightstride.smash.drafters.guesses import ROOT, Budget, Guess, Guesses, Kept
+from lightstride.generate.sampling import adjusted_logits, distributions, draw_tokens
+from lightstride.smash.drafters.guesses import Budget
 from lightstride.smash.drafters.lookups import LookupHistory
 from lightstride.smash.model.body import SmashBody
 from lightstride.smash.model.confidence import conditional, log_odds
@@ -33,17 +28,13 @@ NOTHING = LookupPrediction([], 0)
 
 @dataclass
 class Chain:
-    """One row's draft while it grows; its first token is the certain one."""
+    """One row's segment while it grows; its first token is the base's own."""
 
     tokens: list[int]
     active: bool
     max_tokens: int
     confidence: float
     prediction: LookupPrediction
-    sure: float = 1.0
-    """P(all tokens so far and the next one are right), by the stop head or the calibration."""
-    probabilities: list[float] = field(default_factory=list)
-    drawn_from: list[Tensor | None] = field(default_factory=list)
 
     @property
     def drafted(self) -> list[int]:
@@ -52,22 +43,17 @@ class Chain:
 
 
 class MicroChain:
-    """Drafts a chain for every row by the micro decoder."""
+    """Says a segment of every row by the micro decoder."""
 
-    reads_context = False
-
-    def __init__(self, model: SmashBody, history: LookupHistory, *, checked: bool) -> None:
+    def __init__(self, model: SmashBody, history: LookupHistory) -> None:
         self.model = model
         self.taps: Sequence[int] = model.taps
         self.history = history
-        self.checked = checked
-        """Whether the base checks the tokens: then the first is in the answer already, and draws
-        and their probabilities are a draft's."""
 
     def propose(
         self, rows: Sequence[Row], taps_BTD: Tensor, budgets: Sequence[Budget]
-    ) -> list[Guesses]:
-        """A chain for each row."""
+    ) -> list[list[int]]:
+        """The tokens of each row behind its first."""
         chains = [self.chain(row, budget) for row, budget in zip(rows, budgets, strict=True)]
         vectors_BD, cache = taps_BTD[:, -1], None
         sure_B = torch.ones(len(rows), device=taps_BTD.device)
@@ -81,15 +67,12 @@ class MicroChain:
             logits_BM = self.model.micro_logits(vectors_BD)
             if calibrated:
                 sure_B = sure_B * self.next_probability(before_BD, logits_BM, chains, place)
-                for each, sure in zip(
-                    chains, keep_confident(chains, sure_B, threshold_B), strict=True
-                ):
-                    each.sure = sure
+                keep_confident(chains, sure_B, threshold_B)
                 if not any(each.active for each in chains):
                     break
             self.extend(rows, chains, logits_BM)
             place += 1
-        return [chain_guesses(each) for each in chains]
+        return [each.drafted for each in chains]
 
     def chain(self, row: Row, budget: Budget) -> Chain:
         """A row's draft of no tokens yet."""
@@ -100,8 +83,7 @@ class MicroChain:
         wants_votes = self.model.config.calibration is not None and row.settings.lookup > 0
         if wants_votes and budget.least_probability < 1:
             lookup = self.history.of_row(row)
-            if not self.checked:  # its first token is not in the answer yet, but will be
-                lookup.extend([first])
+            lookup.extend([first])  # it is not in the answer yet, but will be
             prediction = lookup.prediction(self.model.config.max_segment - 1)
         return Chain([first], active, most + 1, budget.least_probability, prediction)
 
@@ -119,10 +101,7 @@ class MicroChain:
         """Whether any row may have one more token; without a calibration the stop head decides."""
         if any(each.active for each in chains) and self.model.config.calibration is None:
             logits_B = self.model.stop_logits(vectors_BD).float()
-            for each, sure in zip(
-                chains, keep_confident(chains, torch.sigmoid(-logits_B), threshold_B), strict=True
-            ):
-                each.sure *= sure
+            keep_confident(chains, torch.sigmoid(-logits_B), threshold_B)
         return any(each.active for each in chains)
 
     def next_probability(
@@ -149,7 +128,6 @@ class MicroChain:
             each.active = each.active and token is not None
             if each.active and token is not None:
                 each.tokens.append(token)
-                each.probabilities.append(each.sure)
                 each.active = token not in row.ends and len(each.tokens) < each.max_tokens
 
     def choose_tokens(
@@ -162,19 +140,14 @@ class MicroChain:
         if not others:
             return chosen
         theirs = [rows[index] for index in others]
-        emitted = int(self.checked)
-        drafts = [chains[index].tokens[emitted:] for index in others]
+        drafts = [chains[index].tokens for index in others]
         logits_NV = adjusted_logits(self.to_full_vocabulary(logits_BM[others]), theirs, drafts)
         possible = (logits_NV.amax(-1) > -torch.inf).tolist()
         nothing_N1 = ~torch.tensor(possible, device=logits_NV.device)[:, None]
         probabilities_NV = distributions(logits_NV.masked_fill(nothing_N1, 0), theirs)
-        purpose = Purpose.DRAFT if self.checked else Purpose.TOKEN
-        drawn = draw_tokens(probabilities_NV, theirs, drafts, purpose)
-        for index, token, is_possible, probabilities_V in zip(
-            others, drawn, possible, probabilities_NV, strict=True
-        ):
+        drawn = draw_tokens(probabilities_NV, theirs, drafts)
+        for index, token, is_possible in zip(others, drawn, possible, strict=True):
             chosen[index] = token if is_possible else None
-            chains[index].drawn_from.append(probabilities_V)
         return chosen
 
     def to_full_vocabulary(self, logits_BM: Tensor) -> Tensor:
@@ -185,24 +158,8 @@ class MicroChain:
         size = (len(logits_BM), self.model.config.vocab_size)
         return logits_BM.new_full(size, -torch.inf).index_copy(1, vocabulary_M, logits_BM)
 
-    def accept(self, rows: Sequence[Row], kept: Sequence[Kept]) -> None:
-        """Nothing: the micro decoder remembers no step."""
 
-
-def keep_confident(chains: Sequence[Chain], sure_B: Tensor, threshold_B: Tensor) -> list[float]:
-    """Let only rows go on that are as sure as asked for; how sure each is."""
+def keep_confident(chains: Sequence[Chain], sure_B: Tensor, threshold_B: Tensor) -> None:
+    """Let only rows go on that are as sure as asked for."""
     for each, enough in zip(chains, (sure_B >= threshold_B).tolist(), strict=True):
         each.active = each.active and enough
-    found: list[float] = sure_B.tolist()
-    return found
-
-
-def chain_guesses(chain: Chain) -> Guesses:
-    """A chain as guesses, each with the one before it as its parent."""
-    guesses = [
-        Guess(probability, token, place - 1 if place else ROOT, place + 1)
-        for place, (token, probability) in enumerate(
-            zip(chain.drafted, chain.probabilities, strict=True)
-        )
-    ]
-    return Guesses(guesses, chain.drawn_from[: len(guesses)])

@@ -21,7 +21,7 @@ from lightstride.smash.data.packing import Batch, make_batch, pack_documents
 from lightstride.smash.model.body import SmashBody
 from lightstride.smash.model.confidence import Calibration, cumulative
 from lightstride.smash.train.features import draft_features
-from lightstride.smash.train.loss import reached_without_error
+from lightstride.smash.train.loss import first_token_loss, reached_without_error
 from lightstride.smash.train.own_cuts import lengths_from_runs, own_lengths
 from lightstride.smash.train.teacher_forced import find_starts, predict_drafts, tokens_at
 
@@ -96,7 +96,7 @@ def collect_batch(
     taps = model.read_packed(slots)
     sizes = [len(document.answer_A) for row in batch.rows for document in row]
     if merged:
-        cut = own_lengths(model, batch, slots, taps, rng, split_share=0.0)
+        cut = own_lengths(model, batch, slots, taps, rng)
         slots = batch.cut_into(cut)
         taps, sizes = model.read_packed(slots), [len(lengths) for lengths in cut]
     starts = find_starts(slots, batch.documents_BL, model.config.max_segment)
@@ -107,6 +107,28 @@ def collect_batch(
     return HeldOutDrafts(
         features_NJF.cpu(), (agrees_NJ & valid_NJ).cpu(), valid_NJ.cpu(), tuple(sizes)
     )
+
+
+@torch.no_grad()
+def merged_divergence(
+    model: SmashBody, examples: Sequence[Example], *, row_tokens: int, seed: int = 0
+) -> dict[str, float]:
+    """What merging costs these answers, cut as the model cuts them: nats a prediction (KL) from its
+    base on the text as it is, over the tokens that the base predicts, and tokens a segment."""
+    sizes = [len(each.prompt_P) + len(each.answer_A) for each in examples]
+    total, segments, tokens = 0.0, 0, 0
+    plans = pack_documents(range(len(examples)), sizes, row_tokens=row_tokens, num_rows=2)
+    for number, plan in enumerate(plans):
+        batch = make_batch([[examples[d] for d in row] for row in plan], model.device)
+        unmerged = batch.unmerged()
+        taps = model.read_packed(unmerged)
+        rng = random.Random(f"{seed}:{number}")
+        cut = batch.cut_into(own_lengths(model, batch, unmerged, taps, rng))
+        starts = find_starts(cut, batch.documents_BL, 1)
+        total += float(first_token_loss(model, model, model.read_packed(cut)[-1], starts, taps[-1]))
+        segments += len(starts.rows_N)
+        tokens += batch.num_answer_tokens
+    return {"kl": total / segments, "tokens_per_segment": tokens / segments}
 
 
 def lossless_tokens_per_step(drafts: HeldOutDrafts) -> float:
@@ -139,11 +161,15 @@ def accuracy_by_place(drafts: HeldOutDrafts) -> list[float]:
     return [round(value, 4) for value in right_J.tolist()]
 
 
-def summarize(drafts: HeldOutDrafts, calibration: Calibration | None = None) -> dict[str, object]:
-    """Figures of held-out answers, as a training records them."""
-    return {
+def summarize(
+    drafts: HeldOutDrafts, calibration: Calibration | None = None, *, trusts: bool
+) -> dict[str, object]:
+    """Figures of held-out answers, as a training records them; `trusts`: of the mode too."""
+    found: dict[str, object] = {
         "lossless": lossless_tokens_per_step(drafts),
         "agreement": accuracy_by_place(drafts),
-        "trust": {f"{c:g}": trust_at(drafts, calibration, c) for c in CONFIDENCES},
         "tokens": sum(drafts.sizes),
     }
+    if trusts:
+        found["trust"] = {f"{c:g}": trust_at(drafts, calibration, c) for c in CONFIDENCES}
+    return found

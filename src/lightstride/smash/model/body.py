@@ -1,10 +1,8 @@
-"""A causal language model that emits several tokens per forward and stores one KV entry for them.
+"""A causal language model that emits several tokens per forward.
 
 Paper: HAMburger (arXiv 2505.20438); the parts are described in `modules.py`.  The base stays as
 it is, frozen; `forward(input_ids)` is the base, so scoring works unchanged.  The grafts around it
-are `embedder`, `micro`, `stop` and, optionally, adapters that act at merged positions alone.
-
-Where gradient checkpointing recomputes a block, `merged_at` must be in force there too.
+are `micro` and `stop`, which draft, and where a step's tokens are merged, as published, `embedder`.
 
 Shapes: B rows, L tokens, S slots, K tokens of a segment, N segments to predict, J tokens after
 the first of their segments, Q columns, T taps, D hidden size, V vocabulary, M micro vocabulary.
@@ -25,11 +23,10 @@ from lightstride.generate.batch.packed import packed_product
 from lightstride.models.families.registry import adapter_for
 from lightstride.models.fingerprint import fingerprint
 from lightstride.models.head_logits import head_logits
-from lightstride.smash.model.adapters import GatedAdapters, merged_at
 from lightstride.smash.model.config import SmashConfig
 from lightstride.smash.model.modules import Embedder, MicroCache, MicroDecoder, stop_head
 from lightstride.smash.model.reading import read_states
-from lightstride.smash.model.slots import SlotBatch, causal_mask, slot_tokens, with_gist_columns
+from lightstride.smash.model.slots import SlotBatch, causal_mask, slot_tokens
 
 IGNORED = -100
 """Answer of `micro_ids` outside the micro vocabulary; cross entropy skips it."""
@@ -57,12 +54,6 @@ class SmashBody(PreTrainedModel):
         self.embedder = build_embedder(config)
         self.micro = build_micro(config)
         self.stop = stop_head(config.stop_head, config.hidden_size)
-        self.adapters: GatedAdapters | None = None
-        if config.adapter_rank:
-            blocks = list(adapter_for(base.config).blocks(base))
-            self.adapters = GatedAdapters(
-                blocks, rank=config.adapter_rank, alpha=config.adapter_alpha
-            )
         vocabulary_M = None
         if config.micro_vocab_size is not None:
             vocabulary_M = torch.arange(config.micro_vocab_size, device=base.device)
@@ -83,8 +74,8 @@ class SmashBody(PreTrainedModel):
 
     def grafts(self) -> list[nn.Module]:
         """The modules that are ours, not the base's."""
-        grafts: list[nn.Module] = [self.embedder, self.micro, self.stop]
-        return grafts if self.adapters is None else [*grafts, self.adapters]
+        grafts: list[nn.Module] = [self.micro, self.stop]
+        return grafts if self.embedder is None else [self.embedder, *grafts]
 
     @classmethod
     def graft(
@@ -95,7 +86,8 @@ class SmashBody(PreTrainedModel):
         name: str = "",
         micro_vocabulary: Tensor | None = None,
     ) -> Self:
-        """New grafts on a base, thin ones by default; `name` is where the base can be found."""
+        """New grafts on a base, by default thin ones, which only draft; `name` is where the base
+        can be found."""
         geometry = adapter_for(base.config).geometry(base.config)
         config = config or SmashConfig.thin(base.config, geometry)
         config.base = name or config.base or base.name_or_path or ""
@@ -164,6 +156,7 @@ class SmashBody(PreTrainedModel):
 
     def merge(self, tokens_NK: Tensor, lengths_N: Tensor) -> Tensor:
         """One embedding a segment, shape (N, D)."""
+        assert self.embedder is not None
         merged_ND = self.embedder(self.embed(tokens_NK), lengths_N)
         assert isinstance(merged_ND, Tensor)
         return merged_ND
@@ -217,18 +210,12 @@ class SmashBody(PreTrainedModel):
         return ids_V[tokens_J]
 
     def read_packed(self, batch: SlotBatch) -> tuple[Tensor, ...]:
-        """Hidden states at the taps, each (B, S, D), of rows whose segments are merged.
-
-        With gists, they are of each slot's last token.
-        """
-        if self.config.gist and bool((batch.lengths_BS > 1).any()):
-            return self.read_with_gists(batch)
+        """Hidden states at the taps, each (B, S, D), of rows whose segments are merged."""
         first_BS = slot_tokens(batch.tokens_BL, batch.lengths_BS, grid(batch.lengths_BS), 1).view(
             batch.lengths_BS.shape
         )
         embeddings_BSD = self.embed(first_BS)
-        merged_BS = batch.lengths_BS > 1
-        rows_N, slots_N = merged_BS.nonzero(as_tuple=True)
+        rows_N, slots_N = (batch.lengths_BS > 1).nonzero(as_tuple=True)
         if len(rows_N):
             width = self.config.max_segment
             tokens_NK = slot_tokens(batch.tokens_BL, batch.lengths_BS, (rows_N, slots_N), width)
@@ -236,31 +223,9 @@ class SmashBody(PreTrainedModel):
             embeddings_BSD = embeddings_BSD.index_put((rows_N, slots_N), merged_ND)
         positions_BS = slot_positions(batch.lengths_BS, documents_BS=batch.documents_BS)
         sees_BSS = causal_mask(batch.lengths_BS, batch.documents_BS)
-        return self.run_base(embeddings_BSD, positions_BS.clamp(min=0), sees_BSS, merged_BS)
-
-    def read_with_gists(self, batch: SlotBatch) -> tuple[Tensor, ...]:
-        """The same where segments are read token by token, with a gist that stays behind each."""
-        columns = with_gist_columns(batch)
-        rows_N, columns_N = columns.is_gist_BQ.nonzero(as_tuple=True)
-        slots_N = columns.slots_BQ[rows_N, columns_N]
-        width = self.config.max_segment
-        tokens_NK = slot_tokens(batch.tokens_BL, batch.lengths_BS, (rows_N, slots_N), width)
-        merged_ND = self.merge(tokens_NK, batch.lengths_BS[rows_N, slots_N])
-        embeddings_BQD = self.embed(columns.tokens_BQ).index_put((rows_N, columns_N), merged_ND)
-        hidden = self.run_base(
-            embeddings_BQD, columns.positions_BQ, columns.sees_BQQ, columns.is_gist_BQ
+        return read_states(
+            self.base, embeddings_BSD, positions_BS.clamp(min=0), sees_BSS, self.taps
         )
-        index_BS1 = columns.last_BS[..., None]
-        return tuple(
-            each_BQD.gather(1, index_BS1.expand(-1, -1, each_BQD.shape[-1])) for each_BQD in hidden
-        )
-
-    def run_base(
-        self, embeddings_BQD: Tensor, positions_BQ: Tensor, sees_BQQ: Tensor, merged_BQ: Tensor
-    ) -> tuple[Tensor, ...]:
-        """The base's hidden states at the taps."""
-        with merged_at(merged_BQ):
-            return read_states(self.base, embeddings_BQD, positions_BQ, sees_BQQ, self.taps)
 
     def get_decoder(self) -> nn.Module:
         decoder = self.base.get_decoder()
@@ -278,8 +243,10 @@ class SmashBody(PreTrainedModel):
         return head
 
 
-def build_embedder(config: SmashConfig) -> Embedder:
-    """An embedder of the configured sizes."""
+def build_embedder(config: SmashConfig) -> Embedder | None:
+    """An embedder of the configured sizes; None where nothing is merged."""
+    if config.embedder_heads is None:
+        return None
     return Embedder(
         hidden_size=config.hidden_size,
         num_heads=config.embedder_heads,

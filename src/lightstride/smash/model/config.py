@@ -2,9 +2,10 @@
 
 The default is thin, one micro layer, a linear stop head and a reduced micro vocabulary, because
 the micro path runs once per token: with the published sizes, 2 tokens a step cannot be more than
-1.39 times as fast on a 1 B model.
+1.39 times as fast on a 1 B model.  Thin grafts only draft, published ones merge too.
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 from transformers import PreTrainedConfig
@@ -12,14 +13,13 @@ from transformers import PreTrainedConfig
 from lightstride.errors import ModelError
 from lightstride.generate import Mode
 from lightstride.models.shapes import Geometry
+from lightstride.smash.model.config_file import of_today
 
 PAPER_MICRO_LAYERS = 4
 PAPER_EMBEDDER_HEADS = 64
 PAPER_MAX_SEGMENT = 4
 THIN_MICRO_VOCABULARY = 8192
 NUM_TAPS = 4
-ADAPTER_SCALE = 2.0
-"""Alpha over rank of thin grafts' adapters: the learning rate then suits every rank."""
 PLAIN_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 
 
@@ -41,7 +41,9 @@ class SmashConfig(PreTrainedConfig):
     """Most tokens in one macro step."""
     taps: list[int] | None = None
     """Which of the base's hidden states the micro decoder sees (0 is the embedding)."""
-    embedder_heads: int = 4
+    embedder_heads: int | None = None
+    """Heads of the embedder, which merges the tokens of a step into one column; None: there is no
+    embedder, and nothing is merged."""
     micro_layers: int = 1
     micro_heads: int = 4
     micro_kv_heads: int = 4
@@ -61,13 +63,7 @@ class SmashConfig(PreTrainedConfig):
 
     With it, `confidence` bounds the probability that all tokens drafted so far are the base's own;
     without it, as published, the probability of going on at each token alone."""
-    gist: bool = False
-    """Whether a segment's tokens are read too, beside the merged column, which sees them and stays
-    alone; as published, the merged column is all that is ever read of them."""
-    adapter_rank: int = 0
-    """Rank of the adapters on the base at merged positions; 0 is none."""
-    adapter_alpha: float = 16.0
-    mode: Mode = "trust"
+    mode: Mode = "lossless"
     """Default decoding mode."""
 
     def __post_init__(self, **kwargs: object) -> None:
@@ -85,50 +81,51 @@ class SmashConfig(PreTrainedConfig):
                 and self.taps[-1] == self.num_hidden_layers,
                 f"ascending and end with the last, {self.num_hidden_layers}",
             ),
-            "embedder_heads": (self.hidden_size % self.embedder_heads == 0, "a divisor of D"),
+            "embedder_heads": (
+                self.embedder_heads is None or self.hidden_size % self.embedder_heads == 0,
+                "None or a divisor of D",
+            ),
             "micro_layers": (self.micro_layers >= 1, "at least 1"),
             "micro_heads": (self.micro_heads % self.micro_kv_heads == 0, "a multiple of KV heads"),
-            "adapter_rank": (self.adapter_rank >= 0, "0 or more"),
             "calibration": (
                 self.calibration is None or len(self.calibration) >= self.max_segment - 1,
                 "None or have a pair for each place",
             ),
             "stop_head": (self.stop_head in ("linear", "mlp"), "'linear' or 'mlp'"),
+            "mode": (self.mode in self.modes, f"one of {', '.join(self.modes)}"),
         }
         for name, (is_allowed, wanted) in checks.items():
             if not is_allowed:
                 raise ModelError(f"{name} is {getattr(self, name)!r}; it must be {wanted}")
 
     @classmethod
+    def from_dict(cls, config_dict: Mapping[str, Any], **kwargs: object) -> Self:
+        """What a config.json says, also one of grafts that merged otherwise."""
+        found: Self = super().from_dict(of_today(config_dict), **kwargs)
+        return found
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """The decoding modes of these grafts."""
+        checked: tuple[Mode, ...] = ("lossless", "ar")
+        return checked if self.embedder_heads is None else (*checked, "trust")
+
+    @classmethod
     def thin(
-        cls,
-        base: PreTrainedConfig,
-        geometry: Geometry,
-        max_segment: int = PAPER_MAX_SEGMENT,
-        adapter_rank: int = 0,
+        cls, base: PreTrainedConfig, geometry: Geometry, max_segment: int = PAPER_MAX_SEGMENT
     ) -> Self:
         """The default grafts for this base."""
         small = THIN_MICRO_VOCABULARY
-        attention = geometry.attention[last_whole_block(geometry)]
         thin: dict[str, Any] = {
-            "embedder_heads": divisor(geometry.hidden_size, attention.num_heads),
             "micro_layers": 1,
             "micro_vocab_size": small if geometry.vocab_size > small else None,
             "stop_head": "linear",
-            "gist": True,
-            "adapter_alpha": ADAPTER_SCALE * adapter_rank,
         }
-        return cls(
-            **sizes(base, geometry), **thin, max_segment=max_segment, adapter_rank=adapter_rank
-        )
+        return cls(**sizes(base, geometry), **thin, max_segment=max_segment)
 
     @classmethod
     def paper(
-        cls,
-        base: PreTrainedConfig,
-        geometry: Geometry,
-        max_segment: int = PAPER_MAX_SEGMENT,
-        adapter_rank: int = 0,
+        cls, base: PreTrainedConfig, geometry: Geometry, max_segment: int = PAPER_MAX_SEGMENT
     ) -> Self:
         """The published grafts for this base (HAMburger, arXiv 2505.20438)."""
         paper: dict[str, Any] = {
@@ -137,10 +134,9 @@ class SmashConfig(PreTrainedConfig):
             "micro_norm": False,
             "micro_vocab_size": None,
             "stop_head": "mlp",
+            "mode": "trust",
         }
-        return cls(
-            **sizes(base, geometry), **paper, max_segment=max_segment, adapter_rank=adapter_rank
-        )
+        return cls(**sizes(base, geometry), **paper, max_segment=max_segment)
 
 
 def last_whole_block(geometry: Geometry) -> int:

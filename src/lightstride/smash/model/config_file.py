@@ -1,10 +1,12 @@
 """What the config.json of a smashed model may say: types and ranges, before anything is built.
 
-A file of a newer version may hold more; what stands here must be as it says.
+A file of a newer version may hold more; what stands here must be as it says.  Grafts once merged
+into gists, columns that saw their segment, or with adapters on the base: of those only the drafts
+are left.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -29,7 +31,7 @@ class SmashFields(msgspec.Struct):
     taps: Annotated[list[Annotated[int, Meta(ge=0)]], Meta(min_length=1, max_length=64)] | None = (
         None
     )
-    embedder_heads: Width = 4
+    embedder_heads: Width | None = None
     micro_layers: Few = 1
     micro_heads: Width = 4
     micro_kv_heads: Width = 4
@@ -41,10 +43,7 @@ class SmashFields(msgspec.Struct):
     micro_vocab_size: Annotated[int, Meta(ge=1, le=1 << 24)] | None = None
     stop_head: Literal["linear", "mlp"] = "linear"
     calibration: list[Annotated[list[Weight], Meta(min_length=2, max_length=16)]] | None = None
-    gist: bool = False
-    adapter_rank: Annotated[int, Meta(ge=0, le=1 << 16)] = 0
-    adapter_alpha: Annotated[float, Meta(ge=0, le=1e6)] = 16.0
-    mode: Literal["trust", "verify", "lossless", "ar"] = "trust"
+    mode: Literal["lossless", "ar", "trust"] = "lossless"
 
     def __post_init__(self) -> None:
         if self.micro_vocab_size is not None and self.micro_vocab_size > self.vocab_size:
@@ -52,6 +51,21 @@ class SmashFields(msgspec.Struct):
                 f"micro_vocab_size {self.micro_vocab_size} is more than the "
                 f"{self.vocab_size} tokens of vocab_size"
             )
+
+
+GONE = ("gist", "adapter_rank", "adapter_alpha")
+"""Fields of grafts that merged into gists, or with adapters."""
+
+
+def of_today(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The document without fields that are gone; grafts that would merge with them only draft."""
+    found = {name: value for name, value in document.items() if name not in GONE}
+    if document.get("gist") or document.get("adapter_rank"):
+        found["embedder_heads"] = None
+    merges = found.get("embedder_heads") is not None
+    if found.get("mode") == "verify" or (found.get("mode") == "trust" and not merges):
+        found["mode"] = "lossless"
+    return found
 
 
 def check_fields(document: Mapping[str, object], where: str) -> None:

@@ -7,6 +7,7 @@ one, so that both can be moved together.
 
 import math
 import os
+import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -23,14 +24,13 @@ from lightstride.models.opening.explain import errors_explained
 from lightstride.models.opening.gate import read_header
 from lightstride.models.opening.load import locate
 from lightstride.smash.model.config import SmashConfig
-from lightstride.smash.model.config_file import check_fields
+from lightstride.smash.model.config_file import check_fields, of_today
 
 WEIGHTS = "model.safetensors"
 BASE = "base."
-ADAPTERS = "adapters."
 VOCABULARY = "micro_vocabulary_M"
-NOT_TRANSFERRED = (ADAPTERS, VOCABULARY)
-"""Weights that may differ between grafts and those that they begin with."""
+MERGING = ("embedder.", "adapters.")
+"""Weights that merge; grafts that only draft ignore them."""
 
 
 def graft_state(model: nn.Module) -> dict[str, Tensor]:
@@ -62,7 +62,7 @@ def read_config(source: str) -> SmashConfig:
     place = locate(source)
     file = Path(place) / "config.json"
     if file.is_file():
-        check_fields(read_json(file, dict[str, object], ModelError), str(file))
+        check_fields(of_today(read_json(file, dict[str, object], ModelError)), str(file))
     with errors_explained(source, "config"):
         config = SmashConfig.from_pretrained(place)
     assert isinstance(config, SmashConfig)
@@ -80,21 +80,34 @@ def check_room(source: str, config: SmashConfig) -> None:
     there = sum(math.prod(tensor.shape) for tensor in read_header(path).values())
     width = config.micro_head_dim * (config.micro_heads + config.micro_kv_heads)
     micro = config.micro_layers * config.hidden_size * (3 * config.micro_channels + 2 * width)
-    adapters = config.adapter_rank * config.hidden_size
-    if micro + adapters > there:
+    if micro > there:
         raise ModelError(
-            f"the config of {source} asks for at least {micro + adapters:,} parameters of grafts; "
-            f"there are {there:,}"
+            f"the config of {source} asks for at least {micro:,} parameters of grafts; there are "
+            f"{there:,}"
         )
 
 
 def read_grafts(source: str, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The grafts of a smashed model; ModelError unless they are as the config describes them."""
-    place = locate(source)
+    """The grafts of a smashed model; ModelError unless they are as the config describes them.
+
+    What merged in grafts that only draft now is left out, with a line that says so.
+    """
     with errors_explained(source, "weights"):
-        state = read_weights(place)
+        stored = read_weights(locate(source))
+    state = without_merging(stored, wanted)
     check_state(source, state, wanted)
+    if len(state) < len(stored):
+        sys.stderr.write(
+            f"lightstride: {source} is of an earlier version: of its grafts the drafts are used, "
+            "what merged tokens is not; for fewer KV entries see smash --kv\n"
+        )
     return state
+
+
+def without_merging(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights without those that merge, where nothing that is wanted does."""
+    merges = any(name.startswith(MERGING) for name in wanted)
+    return {n: tensor for n, tensor in state.items() if merges or not n.startswith(MERGING)}
 
 
 def read_weights(place: str) -> dict[str, Tensor]:
@@ -110,18 +123,16 @@ def read_weights(place: str) -> dict[str, Tensor]:
 def start_from_grafts(model: nn.Module, source: str, bases: Collection[str]) -> None:
     """Take weights over from grafts of the same sizes on one of these bases (by fingerprint).
 
-    The micro vocabulary stays the model's own, and so do adapters of another rank.
+    The micro vocabulary stays the model's own.
     """
     if read_config(source).base_fingerprint not in bases:
         raise ModelError(f"the grafts in {source} belong to another base; start from its own")
     own = graft_state(model)
     with errors_explained(source, "weights"):
-        state = read_weights(locate(source))
-    for name in [name for name in state if name.startswith(NOT_TRANSFERRED)]:
-        if name == VOCABULARY or name not in own or own[name].shape != state[name].shape:
-            del state[name]
-    needed = {n for n in own if not n.startswith(NOT_TRANSFERRED)} | set(state)
-    check_state(source, state, {name: own[name] for name in needed})
+        state = without_merging(read_weights(locate(source)), own)
+    for each in (own, state):
+        each.pop(VOCABULARY, None)
+    check_state(source, state, own)
     for name, tensor in state.items():
         own[name].copy_(tensor)
 

@@ -13,8 +13,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 LONGEST = 8
-SHORTEST_RUN = 2
-"""Tokens of a run that is reason enough to draft what followed it, and nothing else."""
 LONGEST_RUN = 64
 """Tokens of a run beyond which it is not followed back."""
 MAX_BRANCHES = 3
@@ -79,10 +77,10 @@ class Lookup:
                 self.ends[run] = [here, *others[: MAX_BRANCHES - 1]]
             self.tokens.append(token)
 
-    def branches(self, shortest: int = 1) -> list[Branch]:
+    def branches(self) -> list[Branch]:
         """Places with different tokens, those behind the longest run first, then the latest."""
         found: dict[int, Branch] = {}
-        for size in range(min(self.longest, len(self.tokens)), shortest - 1, -1):
+        for size in range(min(self.longest, len(self.tokens)), 0, -1):
             for place in self.ends.get(tuple(self.tokens[-size:]), ()):
                 found.setdefault(self.tokens[place], Branch(place, size))
         return list(found.values())[:MAX_BRANCHES]
@@ -97,9 +95,9 @@ class Lookup:
             length += 1
         return length
 
-    def prediction(self, most: int, shortest: int = 1) -> LookupPrediction:
+    def prediction(self, most: int) -> LookupPrediction:
         """The likeliest of what may come next."""
-        for branch in self.branches(shortest)[:1]:
+        for branch in self.branches()[:1]:
             return LookupPrediction(continuation(self.tokens, branch.place, most), branch.run)
         return LookupPrediction([], 0)
 

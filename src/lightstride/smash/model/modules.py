@@ -1,21 +1,21 @@
-"""The grafts of a smashed model: they merge a segment, draft its further tokens, know when to stop.
+"""The grafts of a smashed model: they draft a step's further tokens, know when to stop, may merge.
 
-Paper: HAMburger (arXiv 2505.20438), section 3 and its published code.  For a segment of n tokens
-with embeddings e_1..e_n (D,), the compositional embedder answers
+Paper: HAMburger (arXiv 2505.20438), section 3 and its published code.  The micro-step decoder is a
+causal decoder over [F_1..F_T, e_1, .., e_{n-1}], F the base model's hidden states at T depths of
+the last slot, e_i (D,) the embeddings of the step's n tokens; its output at e_i, after a norm of
+its own, predicts token i + 1 by the base's head.  Token 1 is the base's own next token.  The stop
+head reads the vector that predicted a token and answers the logit of "stop after this token".
+
+Where tokens are merged (`SmashConfig.paper`), the compositional embedder answers for a segment
 
     n = 1:  e_1        n > 1:  m + W_o a + b_o,   m = mean_i e_i,
     a = attention(query W_q m, keys W_k [e_i; p_i], values W_v [e_i; p_i]),   p_i learned (D/2,).
 
-The micro-step decoder is a causal decoder over [F_1..F_T, e_1, .., e_{n-1}], F the base model's
-hidden states at T depths of the last slot; its output at e_i, after a norm of its own, predicts
-token i + 1 by the base's head.  Token 1 is the base's own next token.  The stop head reads the
-vector that predicted a token and answers the logit of "stop after this token".
-
 We differ: one batched merge with a mask, any sizes, W_o starts at zero (a merged vector starts as
-the mean), the merged column may be a gist (`SmashConfig.gist`), the micro decoder has a final norm
-unless told otherwise, and its layers are our own small Llama layer for every family, not the
-family's: it needs no masks, caches or config of transformers, costs little per call, and takes the
-weights of the base's last block by the adapter's canonical names.
+the mean), the micro decoder has a final norm unless told otherwise, and its layers are our own
+small Llama layer for every family, not the family's: it needs no masks, caches or config of
+transformers, costs little per call, and takes the weights of the base's last block by the adapter's
+canonical names.
 
 Shapes: N segments, K their tokens, D hidden size, T taps, S slots, R of them with an output,
 H query heads, G KV heads, d head size, C FFN channels.

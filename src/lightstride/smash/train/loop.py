@@ -237,7 +237,7 @@ def take_step(
     training: TrainSettings,
     share: float,
 ) -> dict[str, float]:
-    """One update; the losses, as means over the step's answer tokens."""
+    """One update; the losses, as means over what they are of."""
     tokens = sum(len(examples[d].answer_A) for plan in work.plans for row in plan for d in row)
     mine = range(rank(), len(work.plans), world_size())
     totals: dict[str, Tensor] = {}
@@ -275,12 +275,15 @@ def is_hit(number: int, share: float) -> bool:
 
 
 def means(totals: dict[str, Tensor], tokens: int) -> dict[str, float]:
-    """Means over the answer tokens of all processes."""
-    names = ("loss", "later", "stop", "first", "keep")
+    """Means over the answer tokens of all processes; of first tokens after merged histories, over
+    their own number."""
+    names = ("loss", "later", "stop", "keep", "first", "firsts")
     mine_N = torch.stack([totals.get(name, torch.zeros(())).float() for name in names])
     if world_size() > 1:
         torch.distributed.all_reduce(mine_N)
-    found = dict(zip(names, (mine_N / tokens).tolist(), strict=True))
+    *of_tokens, first, firsts = mine_N.tolist()
+    found = {name: value / tokens for name, value in zip(names[:4], of_tokens, strict=True)}
+    found["first"] = first / max(1.0, firsts)
     return {name: value for name, value in found.items() if value}
 
 

@@ -2,18 +2,21 @@
 
 One forward of the base over the text as it is gives both what is to be learned and the features
 of drafts at every token; it needs no gradient while the base is frozen.  Where merging is to be
-learned too, the answers are cut into segments, by rules or by the model's own drafts, and read
-once more: the base's own distributions must survive the merging.
+learned too, as published, the answers are cut into segments, by rules or by the model's own drafts,
+and read once more: the base's own distributions must survive the merging.
 
 The whole loss, of which L are sums over answer tokens:
 
     L_later + w_stop L_stop                                 drafts on unmerged text
       + w_keep L_keep                                       where the base learns: its own tokens
-      + L'_later + w_stop L'_stop + w_first L_first         in merged batches: drafts after merged
+      + n/m (L'_later + w_stop L'_stop + w_first L_first)   in merged batches: drafts after merged
                                                             histories, and the first tokens there
 
 L_later weighs place k of a draft by d^(k-1), normed to 1 over the places; L_stop, which has as many
-terms a draft as there are places, is divided by their number, so that both count once a token.
+terms a draft as there are places, is divided by their number, so that both count once a token.  The
+m slots of a merged batch count as much as its n answer tokens.  A slot's merged column predicts the
+next slot's first token by the base's head, which L_first is, and its further tokens by the micro
+decoder, which L'_later is; drafts learn from merged columns but do not shape them.
 Reported are all but L'_later and L'_stop: they measure the same grafts on harder histories.
 
 The teacher's vector for token x_l is the base's last hidden state of the unmerged text before it
@@ -66,8 +69,6 @@ class LossWeights:
     """Weight of first tokens after merged histories."""
     keep_weight: float = 1.0
     """Weight of the base's own distributions on unmerged text, where the base learns too."""
-    split_share: float = 0.15
-    """Share of segments taken apart, as the tails that `verify` sees."""
     feed_own_share: float = 0.0
     """Share of tokens inside a draft that are fed as the model itself would draft them."""
     short_share: float = 0.0
@@ -133,12 +134,11 @@ class SmashLoss(nn.Module):
             loss = loss + self.learning.keep_weight * stats["keep"]
         if merges:
             cut = batch.cut_into(self.cut(batch, unmerged, taps, rng, own=own_cuts))
-            merged = self.model.read_packed(cut)
-            found = self.drafts_loss(batch, cut, merged, teacher_BLD, rng)
-            starts = find_starts(cut, batch.documents_BL, 1)
-            stats["first"] = self.first_token_loss(merged[-1], starts, teacher_BLD)
-            loss = loss + found["later"] + self.learning.stop_weight * found["stop"]
-            loss = loss + self.learning.first_weight * stats["first"]
+            found = self.merged_losses(batch, cut, teacher_BLD, rng)
+            part = found["later"] + self.learning.stop_weight * found["stop"]
+            part = part + self.learning.first_weight * found["first"]
+            loss = loss + part * (batch.num_answer_tokens / found["firsts"])
+            stats |= {name: found[name] for name in ("first", "firsts")}
         detached = {name: value.detach() for name, value in stats.items()}
         return {**detached, "loss": loss}
 
@@ -172,17 +172,9 @@ class SmashLoss(nn.Module):
         """Segment lengths of all answers: the model's own, or by rules."""
         config = self.model.config
         if own:
-            return own_lengths(
-                self.model, batch, unmerged, taps, rng, split_share=self.learning.split_share
-            )
+            return own_lengths(self.model, batch, unmerged, taps, rng)
         return [
-            draw_cut(
-                document,
-                rng,
-                max_segment=config.max_segment,
-                vocab_size=config.vocab_size,
-                split_share=self.learning.split_share,
-            )
+            draw_cut(document, rng, max_segment=config.max_segment, vocab_size=config.vocab_size)
             for row in batch.rows
             for document in row
         ]
@@ -206,20 +198,45 @@ class SmashLoss(nn.Module):
         found = draft_loss(model, drafts, batch, teacher_BLD, learning)
         return {"later": found.loss, "stop": stop_loss(model, drafts, found.agrees_NJ)}
 
+    def merged_losses(
+        self, batch: Batch, cut: SlotBatch, teacher_BLD: Tensor, rng: random.Random
+    ) -> Stats:
+        """Losses of drafts after merged histories, of the first tokens there, and their number."""
+        merged = self.model.read_packed(cut)
+        starts = find_starts(cut, batch.documents_BL, 1)
+        drafted_from = [hidden.detach() for hidden in merged]
+        return {
+            **self.drafts_loss(batch, cut, drafted_from, teacher_BLD, rng),
+            "first": self.first_token_loss(merged[-1], starts, teacher_BLD),
+            "firsts": torch.tensor(float(len(starts.rows_N)), device=teacher_BLD.device),
+        }
+
     def first_token_loss(self, hidden_BSD: Tensor, starts: Starts, teacher_BLD: Tensor) -> Tensor:
         """Loss of first tokens against the base's on unmerged text."""
-        student_ND = hidden_BSD[starts.rows_N, starts.slots_N]
-        head = self.model.get_output_embeddings()
-        total, _ = divergence(
-            self.model.base_logits,
-            student_ND,
-            teacher_BLD[starts.rows_N, starts.ends_N],
-            torch.ones(len(student_ND), device=student_ND.device),
-            kind=self.learning.loss,
-            parameters=tuple(head.parameters()),
-            teacher_head=self.teacher[0].base_logits,
-        )
-        return total
+        teacher, kind = self.teacher[0], self.learning.loss
+        return first_token_loss(self.model, teacher, hidden_BSD, starts, teacher_BLD, kind)
+
+
+def first_token_loss(
+    model: SmashBody,
+    teacher: SmashBody,
+    hidden_BSD: Tensor,
+    starts: Starts,
+    teacher_BLD: Tensor,
+    kind: Loss = "kl",
+) -> Tensor:
+    """Loss of first tokens, by the base's head, against the teacher's on unmerged text."""
+    student_ND = hidden_BSD[starts.rows_N, starts.slots_N]
+    total, _ = divergence(
+        model.base_logits,
+        student_ND,
+        teacher_BLD[starts.rows_N, starts.ends_N],
+        torch.ones(len(student_ND), device=student_ND.device),
+        kind=kind,
+        parameters=tuple(model.get_output_embeddings().parameters()),
+        teacher_head=teacher.base_logits,
+    )
+    return total
 
 
 @dataclass(frozen=True)

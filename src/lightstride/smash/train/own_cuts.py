@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightstride.smash.data.packing import Batch, unmerge_some
+from lightstride.smash.data.packing import Batch
 from lightstride.smash.model.body import SmashBody
 from lightstride.smash.model.confidence import cumulative
 from lightstride.smash.model.slots import SlotBatch
@@ -38,8 +38,6 @@ def own_lengths(
     unmerged: SlotBatch,
     taps: Sequence[Tensor],
     rng: random.Random,
-    *,
-    split_share: float,
 ) -> list[list[int]]:
     """Segment lengths of each answer, by drafts from every token at a confidence drawn for each."""
     num_tokens = model.config.max_segment
@@ -56,7 +54,7 @@ def own_lengths(
             last = first + len(document.answer_A)
             sure_NJ = goes_on_NJ[first:last] >= rng.uniform(*CONFIDENCES)
             runs_N = 1 + (sure_NJ & right_NJ[first:last]).long().cumprod(-1).sum(-1)
-            cut.append(unmerge_some(lengths_from_runs(runs_N.tolist()), rng, split_share))
+            cut.append(lengths_from_runs(runs_N.tolist()))
             first = last
     return cut
 

@@ -38,7 +38,7 @@ def build_model(
     assert config.micro_vocab is not None
     geometry = adapter_for(base.config).geometry(base.config)
     make = SmashConfig.thin if config.grafts == "thin" else SmashConfig.paper
-    sizes = make(base.config, geometry, config.max_segment, config.adapter_rank)
+    sizes = make(base.config, geometry, config.max_segment)
     sizes.micro_layers = config.micro_layers
     sizes.micro_vocab_size = None
     vocabulary = None
@@ -73,7 +73,7 @@ def loss_weights(config: SmashRunConfig) -> LossWeights:
 
 
 def train_settings(config: SmashRunConfig) -> TrainSettings:
-    """Length and rates of the training, by the flags; a head merges nothing."""
+    """Length and rates of the training, by the flags; only published grafts merge."""
     assert config.steps is not None
     assert config.row_tokens is not None
     assert config.rows is not None

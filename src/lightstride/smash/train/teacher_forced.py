@@ -2,8 +2,8 @@
 
 A draft starts after the slot that holds token x_p: the base's own features of that slot give the
 vector v_1 that predicts x_{p+1}; the micro decoder, fed x_{p+1}, x_{p+2}, .., gives v_2, v_3, ..
-that predict the tokens after.  `lossless` and `verify` may start a draft at any token, `trust` at
-any slot, so all of them are learned from, however the answer is cut.
+that predict the tokens after.  `lossless` may start a draft at any token, `trust` at any slot, so
+all of them are learned from, however the answer is cut.
 
 Shapes: B rows, L tokens, S slots, N drafts, K tokens of a draft, T taps, D hidden size, J pairs of
 a draft and a place in it, from the second on.
