@@ -4,12 +4,13 @@
     python benchmarks/ship_grafts.py demo-smash smollm2-135m-smash
 
 Weights are written in bfloat16; unless asked otherwise the model decodes losslessly.
-`lightstride.json` and `result.json` come along: the command, the data and the numbers.  The
-tokenizer does not: it is the base's.
+`lightstride.json` and `result.json` come along, the command, the data and the numbers, and so do
+memory plans.  The tokenizer does not: it is the base's.
 """
 
 import argparse
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import torch
 from lightstride.checkpoint import read_record, write_record
 from lightstride.errors import LightstrideError, ModelError
 from lightstride.files import whole_folder, write_json
+from lightstride.memory.plan_files import PLAN_FILE, SCORES_FILE, read_plans
 from lightstride.models.opening.builtin import ASSETS, GRAFTS
 from lightstride.models.opening.load import load_model
 from lightstride.results import read_result
@@ -26,7 +28,7 @@ from lightstride.smash.hub import SmashModel
 from lightstride.smash.model.graft_files import WEIGHTS, graft_state, write_grafts
 from output import short
 
-LIMIT = 12 * 10**6
+LIMIT = 8 * 10**6
 """Most bytes that the grafts may have."""
 
 
@@ -50,6 +52,9 @@ def ship(source: Path, name: str, assets: Path = ASSETS) -> Path:
             write_json(
                 partial / "result.json", shortened(dict(read_result(source / "result.json")))
             )
+        if read_plans(source) is not None:
+            for plan in filter(Path.is_file, (source / PLAN_FILE, source / SCORES_FILE)):
+                shutil.copyfile(plan, partial / plan.name)
     return assets / name
 
 

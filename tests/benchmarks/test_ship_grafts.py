@@ -9,12 +9,14 @@ from types import ModuleType
 import pytest
 import torch
 
+from helpers.memory_toys import mixed_memory
 from helpers.smash_toys import sharp, toy
 from helpers.toys import byte_tokenizer, tiny_llama
 from lightstride.checkpoint import open_decoder, save_checkpoint
 from lightstride.cli import main
 from lightstride.errors import LightstrideError, ModelError
 from lightstride.generate import Settings, generate
+from lightstride.memory.plan_files import MemoryFile, read_plans, write_plans
 from lightstride.models.opening import builtin, load
 from lightstride.models.opening import explain as reading
 from lightstride.smash.decode.decoder import SmashDecoder
@@ -58,12 +60,18 @@ def smashed(folder: Path) -> Path:
 
 def test_grafts_are_shipped_small_and_opened_by_name(shipping: ModuleType, tmp_path: Path) -> None:
     source = smashed(tmp_path / "smashed")
+    memory = mixed_memory(load.load_model("toy"), 1)
+    plans = MemoryFile({0.5: memory.plan}, None, memory.scores)
+    write_plans(source, plans, {})
     folder = shipping.ship(source, NAME, tmp_path / "assets")
     assert {path.name for path in folder.iterdir()} == {
         "config.json",
         "model.safetensors",
         "lightstride.json",
+        "memory.json",
+        "memory.safetensors",
     }
+    assert read_plans(folder) == plans
     assert json.loads((folder / "config.json").read_text())["base"] == "toy"
     record = json.loads((folder / "lightstride.json").read_text())
     assert record["config"] == {"prompts": "a.jsonl,b.jsonl"}
@@ -105,4 +113,4 @@ def test_every_built_in_graft_has_a_built_in_base() -> None:
         folder = builtin.ASSETS / name
         if folder.exists():
             assert json.loads((folder / "config.json").read_text())["base"] == base
-            assert (folder / "model.safetensors").stat().st_size <= 12 * 10**6
+            assert (folder / "model.safetensors").stat().st_size <= 8 * 10**6
