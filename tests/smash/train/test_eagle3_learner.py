@@ -68,6 +68,21 @@ def test_the_loss_is_that_of_chains_one_by_one() -> None:
     assert float(found) == pytest.approx(expected, rel=1e-4)
 
 
+def test_a_head_learns_in_bfloat16_on_a_base_of_that_type() -> None:
+    learner = head_learner(EXAMPLES)
+    batch = make_batch([EXAMPLES[:2]])
+    expected = float(learner(batch, False, False, "")["loss"].detach())
+    reader, learning = learner.inner.reader, learner.inner.learning
+    reader.base.to(torch.bfloat16)
+    lowered = LoweredHeadLoss(learner.inner.head, reader, learning, torch.bfloat16)
+    loss = lowered(batch, False, False, "")["loss"]
+    loss.backward()
+    head = lowered.inner.head
+    assert float(loss.detach()) == pytest.approx(expected, rel=0.1)
+    assert head.fc.weight.grad is not None
+    assert (head.fc.weight.dtype, head.lm_head.weight.dtype) == (torch.float32, torch.float32)
+
+
 @pytest.mark.parametrize("loss", ["kl", "ce"])
 def test_a_head_learns_to_draft_the_answers(tmp_path: Path, loss: str) -> None:
     learner = head_learner(EXAMPLES, loss=loss, remembers=True)

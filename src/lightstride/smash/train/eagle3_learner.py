@@ -37,7 +37,8 @@ class HeadLearning:
 
 
 class LoweredHeadLoss(nn.Module):
-    """A head that answers with its loss; weights of fp32 are computed with in another type."""
+    """A head that answers with its loss; weights of fp32, those that do not learn among them, are
+    computed with in another type."""
 
     def __init__(
         self,
@@ -53,7 +54,12 @@ class LoweredHeadLoss(nn.Module):
 
     def forward(self, batch: Batch, merges: bool, own_cuts: bool, seed: str) -> Stats:
         """The sum of the losses; nothing is merged or drawn at random here."""
-        total = cast(Tensor, call_lowered(self.inner, self.dtype, batch))
+        still = {
+            name: parameter.to(self.dtype)
+            for name, parameter in self.inner.named_parameters()
+            if not parameter.requires_grad
+        }
+        total = cast(Tensor, call_lowered(self.inner, self.dtype, batch, others=still))
         return {"loss": total}
 
     def base_weights(self) -> list[nn.Parameter]:
