@@ -5,10 +5,12 @@ forward after that checks at most k drafts, no more than the answer has room for
 own next token, and goes on behind those that were right.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from transformers import PreTrainedModel
 
 from lightstride.generate import PlainDecoder, Settings, generate
 from lightstride.generate.chat_template import chat_tokens
@@ -24,7 +26,7 @@ Turn = tuple[str, str]
 
 @dataclass(frozen=True)
 class Counts:
-    """Forwards that checked drafts, drafts, and those of them that were right."""
+    """Forwards after the first token, drafts that they checked, and those that were right."""
 
     forwards: int = 0
     drafted: int = 0
@@ -50,8 +52,8 @@ class Counts:
 def walk(runs: Sequence[int], most: int) -> Counts:
     """Counts on one answer; `runs` are the right drafts behind each of its tokens."""
     at, found = 0, Counts()
-    while (room := len(runs) - at - 2) > 0:
-        length = min(most, room)
+    while at < len(runs) - 1:
+        length = min(most, len(runs) - at - 2)
         right = min(runs[at], length)
         found += Counts(1, length, right)
         at += 1 + right
@@ -82,6 +84,21 @@ def count_chains(
     pairs = zip(prompts, answers, strict=True)
     each = [walk(runs_of(head, base, *pair, most), most) for pair in pairs if len(pair[1])]
     return sum(each, Counts())
+
+
+@torch.inference_mode()
+def lead_where_parted(
+    model: PreTrainedModel, prompt: Tokens, one: Tokens, other: Tokens
+) -> float | None:
+    """By how much the base prefers one token where two answers part; None where they do not."""
+    pairs = itertools.zip_longest(one, other)
+    place = next((index for index, (a, b) in enumerate(pairs) if a != b), None)
+    if place is None:
+        return None
+    if place >= min(len(one), len(other)):
+        return torch.inf
+    logits_V = model(torch.tensor([[*prompt, *one[:place]]])).logits[0, -1]
+    return float(logits_V.max() - logits_V[[one[place], other[place]]].min())
 
 
 def conversation(

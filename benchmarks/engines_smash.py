@@ -6,8 +6,7 @@ For each engine, on prompts that the head was not trained on, greedily and one a
     near_ties               those that part where the base leads by less than 0.05 in logits
     parted                  the others
     accepted_over_drafted   of the engine, and `ours` on the very same answers: chains as long
-    tokens_per_step         1 + drafts accepted over forwards that checked some (vLLM calls it
-                            mean_acceptance_length)
+    tokens_per_step         1 + drafts accepted over forwards (vLLM: mean_acceptance_length)
     gain                    tokens a second over those without drafts, in turn; `ngram` is the
                             engine's own lookup of what was there before
 
@@ -22,7 +21,6 @@ processor --threads 1` counts the process's own seconds.
 """
 
 import argparse
-import itertools
 import json
 import os
 import subprocess
@@ -39,7 +37,14 @@ import torch
 import xllamacpp
 from transformers import PreTrainedModel
 
-from draft_chains import Counts, Tokens, at_contexts, conversation, count_chains
+from draft_chains import (
+    Counts,
+    Tokens,
+    at_contexts,
+    conversation,
+    count_chains,
+    lead_where_parted,
+)
 from engines import CLOCKS
 from lightstride.checkpoint import open_decoder
 from lightstride.data.prompts import read_prompts
@@ -92,10 +97,27 @@ class Bench:
     def model(self) -> PreTrainedModel:
         return self.decoder.model
 
-    def ours(self, answers: Sequence[Tokens]) -> Counts:
-        """Our chains on an engine's answers."""
-        reader = BaseReader(self.model, self.decoder.head.config.taps)
-        return count_chains(self.decoder.head, reader, self.prompts, answers, self.flags.chain)
+    def beside_ours(self, drafted: Answered) -> Document:
+        """Our chains on an engine's answers with the head, and its shares over ours."""
+        head, flags = self.decoder.head, self.flags
+        reader = BaseReader(self.model, head.config.taps)
+        ours = count_chains(head, reader, self.prompts, drafted.answers, flags.chain).as_dict()
+        its = drafted.counts.as_dict()
+        return {
+            "ours": ours,
+            "over_ours": {
+                key: round(its[key] / ours[key], 4)
+                for key in ("accepted_over_drafted", "tokens_per_step")
+                if ours[key]
+            },
+        }
+
+
+def compared(bench: Bench, found: Mapping[str, Answered]) -> Document:
+    """Both ways to draft beside none, the head's beside our own chains too."""
+    each = {kind: compare(bench, found[PLAIN], found[kind]) for kind in (HEAD, NGRAM)}
+    each[HEAD] |= bench.beside_ours(found[HEAD])
+    return each
 
 
 def compare(bench: Bench, plain: Answered, drafted: Answered) -> Document:
@@ -113,26 +135,7 @@ def compare(bench: Bench, plain: Answered, drafted: Answered) -> Document:
         "parted": sum(lead >= TIE for lead in leads),
         "largest_lead": round(max(leads, default=0.0), 4),
         **drafted.counts.as_dict(),
-        "ours": (ours := bench.ours(drafted.answers).as_dict()),
-        "over_ours": round(
-            drafted.counts.as_dict()["tokens_per_step"] / ours["tokens_per_step"], 4
-        ),
     }
-
-
-@torch.inference_mode()
-def lead_where_parted(
-    model: PreTrainedModel, prompt: Tokens, one: Tokens, other: Tokens
-) -> float | None:
-    """By how much the base prefers one token where two answers part; None where they do not."""
-    pairs = itertools.zip_longest(one, other)
-    place = next((index for index, (a, b) in enumerate(pairs) if a != b), None)
-    if place is None:
-        return None
-    if place >= min(len(one), len(other)):
-        return torch.inf
-    logits_V = model(torch.tensor([[*prompt, *one[:place]]])).logits[0, -1]
-    return float(logits_V.max() - logits_V[[one[place], other[place]]].min())
 
 
 def write_ggufs(bench: Bench, folder: Path, dtype: str) -> tuple[Path, Path]:
@@ -214,8 +217,9 @@ def measure_llama_cpp(bench: Bench) -> Document:
         found = {
             kind: ask_llama_cpp(llama_cpp(*files, kind, flags, exact=True), bench) for kind in KINDS
         }
-        files = write_ggufs(bench, Path(name), "bf16")
-        servers = {kind: llama_cpp(*files, kind, flags, exact=False) for kind in KINDS}
+        timed = KINDS if flags.rounds else ()
+        files = write_ggufs(bench, Path(name), "bf16") if timed else files
+        servers = {kind: llama_cpp(*files, kind, flags, exact=False) for kind in timed}
         few = Bench(bench.decoder, bench.prompts[:1], flags)
         for server in servers.values():
             ask_llama_cpp(server, few)
@@ -223,13 +227,13 @@ def measure_llama_cpp(bench: Bench) -> Document:
             order = [*KINDS[turn % 3 :], *KINDS[: turn % 3]]
             for kind in order:
                 rates[kind].append(ask_llama_cpp(servers[kind], bench).rate)
-    return {kind: compare(bench, found[PLAIN], found[kind]) for kind in (HEAD, NGRAM)} | speeds(
-        rates
-    )
+    return compared(bench, found) | speeds(rates)
 
 
 def speeds(rates: Mapping[str, Sequence[float]]) -> Document:
-    """Tokens a second, and gains over no drafts: medians over rounds."""
+    """Tokens a second, and gains over no drafts: medians over rounds; nothing where none was."""
+    if not rates[PLAIN]:
+        return {}
     gains = {
         kind: median(a / b for a, b in zip(rates[kind], rates[PLAIN], strict=True))
         for kind in (HEAD, NGRAM)
@@ -297,9 +301,8 @@ def measure_vllm(bench: Bench) -> Document:
         for _ in range(flags.rounds):
             for kind in KINDS:
                 rates[kind].append(run(kind, "bfloat16")[0].rate)
-    plain, version = found[PLAIN]
-    compared = {kind: compare(bench, plain, found[kind][0]) for kind in (HEAD, NGRAM)}
-    return {"vllm": version, **compared, **(speeds(rates) if flags.rounds else {})}
+    answered = {kind: each for kind, (each, _) in found.items()}
+    return {"vllm": found[PLAIN][1], **compared(bench, answered), **speeds(rates)}
 
 
 def measure_contexts(flags: argparse.Namespace) -> Document:
@@ -356,7 +359,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--prompt-tokens", type=int, default=400, help="longest prompt")
     parser.add_argument("--new-tokens", type=int, default=96)
     parser.add_argument("--chain", type=int, default=3, metavar="N", help="tokens of a chain")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of timing")
+    parser.add_argument("--rounds", type=int, default=3, help="of timing; 0 is none")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     parser.add_argument("--engines", nargs="*", default=["llama.cpp"], choices=["llama.cpp"])
