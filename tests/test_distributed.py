@@ -47,7 +47,7 @@ def worker(folder: Path) -> None:
     everyone = gather_objects([distributed.rank(), len(net.entries), len(seen)])
     assert everyone == [[i, 4, 0 if i else 4] for i in range(num_ranks)], everyone
     if rank == 0:
-        grams = {str(site): statistics.gram_II for site, statistics in seen.items()}
+        grams = {str(site): statistics.gram for site, statistics in seen.items()}
         save_file(grams, folder / "grams.safetensors")
     distributed.close()
 

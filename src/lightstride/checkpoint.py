@@ -41,6 +41,7 @@ from lightstride.models.opening.load import (
 from lightstride.models.opening.source import Resident, WeightSource
 from lightstride.models.rebuild import empty_with_widths
 from lightstride.models.saving import SHARD_BYTES, save_weights
+from lightstride.models.uneven import experts
 from lightstride.models.uneven import modeling as layered
 from lightstride.models.uneven.register import LAYERED
 from lightstride.smash.decode.decoder import SmashDecoder
@@ -60,6 +61,7 @@ from lightstride.smash.model.headed import (
 RECORD_NAME = "lightstride.json"
 RECORD_FORMAT = 1
 MODELING_NAME = "modeling_lightstride.py"
+EXPERTS_NAME = "modeling_lightstride_experts.py"
 AUTO_CLASSES = ("AutoConfig", "AutoModel", "AutoModelForCausalLM")
 
 Record = dict[str, object]
@@ -116,17 +118,31 @@ def save_source(source: WeightSource, folder: Path, shard_bytes: int) -> None:
     like = empty_with_widths(source.model, source.shapes)
     if isinstance(like.config, tuple(classes[0] for classes in LAYERED.values())):
         like.config.auto_map = auto_map(like.config)
-        shutil.copyfile(layered.__file__, folder / MODELING_NAME)
+        write_modeling(folder, like.config)
     like.config.dtype = str(source.model.dtype).removeprefix("torch.")
     like.config.architectures = [type(like).__name__]
     like.config.save_pretrained(folder)
     save_weights(source, like, folder, shard_bytes)
 
 
+def write_modeling(folder: Path, config: PreTrainedConfig) -> None:
+    """Write the modeling file of a layered config; experts need a second one, which imports it."""
+    shutil.copyfile(layered.__file__, folder / MODELING_NAME)
+    if modeling_name(config) == EXPERTS_NAME:
+        text = Path(experts.__file__).read_text("utf-8")
+        beside = text.replace(layered.__name__, "." + MODELING_NAME.removesuffix(".py"))
+        (folder / EXPERTS_NAME).write_text(beside, "utf-8")
+
+
+def modeling_name(config: PreTrainedConfig) -> str:
+    """The modeling file that has a layered config's classes."""
+    return EXPERTS_NAME if type(config).__module__ == experts.__name__ else MODELING_NAME
+
+
 def auto_map(config: PreTrainedConfig) -> dict[str, str]:
     """Which class of the modeling file each of transformers' Auto classes should take."""
     base_type = config.model_type.removeprefix("lightstride_")
-    stem = MODELING_NAME.removesuffix(".py")
+    stem = modeling_name(config).removesuffix(".py")
     return {
         auto_class: f"{stem}.{own.__name__}"
         for auto_class, own in zip(AUTO_CLASSES, LAYERED[base_type], strict=True)

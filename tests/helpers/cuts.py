@@ -37,13 +37,28 @@ def cached_logits(model: PreTrainedModel) -> Tensor:
 
 
 def kept_units(dense: Shape) -> tuple[Shape, dict[str, list[int]]]:
-    """A narrower shape, and which heads, KV heads or channels stay for it."""
+    """A narrower shape, and which heads, KV heads, channels or experts stay for it."""
+    if isinstance(dense, FFNShape) and dense.experts:
+        return kept_of_experts(dense.experts)
     if isinstance(dense, FFNShape):
         channels = list(range(0, dense.num_channels, 3))
         return FFNShape(len(channels)), {"channels": channels}
     if dense.queries_per_group == 1:
         return AttentionShape(3, 1), {"heads": [0, 2, 3], "kv_heads": [0, 2, 3]}
     return AttentionShape(1, 1), {"heads": [3], "kv_heads": [1]}
+
+
+def kept_of_experts(widths: tuple[int, ...]) -> tuple[Shape, dict[str, list[int]]]:
+    """The second expert goes; the others keep every second, third, ... channel."""
+    starts = [sum(widths[:expert]) for expert in range(len(widths))]
+    own = {
+        expert: list(range(start, start + widths[expert], 2 + expert))
+        for expert, start in enumerate(starts)
+        if expert != 1
+    }
+    channels = [channel for some in own.values() for channel in some]
+    narrow = FFNShape(len(channels), tuple(len(some) for some in own.values()))
+    return narrow, {"channels": channels, "experts": list(own)}
 
 
 def elements(units: list[int], size: int) -> Tensor:
@@ -54,7 +69,7 @@ def cut(weights: SiteWeights, units: dict[str, list[int]], head_dim: int) -> Sit
     """The rows and columns of the units that stay."""
     if "channels" in units:
         columns = torch.tensor(units["channels"])
-        rows = {"gate": columns, "up": columns}
+        rows = {"gate": columns, "up": columns, "router": torch.tensor(units.get("experts", []))}
     else:
         columns = elements(units["heads"], head_dim)
         kv_rows = elements(units["kv_heads"], head_dim)
@@ -77,12 +92,16 @@ def mask(
 ) -> SiteWeights:
     """The same weights, with zeros for the inputs of the output layer that do not stay.
 
-    A norm over all heads sees zeros too, beside larger rows that make up for them.
+    A norm over all heads sees zeros too, beside larger rows that make up for them, and a router
+    never chooses experts that do not stay.
     """
     name = OUTPUT_NAME[kind]
     stay = torch.zeros(weights[name].shape[1])
     stay[elements(units["heads"], head_dim) if kind == "attention" else units["channels"]] = 1
     masked = weights | {name: weights[name] * stay}
+    if "experts" in units:
+        masked["router_bias"] = torch.full_like(weights["router"][:, 0], -torch.inf)
+        masked["router_bias"][units["experts"]] = 0
     for norm in HEAD_NORMS.keys() & weights.keys():
         rows = elements(units["heads" if norm == "query_norm" else "kv_heads"], head_dim)
         stay = torch.zeros(len(weights[norm]))

@@ -25,7 +25,7 @@ def cut(dense: PreTrainedModel) -> PreTrainedModel:
             queries = tuple(range(shape.queries_per_group))
             kept: AttentionKept | FFNKept = AttentionKept((0,), (queries,))
         else:
-            kept = FFNKept(tuple(range(0, shape.num_channels, 2)))
+            kept = FFNKept(tuple(range(0, shape.num_channels, 2)), max(shape.experts, default=0))
         columns = kept_inputs(kept, shape, sites.geometry.head_dim)
         levels[site] = CutSite(kept, sites.weights[site][OUTPUT_NAME[site.kind]][:, columns], 0.0)
     return materialize(dense, adapter, levels)

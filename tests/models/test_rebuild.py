@@ -13,7 +13,7 @@ from helpers.cuts import (
     cut_block,
     logits,
 )
-from helpers.toys import TINY, tiny_gemma3, tiny_llama, tiny_phi3
+from helpers.toys import TINY, WITH_EXPERTS, tiny_gemma3, tiny_llama, tiny_phi3
 from lightstride.models.rebuild import block_shapes, rebuilt
 from lightstride.models.shapes import AttentionShape, Site
 from lightstride.models.uneven.register import LAYERED
@@ -21,9 +21,9 @@ from lightstride.models.uneven.register import LAYERED
 
 def test_rebuilt_says_the_true_widths_and_computes_the_same_bits(uneven):
     model = rebuilt(uneven)
-    assert type(model) is LAYERED[uneven.config.model_type][2]
+    assert type(model) is LAYERED[uneven.config.model_type.removeprefix("lightstride_")][2]
     assert config_shapes(model) == block_shapes(model) == block_shapes(uneven)
-    assert len(set(config_shapes(model).values())) == 4
+    assert len(set(config_shapes(model).values())) >= 4
     assert torch.equal(logits(model), logits(uneven))
     torch.testing.assert_close(cached_logits(model), logits(uneven), atol=1e-5, rtol=0)
 
@@ -44,7 +44,7 @@ def test_plans_for_parallel_running_are_the_familys(uneven):
     assert isinstance(model, type(uneven))
 
 
-@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("family", sorted(set(TINY) - set(WITH_EXPERTS)))
 def test_even_widths_are_the_familys_own_class(family):
     model = TINY[family]()
     cut_all(model, ("ffn",))

@@ -94,7 +94,7 @@ def test_closing_refits_on_the_pruned_stream(tmp_path: Path) -> None:
         name = {"attention": "output", "ffn": "down"}[site.kind]
         weight = statistics.weights[name]  # type: ignore[attr-defined]
         dense = job.space.geometry.shape(site)
-        [level] = prune_site(weight, statistics.gram_II, [plan.shapes[site]], dense)  # type: ignore[attr-defined]
+        [level] = prune_site(weight, statistics.gram, [plan.shapes[site]], dense)  # type: ignore[attr-defined]
         expected[site] = level
         return level
 

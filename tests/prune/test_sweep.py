@@ -6,6 +6,7 @@ from random import Random
 import pytest
 import torch
 
+from helpers.levels import one_level, own_blocks
 from helpers.toys import TINY
 from lightstride.models.families.adapter import OUTPUT_NAME
 from lightstride.models.families.registry import adapter_for
@@ -13,7 +14,7 @@ from lightstride.models.opening.source import Resident, WeightSource
 from lightstride.models.opening.streamed import open_streamed
 from lightstride.models.shapes import Shape, Site
 from lightstride.prune.cut.materialize import DenseSites
-from lightstride.prune.cut.refit import CutSite, prune_site
+from lightstride.prune.cut.refit import CutSite
 from lightstride.prune.fitness import Fitness, FitnessSettings
 from lightstride.prune.space.budget import build_space, parameter_cost
 from lightstride.prune.space.plan import Plan, dense_plan
@@ -38,9 +39,8 @@ class Case:
     def level_of(self, site: Site, shape: Shape) -> CutSite:
         weight_OI = self.dense.weights[site][OUTPUT_NAME[site.kind]]
         rows_TI = torch.randn(200, weight_OI.shape[1], generator=torch.Generator().manual_seed(7))
-        return prune_site(weight_OI, rows_TI.T @ rows_TI, [shape], self.dense.geometry.shape(site))[
-            0
-        ]
+        dense = self.dense.geometry.shape(site)
+        return one_level(weight_OI, own_blocks(rows_TI.T @ rows_TI, dense), shape, dense)
 
     def plans(self, count: int) -> list[Plan]:
         geometry = self.dense.geometry

@@ -20,6 +20,7 @@ from lightstride import distributed
 from lightstride.checkpoint import is_saved, save_checkpoint
 from lightstride.commands.outputs import printed, resumable_writer, save_result
 from lightstride.commands.pruning.dry_run import dry_run
+from lightstride.commands.pruning.expert_tokens import count_experts
 from lightstride.commands.pruning.setup import PruneRun, open_run
 from lightstride.config import PruneConfig
 from lightstride.distributed import barrier, rank
@@ -122,6 +123,9 @@ def finish_size(run: PruneRun, share: float, results: Sequence[RoundResult]) -> 
     plan = results[-1].plan if results else runner.centre(share)
     levels = runner.closing_round(share, plan)
     plan = Plan(plan.shapes, levels.kept)
+    experts = count_experts(levels, run.geometry)
+    if experts and rank() == 0 and (line := experts.sentence()):
+        sys.stderr.write(f"lightstride: {line}\n")
     smaller: WeightSource = CutSource(run.source, levels)
     if not run.source.streamed:
         smaller = Resident(materialize(run.model, run.adapter, levels), run.source.device)
@@ -134,6 +138,7 @@ def finish_size(run: PruneRun, share: float, results: Sequence[RoundResult]) -> 
         "asked": share,
         "folder": str(folder),
         "rounds": [result.summary() for result in results],
+        **({"experts": experts.numbers()} if experts else {}),
     }
     if rank() == 0:
         record = {

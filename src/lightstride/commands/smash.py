@@ -29,8 +29,9 @@ from lightstride.distributed import barrier, rank
 from lightstride.errors import ConfigError, ModelError
 from lightstride.generate import PlainDecoder
 from lightstride.models.device import pick_device, pick_dtype, suitable_dtype
+from lightstride.models.families.registry import adapter_for
 from lightstride.models.fingerprint import fingerprint
-from lightstride.models.opening.load import load_model, load_tokenizer
+from lightstride.models.opening.load import load_config, load_model, load_tokenizer, locate
 from lightstride.work import open_work
 
 
@@ -85,13 +86,21 @@ def smash_alone(config: SmashRunConfig) -> Mapping[str, object]:
 
 
 def check_models(config: SmashRunConfig) -> None:
-    """ModelError for a model that has a drafter already, or a start that has none."""
+    """ModelError for a model that has a drafter already, or experts, or a start that has none."""
     if is_smashed(config.model):
         raise ModelError(
             f"{config.model} is smashed already; give its base, or --kv for its memory"
         )
     if is_headed(config.model):
         raise ModelError(f"{config.model} is a draft head on another model; give that")
+    settings = load_config(
+        config.model, locate(config.model), trust_remote_code=config.trust_remote_code
+    )
+    if adapter_for(settings).geometry(settings).has_experts:
+        raise ModelError(
+            f"{config.model} has FFNs of several experts; smash is for models without (prune, "
+            "evaluate and generate take it)"
+        )
     if config.drafter == "micro" and config.start_from and not is_smashed(config.start_from):
         raise ModelError(f"{config.start_from} is not a smashed model to start from")
 

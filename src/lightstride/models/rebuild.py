@@ -2,7 +2,8 @@
 
 Even widths are the family's own class wherever its config can express them.  Llama's refuses heads
 that do not divide the hidden size: those are Mistral's without a sliding window, which computes
-the same bits.  Everything else is a layered class (`uneven/modeling.py`).
+the same bits.  Everything else is a layered class (`uneven/modeling.py`).  So are models with
+experts, whatever their widths: they are opened in the layout in which experts can be cut.
 """
 
 from collections.abc import Mapping
@@ -61,13 +62,24 @@ def config_with_widths(config: PreTrainedConfig, shapes: Mapping[Site, Shape]) -
     layered_class = LAYERED[base_type][0]
     if all(width == widths[0] for width in widths):
         settings |= widths[0]
-        plain = plain_config(CONFIG_MAPPING[base_type], settings, head_dim)
+        plain = None
+        if "expert_widths" not in settings:
+            plain = plain_config(CONFIG_MAPPING[base_type], settings, head_dim)
         return plain or layered_class(**{**settings, "head_dim": head_dim})
     layered = layered_class(
         **{**settings, "head_dim": head_dim, "per_layer_config": dict(enumerate(widths))}
     )
     layered.serialize_explicit_per_layer_config = True
     return layered
+
+
+def config_to_cut(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The config that a model is opened with: its own, or a layered one if it has experts."""
+    geometry = adapter_for(config).geometry(config)
+    is_layered = config.model_type.startswith("lightstride_")
+    if is_layered or not geometry.has_experts:
+        return config
+    return config_with_widths(config, {site: geometry.shape(site) for site in geometry.sites})
 
 
 def plain_config(
@@ -104,11 +116,12 @@ def empty_with_widths(model: PreTrainedModel, shapes: Mapping[Site, Shape]) -> P
 def rebuilt(model: PreTrainedModel) -> PreTrainedModel:
     """A model with the same tensors, whose class and config have the widths of its blocks."""
     new = empty_with_widths(model, block_shapes(model))
-    new.load_state_dict(model.state_dict(), assign=True)
+    new.load_state_dict(adapter_for(model.config).state(model), assign=True)
     new.tie_weights()
     parameters = dict(model.named_parameters())
     for name, parameter in new.named_parameters():
-        parameter.requires_grad_(parameters[name].requires_grad)
+        if name in parameters:
+            parameter.requires_grad_(parameters[name].requires_grad)
     for name, buffer in model.named_buffers():
         owner, _, own_name = name.rpartition(".")
         new.get_submodule(owner).register_buffer(own_name, buffer, persistent=False)

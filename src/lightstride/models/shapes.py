@@ -5,9 +5,13 @@ A *shape* is how wide a site is.  *Kept* says which units of the dense site stay
 Attention loses whole KV groups (a K and a V head with all their query heads) and the same
 number of query heads from every kept group, so what is left is always a regular GQA layer; or it
 is lost whole.
+An FFN of several experts, which a router chooses from, is one site: its channels are those of all
+experts, one expert after the other.  It loses channels of each, and experts whose channels are all
+lost go with their rows of the router.
 """
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import Literal, Self
 
 Kind = Literal["attention", "ffn"]
@@ -52,6 +56,12 @@ class FFNShape:
     """Width of a feed-forward part."""
 
     num_channels: int
+    """Of all experts together."""
+    experts: tuple[int, ...] = field(default=(), compare=False)
+    """Channels of each expert that is there, none without experts.
+
+    No part of what is compared: a search asks for a width, and losses say which experts have it.
+    """
 
 
 Shape = AttentionShape | FFNShape
@@ -90,10 +100,18 @@ class FFNKept:
     """Which intermediate channels of a dense FFN stay, ascending."""
 
     channels: tuple[int, ...]
+    expert_width: int = 0
+    """Channels of each dense expert; 0 without experts."""
+
+    @property
+    def widths(self) -> dict[int, int]:
+        """How many channels each expert that stays has, by its number; empty without experts."""
+        width = self.expert_width
+        return dict(Counter(channel // width for channel in self.channels)) if width else {}
 
     @property
     def shape(self) -> FFNShape:
-        return FFNShape(len(self.channels))
+        return FFNShape(len(self.channels), tuple(self.widths.values()))
 
 
 Kept = AttentionKept | FFNKept
@@ -102,7 +120,7 @@ Kept = AttentionKept | FFNKept
 def keep_all(shape: Shape) -> Kept:
     """Everything of a dense site stays."""
     if isinstance(shape, FFNShape):
-        return FFNKept(tuple(range(shape.num_channels)))
+        return FFNKept(tuple(range(shape.num_channels)), max(shape.experts, default=0))
     queries = tuple(range(shape.queries_per_group))
     return AttentionKept(tuple(range(shape.num_kv_heads)), (queries,) * shape.num_kv_heads)
 
@@ -132,16 +150,21 @@ def _units(mask: str) -> tuple[int, ...]:
 
 
 def kept_json(kept: Kept) -> object:
-    """Kept units as hex bit masks: one of channels, or one of groups and one for each group."""
+    """Kept units as hex bit masks: one of channels, or one of groups and one for each group.
+
+    A mask of experts' channels is followed by how many each dense expert has: `"f0ff/8"`.
+    """
     if isinstance(kept, FFNKept):
-        return _mask(kept.channels)
+        of = f"/{kept.expert_width}" if kept.expert_width else ""
+        return _mask(kept.channels) + of
     return [_mask(kept.groups), *(_mask(queries) for queries in kept.queries)]
 
 
 def parse_kept(entry: object) -> Kept:
     """Read back what `kept_json` wrote."""
     if isinstance(entry, str):
-        return FFNKept(_units(entry))
+        mask, _, width = entry.partition("/")
+        return FFNKept(_units(mask), int(width or 0))
     assert isinstance(entry, list)
     return AttentionKept(_units(entry[0]), tuple(_units(mask) for mask in entry[1:]))
 
@@ -169,6 +192,8 @@ class Geometry:
     """Parameters of an attention that no cut removes (the bias of o)."""
     ffn_fixed: int = 0
     """Parameters of an FFN that no cut removes (the bias of down)."""
+    experts_per_token: int = 1
+    """Experts that a router sends each token to."""
 
     @property
     def num_blocks(self) -> int:
@@ -201,6 +226,26 @@ class Geometry:
             + shape.num_kv_heads * self.kv_head_parameters
             + self.attention_fixed
         )
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether any block has an FFN of several experts."""
+        return any(ffn.experts for ffn in self.ffn)
+
+    def experts(self, site: Site) -> tuple[int, ...]:
+        """Widths of a site's dense experts; none without experts."""
+        return self.ffn[site.block].experts if site.kind == "ffn" else ()
+
+    def active(self, site: Site, shape: Shape) -> float:
+        """Parameters of a site of this shape that a token meets: those of its experts alone."""
+        experts = len(self.experts(site))
+        share = self.experts_per_token / experts if experts else 1
+        return self.parameters(shape) * share
+
+    @property
+    def active_parameters(self) -> float:
+        """Parameters of all sites that a token meets."""
+        return sum(self.active(site, self.shape(site)) for site in self.sites)
 
     @property
     def prunable_parameters(self) -> int:

@@ -25,22 +25,22 @@ class WeightCache:
         self.level_of = level_of
         self.capacity = capacity
         self.size = 0
-        self.entries: OrderedDict[tuple[Site, Shape], SiteWeights] = OrderedDict()
+        self.entries: OrderedDict[tuple[Site, Shape], tuple[SiteWeights, Shape]] = OrderedDict()
 
-    def __call__(self, site: Site, shape: Shape) -> SiteWeights:
-        """Weights of a site at a shape, made if need be."""
+    def __call__(self, site: Site, shape: Shape) -> tuple[SiteWeights, Shape]:
+        """Weights of a site at a shape, made if need be, and the shape with its experts."""
         if shape == self.dense.geometry.shape(site):
-            return self.dense.weights[site]
+            return self.dense.cut(site, None)
         key = (site, shape)
         if key in self.entries:
             self.entries.move_to_end(key)
             return self.entries[key]
-        weights, _ = self.dense.cut(site, self.level_of(site, shape))
-        self.entries[key] = weights
+        weights, own = self.dense.cut(site, self.level_of(site, shape))
+        self.entries[key] = weights, own
         self.size += num_bytes(weights)
         while self.size > self.capacity and len(self.entries) > 1:
-            self.size -= num_bytes(self.entries.popitem(last=False)[1])
-        return weights
+            self.size -= num_bytes(self.entries.popitem(last=False)[1][0])
+        return weights, own
 
 
 def num_bytes(weights: SiteWeights) -> int:
@@ -66,8 +66,8 @@ class CandidateBlock:
                 continue
             self.installed[kind] = shape
             if shape != NO_ATTENTION:
-                weights = self.weights(Site(self.index, kind), shape)
-                self.adapter.write(self.block, kind, weights, shape)
+                weights, own = self.weights(Site(self.index, kind), shape)
+                self.adapter.write(self.block, kind, weights, own)
 
     def restore(self) -> None:
         """Make the block dense again."""

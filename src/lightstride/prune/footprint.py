@@ -4,7 +4,8 @@ What lies in memory at once, beside the weights of the dense model:
 
     statistics   the streams (two with a correction) and the inputs of a block's output weights,
                  T (s D + I_attention + I_ffn) b bytes; while the widest site is solved,
-                 I^2 (4 + 8 + 6) + 4 * 8 I D bytes: the Gram matrix, its factor and a part of it
+                 I^2 (4 + 8 + 6) + 4 * 8 I D bytes: the Gram matrix, its factor and a part of it;
+                 of E experts W wide W^2 (8 E + 18) + 4 * 8 E W D, and I = E W for the streams
     search       the dense model's answers (6 k + 4 bytes a scored position) and cut weights, each
                  at most half of `cache_bytes`; hidden states after every block and some logits
     saving       the cut model's own weights, once in the model's type, and its output weights in
@@ -71,11 +72,6 @@ def read_bytes_of(runner: RoundRunner, shares: Sequence[float]) -> int:
     return total
 
 
-def widest_input(geometry: Geometry) -> int:
-    """Inputs of the widest site's output weights."""
-    return max(geometry.num_inputs(geometry.shape(site)) for site in geometry.sites)
-
-
 def stream_bytes(runner: RoundRunner) -> int:
     """Activations that the closing round keeps."""
     geometry, settings = runner.space.geometry, runner.settings
@@ -94,8 +90,14 @@ def blocks(geometry: Geometry) -> range:
 
 def solve_bytes(geometry: Geometry) -> int:
     """The widest site, while it is solved."""
-    width = widest_input(geometry)
-    return width**2 * (4 + 8 + 6) + 4 * 8 * width * geometry.hidden_size
+
+    def of(site: Site) -> int:
+        inputs, experts = geometry.num_inputs(geometry.shape(site)), geometry.experts(site)
+        width = max(experts, default=inputs)
+        grams = 2 * 4 * len(experts) * width**2  # as summed, and with tokens that are missing
+        return grams + width**2 * (4 + 8 + 6) + 4 * 8 * inputs * geometry.hidden_size
+
+    return max(of(site) for site in geometry.sites)
 
 
 def search_bytes(runner: RoundRunner, shares: Sequence[float]) -> int:

@@ -3,7 +3,8 @@
 Three kinds of operations are counted, each with a rate that is measured in a few seconds on the
 model at hand:
 
-    forward   2 a weight and token, through blocks (as wide as they are) and head
+    forward   2 a weight and token, through blocks (as wide as they are) and head; of experts the
+              weights of those that a token is sent to
     gram      sum x x^T at every site: 2 * 9/16 I^2 a token (see `cut/gram.py`)
     solve     factorizing, removing and refitting: about (2 + 1/3 removed share) I^3 a site and
               k^2 D a level of k inputs, in the mix of precisions of `cut/refit.py`
@@ -29,7 +30,7 @@ from lightstride.models.shapes import FFNShape, Geometry, Shape, Site
 from lightstride.prune.cut.gram import add_gram
 from lightstride.prune.cut.refit import prune_ffn
 from lightstride.prune.rounds import RoundRunner
-from lightstride.prune.space.plan import Plan, Space, num_parameters
+from lightstride.prune.space.plan import Plan, Space, active_parameters
 from lightstride.search.evolution import EvolutionSettings
 from lightstride.search.guided import GuidedSettings
 
@@ -87,15 +88,30 @@ def supernet_operations(
     geometry: Geometry, shapes: Sequence[tuple[Site, Sequence[Shape]]], num_tokens: int
 ) -> Operations:
     """Statistics on so many tokens, and all these levels."""
-    gram = solve = 0.0
+    gram = solve = forward = 0.0
     for site, levels in shapes:
         dense = geometry.num_inputs(geometry.shape(site))
         widths = [geometry.num_inputs(shape) for shape in levels]
-        gram += 2 * GRAM_SHARE * dense**2 * num_tokens
-        nested = site.kind == "ffn"
-        solve += solve_operations(dense, widths, geometry.hidden_size, nested=nested)
-    forward = 2.0 * geometry.prunable_parameters * num_tokens
+        outputs, experts = geometry.hidden_size, geometry.experts(site)
+        forward += 2.0 * geometry.active(site, geometry.shape(site)) * num_tokens
+        if experts:
+            sent = num_tokens * geometry.experts_per_token
+            gram += 2 * GRAM_SHARE * experts[0] ** 2 * sent
+            solve += expert_operations(experts, widths, outputs)
+            forward += 2.0 * dense * outputs * num_tokens  # by all experts' output weights
+        else:
+            gram += 2 * GRAM_SHARE * dense**2 * num_tokens
+            solve += solve_operations(dense, widths, outputs, nested=site.kind == "ffn")
     return Operations(forward=forward, gram=gram, solve=solve)
+
+
+def expert_operations(experts: Sequence[int], widths: Sequence[int], outputs: int) -> float:
+    """Cutting experts to these widths together: each twice, once to see what all widths cost."""
+    count, dense = len(experts), experts[0]
+    eighths = [max(1, dense * eighth // 8) for eighth in range(9)]
+    own = [max(1, width // count) for width in widths]
+    once = solve_operations(dense, eighths, outputs, nested=True)
+    return count * (once + solve_operations(dense, own, outputs, nested=True))
 
 
 def search_operations(
@@ -108,7 +124,7 @@ def search_operations(
 ) -> Operations:
     """Evaluations of one search around a plan, with or without probing every site."""
     geometry = space.geometry
-    blocks = 2.0 * num_parameters(plan, geometry)
+    blocks = 2.0 * active_parameters(plan, geometry)
     head = 2.0 * geometry.vocab_size * geometry.hidden_size / stride
     if isinstance(search, EvolutionSettings):
         counts = (search.offspring, *(count + 1 for count in search.survivors))
@@ -120,7 +136,7 @@ def search_operations(
     probed = len(space.sites) * search.probe_tokens if probes else 0
     race = sum(count * tokens for count, tokens in zip(counts, search.tokens, strict=False))
     tokens = search.generations * race + sum(search.tokens)
-    teacher = sum(search.tokens) * (2.0 * geometry.prunable_parameters + head)
+    teacher = sum(search.tokens) * (2.0 * geometry.active_parameters + head)
     return Operations(
         forward=teacher
         + tokens * (CHILD_SHARE * blocks + head)
@@ -133,14 +149,14 @@ def healing_operations(geometry: Geometry, plans: Sequence[Plan], num_tokens: in
     total = 0.0
     head = geometry.vocab_size * geometry.hidden_size
     for plan in plans:
-        cut = num_parameters(plan, geometry)
-        total += 2.0 * num_tokens * (geometry.prunable_parameters + head + 3 * (cut + head))
+        cut = active_parameters(plan, geometry)
+        total += 2.0 * num_tokens * (geometry.active_parameters + head + 3 * (cut + head))
     return Operations(forward=total)
 
 
 def perplexity_operations(geometry: Geometry, plans: Sequence[Plan], num_tokens: int) -> Operations:
     """The perplexity of the dense model and of these plans, on so many tokens."""
-    blocks = [geometry.prunable_parameters, *(num_parameters(plan, geometry) for plan in plans)]
+    blocks = [geometry.active_parameters, *(active_parameters(plan, geometry) for plan in plans)]
     head = geometry.vocab_size * geometry.hidden_size
     return Operations(forward=2.0 * num_tokens * (sum(blocks) + len(blocks) * head))
 
@@ -191,7 +207,7 @@ def forecast(
     for plan in centres.values():
         chosen = [(site, [shape]) for site, shape in plan.shapes.items()]
         closing += supernet_operations(geometry, chosen, num_tokens)
-        more = 2.0 * geometry.prunable_parameters * num_tokens
+        more = 2.0 * geometry.active_parameters * num_tokens
         closing += Operations(forward=(settings.closing_streams - 1) * more)
     plans = list(centres.values())
     stages = {"supernets": supernets, "searches": searches, "closing rounds": closing}
@@ -224,7 +240,7 @@ def forward_rate(model: PreTrainedModel, adapter: Adapter, tokens_BL: Tensor) ->
     """Rate of one block on one batch."""
     geometry = adapter.geometry(model.config)
     sites = [Site(0, "attention"), Site(0, "ffn")]
-    weights = sum(geometry.parameters(geometry.shape(site)) for site in sites)
+    weights = sum(geometry.active(site, geometry.shape(site)) for site in sites)
     most = int(MOST_OPERATIONS / (2.0 * weights * tokens_BL.shape[1]))
     tokens_BL = tokens_BL[: max(1, most)].to(model.device)
     block = adapter.blocks(model)[0]
@@ -237,10 +253,16 @@ def forward_rate(model: PreTrainedModel, adapter: Adapter, tokens_BL: Tensor) ->
     return 2.0 * weights * tokens_BL.numel() / seconds
 
 
+def ffn_width(geometry: Geometry) -> int:
+    """Channels of the first block's FFN, or of an expert of it."""
+    ffn = geometry.ffn[0]
+    return max(ffn.experts, default=ffn.num_channels)
+
+
 def gram_rate(model: PreTrainedModel, adapter: Adapter) -> float:
     """Rate of a Gram matrix of FFN inputs."""
     geometry = adapter.geometry(model.config)
-    width = geometry.num_inputs(geometry.ffn[0])
+    width = ffn_width(geometry)
     rows_TI = torch.randn(GRAM_TOKENS, width, dtype=model.dtype, device=model.device)
     gram_II = torch.zeros(width, width, device=model.device)
     seconds = best_time(lambda: add_gram(gram_II, rows_TI), 2, model.device)
@@ -250,7 +272,7 @@ def gram_rate(model: PreTrainedModel, adapter: Adapter) -> float:
 def solve_rate(model: PreTrainedModel, adapter: Adapter) -> float:
     """Rate of pruning an FFN to eight widths."""
     geometry = adapter.geometry(model.config)
-    width = min(geometry.num_inputs(geometry.ffn[0]), MOST_CHANNELS)
+    width = min(ffn_width(geometry), MOST_CHANNELS)
     rows_TI = torch.randn(2 * width, width, device=model.device)
     weight_OI = torch.randn(geometry.hidden_size, width, device=model.device)
     gram_II = rows_TI.T @ rows_TI

@@ -277,6 +277,7 @@ class RoundRunner:
             weigh_tokens=self.settings.weigh_tokens,
             correction=correction,
             damping=self.settings.damping,
+            channel_step=self.space.channel_step,
             batch_size=self.settings.batch_size,
             spill=self.spill_folder,
             progress=self.progress,

@@ -37,9 +37,11 @@ def test_geometry_counts_what_is_there(model):
     assert geometry.num_blocks == len(blocks)
     for site in geometry.sites:
         weights = adapter.read(blocks[site.block], site.kind)
+        weights.pop("router", None)
         counted = sum(tensor.numel() for tensor in weights.values())
         assert geometry.parameters(geometry.shape(site)) == counted, site
         assert adapter.shape(blocks[site.block], site.kind) == geometry.shape(site)
+        assert geometry.experts(site) == getattr(geometry.shape(site), "experts", ())
 
 
 def test_sites_hold_all_of_a_block_but_norms(model):
@@ -60,6 +62,7 @@ def test_unit_costs_are_differences(model):
         dense = geometry.shape(site)
         narrow, units = kept_units(dense)
         weights = cut(adapter.read(adapter.blocks(model)[0], site.kind), units, geometry.head_dim)
+        weights.pop("router", None)
         assert geometry.parameters(narrow) == sum(t.numel() for t in weights.values())
 
 
@@ -87,7 +90,7 @@ def test_reading_and_writing_copy_nothing(model):
     adapter = adapter_for(model.config)
     block = adapter.blocks(model)[0]
     for kind in KINDS:
-        output = adapter.output_linear(block, kind)
+        output = adapter.output_layer(block, kind)
         weights = adapter.read(block, kind)
         assert weights[OUTPUT_NAME[kind]].data_ptr() == output.weight.data_ptr()
         adapter.write(block, kind, weights, adapter.shape(block, kind))
@@ -120,7 +123,7 @@ def site_output(model: PreTrainedModel, adapter: Adapter, site: Site) -> Tensor:
     """What the site's output layer answers in a forward of the model, shape (B, L, D)."""
     seen = []
     block = adapter.blocks(model)[site.block]
-    layer = adapter.output_linear(block, site.kind)
+    layer = adapter.output_layer(block, site.kind)
     hook = layer.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
     logits(model)
     hook.remove()
@@ -134,7 +137,7 @@ def test_bypass_answers_what_it_is_given_and_computes_nothing(model, kind):
     output = site_output(model, adapter, Site(1, kind))
     block = adapter.blocks(model)[1]
     names = {name for name, _ in block.named_modules()}
-    layer = adapter.output_linear(block, kind)
+    layer = adapter.output_layer(block, kind)
     fail = layer.register_forward_hook(lambda *_: pytest.fail("the site was computed"))
     with adapter.bypass(block, kind, output):
         assert torch.equal(logits(model), before)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from helpers.cuts import logits
+from helpers.levels import one_level, own_blocks
 from helpers.toys import CHANGED_ANSWERS, TINY, byte_tokenizer
 from lightstride.checkpoint import save_checkpoint
 from lightstride.models.families.registry import adapter_for
@@ -14,7 +15,7 @@ from lightstride.models.opening.streamed import open_streamed
 from lightstride.models.shapes import NO_ATTENTION, AttentionKept, Site
 from lightstride.prune.cut.cut_source import CutSource
 from lightstride.prune.cut.materialize import materialize
-from lightstride.prune.cut.refit import CutSite, prune_site
+from lightstride.prune.cut.refit import CutSite
 
 DROPPING = ("llama", "mistral", "qwen2", "qwen3")
 
@@ -27,9 +28,9 @@ def levels_of(model: torch.nn.Module) -> dict[Site, CutSite]:
     for site, weight in Resident(model).dense_outputs().items():
         dense = geometry.shape(site)
         if site.block % 2 and site.kind == "ffn":
-            gram = torch.eye(weight.shape[1])
+            gram = own_blocks(torch.eye(weight.shape[1]), dense)
             shape = type(dense)(dense.num_channels // 2)
-            [found[site]] = prune_site(weight, gram, [shape], dense)
+            found[site] = one_level(weight, gram, shape, dense)
     if model.config.model_type not in DROPPING:
         return found
     last = Site(geometry.num_blocks - 1, "attention")

@@ -44,6 +44,17 @@ def random_kept(shape: Shape, generator: random.Random) -> Kept:
         width = generator.randint(1, shape.queries_per_group)
         heads = [generator.sample(range(shape.queries_per_group), width) for _ in groups]
         return AttentionKept(tuple(groups), tuple(tuple(sorted(queries)) for queries in heads))
+    if shape.experts:
+        size, staying = shape.experts[0], generator.sample(range(len(shape.experts)), 3)
+        widths = {expert: generator.randint(1, size) for expert in sorted(staying)}
+        return FFNKept(
+            tuple(
+                expert * size + channel
+                for expert, width in widths.items()
+                for channel in sorted(generator.sample(range(size), width))
+            ),
+            size,
+        )
     width = generator.randint(1, shape.num_channels)
     return FFNKept(tuple(sorted(generator.sample(range(shape.num_channels), width))))
 

@@ -7,14 +7,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from helpers.levels import one_level, own_blocks
 from helpers.toys import CHANGED_ANSWERS, TINY, tiny_llama
 from lightstride.models.families.adapter import OUTPUT_NAME
 from lightstride.models.families.registry import ADAPTERS, adapter_for
 from lightstride.models.opening.source import Resident
 from lightstride.models.shapes import AttentionShape, FFNShape, Geometry, Shape, Site
+from lightstride.models.uneven.experts import Routed
 from lightstride.prune.cut.gram import add_cross, add_gram, mirror
 from lightstride.prune.cut.materialize import mask
-from lightstride.prune.cut.refit import CutSite, prune_site
+from lightstride.prune.cut.refit import CutSite
 from lightstride.prune.cut.statistics import SiteStatistics, stream_blocks
 
 FAMILIES = [adapter.family for adapter in ADAPTERS]
@@ -24,17 +26,23 @@ def tokens(num_windows: int = 5, length: int = 12) -> Tensor:
     return torch.randint(256, (num_windows, length), generator=torch.Generator().manual_seed(7))
 
 
+def whole(inputs: Tensor | Routed) -> Tensor:
+    return inputs if isinstance(inputs, Tensor) else inputs.whole()
+
+
 def plain_grams(model: PreTrainedModel, tokens_NL: Tensor) -> dict[Site, Tensor]:
     """Gram matrices by hooks in whole forwards, in fp64: the plain twin of the stream."""
     adapter = adapter_for(model.config)
     grams: dict[Site, Tensor] = {}
     handles = []
-    for site in adapter.geometry(model.config).sites:
-        linear = adapter.output_linear(adapter.blocks(model)[site.block], site.kind)
+    geometry = adapter.geometry(model.config)
+    for site in geometry.sites:
+        linear = adapter.output_layer(adapter.blocks(model)[site.block], site.kind)
 
         def note(_: object, args: tuple[Tensor, ...], site: Site = site) -> None:
-            rows = args[0].flatten(0, -2).double()
-            grams[site] = grams.get(site, 0) + rows.T @ rows
+            rows = whole(args[0]).flatten(0, -2).double()
+            products = own_blocks(rows.T @ rows, geometry.shape(site))
+            grams[site] = grams.get(site, 0) + products
 
         handles.append(linear.register_forward_pre_hook(note))
     with torch.no_grad():
@@ -65,12 +73,12 @@ class Visitor:
             return None
         dense = self.geometry.shape(site)
         weight = statistics.weights[OUTPUT_NAME[site.kind]]
-        [self.levels[site]] = prune_site(weight, statistics.gram_II, [smaller(dense)], dense)
+        self.levels[site] = one_level(weight, statistics.gram, smaller(dense), dense)
         return self.levels[site]
 
     @property
     def grams(self) -> dict[Site, Tensor]:
-        return {site: statistics.gram_II for site, statistics in self.seen.items()}
+        return {site: statistics.gram for site, statistics in self.seen.items()}
 
 
 def run(model: PreTrainedModel, *, cut: bool = False, **options: object) -> Visitor:
@@ -116,7 +124,7 @@ def test_each_site_sees_the_cuts_before_it(family: str) -> None:
     for site, gram in visitor.grams.items():
         before = {other: level for other, level in visitor.levels.items() if other < site}
         expected = plain_grams(mask(model, adapter_for(model.config), before), tokens())[site]
-        scale = float(expected.diagonal().mean())
+        scale = float(expected.diagonal(dim1=-2, dim2=-1).mean())
         torch.testing.assert_close(gram.double(), expected, rtol=1e-3, atol=1e-4 * scale)
 
 
@@ -159,8 +167,8 @@ def by_hooks(model: PreTrainedModel, site: Site) -> tuple[Tensor, Tensor]:
     block = adapter.blocks(model)[site.block]
     inputs, outputs = [], []
     handles = [
-        adapter.output_linear(block, site.kind).register_forward_pre_hook(
-            lambda _, args: inputs.append(args[0].flatten(0, -2))
+        adapter.output_layer(block, site.kind).register_forward_pre_hook(
+            lambda _, args: inputs.append(whole(args[0]).flatten(0, -2))
         ),
         block.register_forward_hook(lambda _, __, result: outputs.append(result.flatten(0, -2))),
     ]
@@ -182,15 +190,17 @@ def test_relative_sums_and_drift_are_those_of_whole_forwards(family: str) -> Non
     _, dense_TO = by_hooks(model, site)
     normalizes = family in CHANGED_ANSWERS
     weight_T1 = 1 if normalizes else 1 / after_TO.square().mean(1, keepdim=True)
-    gram = (weight_T1 * input_TI).T @ input_TI
-    drift = (weight_T1 * input_TI).T @ (dense_TO - after_TO)
+    geometry = adapter.geometry(model.config)
+    shares = geometry.experts_per_token if geometry.experts(site) else 1
+    gram = own_blocks((weight_T1 * input_TI).T @ input_TI, geometry.shape(site))
+    drift = (weight_T1 * input_TI).T @ (dense_TO - after_TO) / shares
     seen = visitor.seen[site]
-    torch.testing.assert_close(seen.gram_II.double(), gram, rtol=1e-3, atol=1e-4 * gram.max())
+    torch.testing.assert_close(seen.gram.double(), gram, rtol=1e-3, atol=1e-4 * gram.max())
     if normalizes:
         assert seen.drift_IO is None
         return
     assert seen.drift_IO is not None
-    assert drift.norm() > 0.01 * gram.norm()
+    assert drift.norm() > 0.01 * gram.norm() / shares
     torch.testing.assert_close(
         seen.drift_IO.double(), drift, rtol=1e-3, atol=1e-4 * drift.abs().max()
     )

@@ -72,7 +72,7 @@ def plain_levels(model: PreTrainedModel, accumulation: Accumulation) -> dict[Sit
         stream_blocks(masked, tokens(), seen.__setitem__)
         weight = seen[site].weights[OUTPUT_NAME[site.kind]]
         dense = geometry.shape(site)
-        levels[site] = prune_site(weight, seen[site].gram_II, shapes, dense)
+        levels[site] = prune_site(weight, seen[site].gram, shapes, dense)
         if accumulation == "median":
             stand_ins[site] = levels[site][1]
         if accumulation == "expectation":
@@ -276,7 +276,7 @@ def test_stream_goes_on_with_weights_as_stored(tmp_path: Path) -> None:
     site = Site(1, "ffn")
     assert list(seen) == [site]
     weight = seen[site].weights["down"]
-    [level] = prune_site(weight, seen[site].gram_II, [FFN[1]], geometry.shape(site))
+    [level] = prune_site(weight, seen[site].gram, [FFN[1]], geometry.shape(site))
     assert torch.equal(level.output_OK.bfloat16().float(), centre[site].output_OK)
 
 

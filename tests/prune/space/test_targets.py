@@ -60,7 +60,7 @@ def test_llama_cpp_narrows_some_families(name: str) -> None:
 def test_engines_without_the_family_are_refused() -> None:
     opt = replace(SMOLLM2, family="opt")
     assert for_model(TARGETS["any"], opt) == TARGETS["any"]
-    with pytest.raises(ConfigError, match=r"llama\.cpp does not run opt"):
+    with pytest.raises(ConfigError, match=r"no file for llama\.cpp is written of opt"):
         for_model(TARGETS["gguf"], opt)
     with pytest.raises(ConfigError, match="decilm runs llama, mistral, qwen2, not opt"):
         for_model(TARGETS["decilm"], opt)

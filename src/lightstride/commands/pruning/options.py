@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from lightstride.config import PruneConfig
+from lightstride.errors import ConfigError
 from lightstride.models.shapes import Geometry
 from lightstride.prune.fitness import FitnessSettings
 from lightstride.prune.rounds import RoundSettings
@@ -23,6 +24,11 @@ def target_of(config: PruneConfig, geometry: Geometry) -> Target:
 
 def cost_of(config: PruneConfig, geometry: Geometry) -> CostFunction:
     """Cost of a site in the budget's unit; parameters, where time is not measured yet."""
+    if config.budget == "latency" and geometry.has_experts:
+        raise ConfigError(
+            "--budget latency cannot time experts, which see as many tokens as are sent to them; "
+            "choose another --budget"
+        )
     if config.budget == "memory":
         return memory_cost(geometry, MemorySettings(context=config.context, batch=config.batch))
     return parameter_cost(geometry)

@@ -60,8 +60,8 @@ def architecture_for(config: PreTrainedConfig, geometry: Geometry) -> Architectu
     family = geometry.family
     if family not in LLAMA_CPP:
         raise ExportError(
-            f"llama.cpp has no architecture for {family} "
-            f"(it has {', '.join(LLAMA_CPP)}); transformers and vLLM run the folder as it is"
+            f"no file for llama.cpp is written of {family} "
+            f"(but of {', '.join(LLAMA_CPP)}); transformers and vLLM run the folder as it is"
         )
     check_widths(geometry)
     runs = LLAMA_CPP[family]

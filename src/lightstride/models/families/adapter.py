@@ -4,15 +4,18 @@ Only adapters know layer names.  A site's weights travel under canonical names:
 
     attention  query (H*d, D)   key (G*d, D)   value (G*d, D)   output (D, H*d)
     ffn        gate (C, D), absent without a gated FFN   up (C, D)   down (D, C)
+               router (E, D), where experts share the channels, one after the other
 
 and `<name>_bias` where there is one; `query_norm` (H*d,) and `key_norm` (G*d,) where one norm runs
-over all heads (a norm that every head shares is no part of a site).  Query heads are ordered group
-by group.  `output` and `down` are the *output weights*: the inputs of their layers are what is cut
-and refitted.
+over all heads (a norm that every head shares is no part of a site).  Routers are not counted among
+a site's parameters, and `router_bias` (E,) is for masked twins alone.  Query heads are ordered
+group by group.  `output` and `down` are the *output weights*: the inputs of their layers are what
+is cut and refitted.
 
 To add a family, follow `docs/recipes.md`.
 
-Shapes: D hidden size, H query heads, G KV heads, d head size, C FFN channels, B batch, L length.
+Shapes: D hidden size, H query heads, G KV heads, d head size, C FFN channels, E experts, B batch,
+L length.
 """
 
 from abc import ABC, abstractmethod
@@ -26,7 +29,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from lightstride.models.shapes import Geometry, Kind, Shape
 
 SiteWeights = dict[str, Tensor]
-Overrides = dict[str, int | list[str]]
+Overrides = dict[str, int | list[str] | list[int]]
+Parts = tuple[list[str], int]
+"""Names of tensors that are one parameter when joined, and along which dimension."""
 OUTPUT_NAME: Mapping[Kind, str] = {"attention": "output", "ffn": "down"}
 HEAD_NORMS: Mapping[str, str] = {"query_norm": "query", "key_norm": "key"}
 """Norms over all heads, and the weights whose rows they belong to."""
@@ -70,8 +75,11 @@ class Adapter(ABC):
         """
 
     @abstractmethod
-    def output_linear(self, block: nn.Module, kind: Kind) -> nn.Linear:
-        """The layer that holds the site's output weights (o or down)."""
+    def output_layer(self, block: nn.Module, kind: Kind) -> nn.Module:
+        """The layer that holds the site's output weights (o or down) as its `weight`.
+
+        It is given their inputs (…, I), those of experts as `Routed`.
+        """
 
     @abstractmethod
     @contextmanager
@@ -82,3 +90,11 @@ class Adapter(ABC):
     @abstractmethod
     def overrides(self, shape: Shape) -> Overrides:
         """Config keys, with values, for this shape (for `per_layer_config`)."""
+
+    def state(self, model: PreTrainedModel) -> dict[str, Tensor]:
+        """A model's state, under the names and in the layout of the layered class."""
+        return dict(model.state_dict())
+
+    def parts(self, name: str, config: PreTrainedConfig) -> Parts | None:
+        """What published files have in the place of a parameter; None where they have it itself."""
+        return None

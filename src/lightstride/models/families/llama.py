@@ -159,11 +159,9 @@ class LlamaAdapter(Adapter):
         else:
             set_sizes(module, intermediate_size=shape.num_channels)
 
-    def output_linear(self, block: nn.Module, kind: Kind) -> nn.Linear:
+    def output_layer(self, block: nn.Module, kind: Kind) -> nn.Module:
         name = OUTPUT_NAME[kind]
-        linear = getattr(self.site_module(block, kind), self.linears[kind][name])
-        assert isinstance(linear, nn.Linear)
-        return linear
+        return self.site_module(block, kind).get_submodule(self.linears[kind][name])
 
     @contextmanager
     def bypass(self, block: nn.Module, kind: Kind, output_BLD: Tensor) -> Iterator[None]:

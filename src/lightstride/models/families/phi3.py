@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
-from lightstride.models.families.adapter import SiteWeights
+from lightstride.models.families.adapter import OUTPUT_NAME, SiteWeights
 from lightstride.models.families.llama import LlamaAdapter, set_linear, set_sizes
 from lightstride.models.shapes import AttentionShape, Kind, Shape
 from lightstride.models.uneven.modeling import LayerView
@@ -38,7 +38,7 @@ class Phi3Adapter(LlamaAdapter):
         rest = super().read(block, kind)
         layer_name, names = self.fused[kind]
         weight_OD = getattr(self.site_module(block, kind), layer_name).weight.detach()
-        first = self.output_linear(block, kind).in_features
+        first = rest[OUTPUT_NAME[kind]].shape[1]
         others = (len(weight_OD) - first) // (len(names) - 1)
         parts = weight_OD.split([first] + [others] * (len(names) - 1))
         return dict(zip(names, parts, strict=True)) | rest

@@ -13,6 +13,7 @@ from lightstride.models.families.opt import OPTAdapter
 from lightstride.models.families.phi3 import Phi3Adapter
 from lightstride.models.families.qwen2 import Qwen2Adapter
 from lightstride.models.families.qwen3 import Qwen3Adapter
+from lightstride.models.families.qwen3_moe import Qwen3MoeAdapter
 
 ADAPTERS: tuple[Adapter, ...] = (
     Gemma3Adapter(),
@@ -24,6 +25,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     Phi3Adapter(),
     Qwen2Adapter(),
     Qwen3Adapter(),
+    Qwen3MoeAdapter(),
 )
 
 

@@ -31,6 +31,7 @@ from lightstride.files.read import (
 
 Size = Annotated[int, Meta(ge=1, le=1 << 24)]
 """A width or a vocabulary."""
+Experts = Annotated[int, Meta(ge=1, le=1 << 16)]
 Token = Annotated[int, Meta(ge=-1, le=1 << 24)]
 Number = Annotated[float, Meta(gt=0, le=1e12)]
 RopeValue = bool | int | float | str | list[float | int | None] | None
@@ -61,6 +62,11 @@ class ModelConfig(msgspec.Struct):
     intermediate_size: Size | list[Size] | None = None
     ffn_dim: Size | None = None
     word_embed_proj_dim: Size | None = None
+    moe_intermediate_size: Size | None = None
+    num_experts: Experts | None = None
+    num_local_experts: Experts | None = None
+    num_experts_per_tok: Experts | None = None
+    expert_widths: Annotated[list[Size], Meta(max_length=1 << 16)] | None = None
     num_hidden_layers: Annotated[int, Meta(ge=1, le=10_000)] | None = None
     num_attention_heads: Size | None = None
     num_key_value_heads: Size | None = None
@@ -343,6 +349,19 @@ def check_least(folder: Path, config: Mapping[str, object], tensors: Mapping[str
         )
 
 
+def least_channels(values: Mapping[str, object]) -> int:
+    """FFN channels that a layer of these values has at least; with experts it may have one FFN."""
+    sizes = [
+        value
+        for name in ("intermediate_size", "ffn_dim", "moe_intermediate_size")
+        if isinstance(value := values.get(name), int)
+    ]
+    widths = values.get("expert_widths")
+    if isinstance(widths, list):
+        sizes.append(sum(width for width in widths if isinstance(width, int)))
+    return min(sizes, default=0)
+
+
 def least_parameters(config: Mapping[str, object]) -> int:
     """Parameters that a decoder of these sizes has at least: embedding, attention, FFN."""
 
@@ -360,7 +379,7 @@ def least_parameters(config: Mapping[str, object]) -> int:
         values = {**config, **found} if isinstance(found, dict) else config
         heads = 0 if "skip" in values else size(values, "num_attention_heads")
         width = size(values, "head_dim", hidden // heads if heads else 0)
-        channels = size(values, "intermediate_size", size(values, "ffn_dim"))
+        channels = least_channels(values)
         kv_heads = min(heads, size(values, "num_key_value_heads", heads))
         total += hidden * (2 * channels + 2 * width * (heads + kv_heads))
     return total

@@ -26,6 +26,7 @@ from lightstride.models.opening.conversions import Source
 from lightstride.models.opening.explain import errors_explained
 from lightstride.models.opening.gate import check_folder, check_weight_files
 from lightstride.models.opening.gguf import gguf_as_folder
+from lightstride.models.rebuild import config_to_cut, rebuilt
 
 MODEL_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 FILES = ["*.json", "*.safetensors", "*.jinja", "*.py"]
@@ -76,6 +77,8 @@ def load_model(
     model, report = cast("tuple[PreTrainedModel, LoadReport]", opened)
     check_weights(source, report)
     check_finite(source, model)
+    if config_to_cut(config) is not config:
+        model = rebuilt(model)
     force_gqa_on_cpu()
     cast(nn.Module, model).to(device)
     model.train(False)

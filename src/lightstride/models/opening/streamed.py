@@ -26,6 +26,7 @@ from lightstride.models.families.adapter import Adapter
 from lightstride.models.families.registry import adapter_for
 from lightstride.models.fingerprint import config_hash, sampled_fingerprint
 from lightstride.models.opening.explain import errors_explained
+from lightstride.models.opening.joined_shards import joined_shards
 from lightstride.models.opening.load import (
     check_tensor_finite,
     check_weights,
@@ -35,6 +36,7 @@ from lightstride.models.opening.load import (
 )
 from lightstride.models.opening.shards import Shards
 from lightstride.models.opening.source import WeightSource, closing_iterator
+from lightstride.models.rebuild import config_to_cut
 from lightstride.models.shapes import Site
 
 
@@ -69,10 +71,12 @@ def open_streamed(
     adapter = adapter_for(config)
     shards = Shards.open(folder)
     with errors_explained(source, "config"):
-        model = empty_model(config, dtype, trust_remote_code=trust_remote_code)
+        model = empty_model(config_to_cut(config), dtype, trust_remote_code=trust_remote_code)
         with suppress(OSError):
             model.generation_config = GenerationConfig.from_pretrained(folder)
     force_gqa_on_cpu()
+    parts = {own: adapter.parts(own, config) for own, _ in model.named_parameters()}
+    shards = joined_shards(source, shards, parts)
     return Streamed(source, model, adapter, shards, torch.device(device))
 
 
@@ -261,7 +265,7 @@ class OutputsOnDisk(Mapping[Site, Tensor]):
         blocks = source.adapter.blocks(source.model)
         self.names = {
             site: source.first_name(
-                source.adapter.output_linear(blocks[site.block], site.kind).weight
+                source.adapter.output_layer(blocks[site.block], site.kind).get_parameter("weight")
             )
             for site in source.geometry.sites
         }

@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from lightstride.models.uneven import experts
 from lightstride.models.uneven import modeling as layered
 
 LayeredClasses = tuple[type[PreTrainedConfig], type[PreTrainedModel], type[PreTrainedModel]]
@@ -61,6 +62,11 @@ LAYERED: Mapping[str, LayeredClasses] = MappingProxyType(
             layered.LayeredQwen3Config,
             layered.LayeredQwen3Model,
             layered.LayeredQwen3ForCausalLM,
+        ),
+        "qwen3_moe": (
+            experts.LayeredQwen3MoeConfig,
+            experts.LayeredQwen3MoeModel,
+            experts.LayeredQwen3MoeForCausalLM,
         ),
     }
 )

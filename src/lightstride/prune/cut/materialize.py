@@ -4,10 +4,11 @@ What a cut removes: an FFN channel is a row of gate and up and a column of down;
 its rows of q and its columns of o; a KV group is its rows of k and v and its query heads; an
 attention without groups is taken out whole.  The
 output weights of kept units come refitted from a `CutSite`; all other weights are slices of the
-dense ones.  The masked twin has zeros where the smaller model has nothing, and so gives the
+dense ones.  An expert that keeps no channel goes with its row of the router, which then chooses
+from the others.  The masked twin has zeros where the smaller model has nothing, and so gives the
 same logits; it is the plain way, for tests.
 
-Shapes as in `models/adapter.py`; K kept inputs of the output weights.
+Shapes as in `models/adapter.py`; K kept inputs of the output weights, E experts.
 """
 
 import copy
@@ -35,7 +36,8 @@ def kept_rows(kept: Kept, dense: Shape, head_dim: int) -> dict[str, Tensor]:
     """For every input-side weight of a site, the rows that stay."""
     columns_K = kept_inputs(kept, dense, head_dim)
     if not isinstance(kept, AttentionKept):
-        return {"gate": columns_K, "up": columns_K}
+        experts = torch.tensor(list(kept.widths), dtype=torch.long)
+        return {"gate": columns_K, "up": columns_K, "router": experts}
     rows = head_columns(kept.groups, head_dim)
     return {"query": columns_K, "key": rows, "value": rows}
 
@@ -54,15 +56,26 @@ def cut_weights(dense: SiteWeights, level: CutSite, shape: Shape, head_dim: int)
 def masked_weights(dense: SiteWeights, level: CutSite, shape: Shape, head_dim: int) -> SiteWeights:
     """The weights of a site of dense `shape`, with zero output weights for the units that go.
 
-    Norms over all heads and their inputs are masked too (`head_norms.py`).
+    Norms over all heads and their inputs are masked too (`head_norms.py`), and routers choose none
+    of the experts that go.
     """
     cut = output_weights(dense, level)
     name = output_name(dense)
     columns_K = kept_inputs(level.kept, shape, head_dim).to(dense[name].device)
     masked = torch.zeros_like(dense[name])
     masked[:, columns_K] = cut[name]
-    norms = masked_norms(dense, kept_rows(level.kept, shape, head_dim))
-    return dense | norms | cut | {name: masked}
+    return dense | masked_inputs(dense, level.kept, shape, head_dim) | cut | {name: masked}
+
+
+def masked_inputs(dense: SiteWeights, kept: Kept, shape: Shape, head_dim: int) -> SiteWeights:
+    """The weights before the output weights that the masked twin has its own of."""
+    rows = kept_rows(kept, shape, head_dim)
+    if "router" not in dense:
+        return masked_norms(dense, rows)
+    if len(rows["router"]) == len(dense["router"]):
+        return {}
+    closed_E = torch.full_like(dense["router"][:, 0], -torch.inf)
+    return {"router_bias": closed_E.index_fill(0, rows["router"].to(closed_E.device), 0.0)}
 
 
 def output_name(weights: SiteWeights) -> str:

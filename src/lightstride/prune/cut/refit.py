@@ -44,7 +44,7 @@ class CutSite:
 def kept_inputs(kept: Kept, dense: Shape, head_dim: int) -> Tensor:
     """Inputs of the output weights that belong to the kept units, ascending, shape (K,)."""
     if isinstance(kept, FFNKept):
-        return torch.tensor(kept.channels)
+        return torch.tensor(kept.channels, dtype=torch.long)
     assert isinstance(dense, AttentionShape)
     return head_columns(kept.heads(dense.queries_per_group), head_dim)
 
@@ -122,29 +122,50 @@ def prune_ffn(
     num_channels = weight_OC.shape[1]
     widths = [shape.num_channels for shape in shapes]
     assert all(0 < width <= num_channels for width in widths)
-    num_removed = num_channels - min(widths)
-    alive_OC = weight_OC * (gram_CC.diagonal() > 0)
-    order_C = removal_order(alive_OC, damped_inverse(gram_CC, damping), num_removed, chunk).flip(0)
-    weight_CO = weight_OC.double().T[order_C]
-    damped_CC, ridge = add_ridge(gram_CC, damping, order_C)
-    factor_CC = cholesky_in_place(damped_CC, upper=True)  # L^T: parts of it are not copied
-    rotated_CO = factor_CC @ weight_CO
-
-    def level(width: int) -> CutSite:
-        if width == num_channels:
-            return dense_level(weight_OC, FFNShape(width))
-        fitted_KO = torch.linalg.solve_triangular(
-            factor_CC[:width, :width], rotated_CO[:width], upper=True
-        )
-        change = (fitted_KO - weight_CO[:width]).square_().sum() + weight_CO[width:].square().sum()
-        loss = (rotated_CO[width:].square().sum() - ridge * change) / 2
-        channels_K, rank_K = order_C[:width].sort()
-        output_OK = fitted_KO[rank_K].T.float().contiguous()
-        return CutSite(FFNKept(tuple(channels_K.tolist())), output_OK, max(float(loss), 0.0))
-
+    cuts = NestedCuts(weight_OC, gram_CC, num_channels - min(widths), damping, chunk)
     # The widest ones take most memory to solve: they come while few levels are kept.
-    levels = {width: level(width) for width in sorted(set(widths), reverse=True)}
+    levels = {width: cuts.level(width) for width in sorted(set(widths), reverse=True)}
     return [levels[width] for width in widths]
+
+
+class NestedCuts:
+    """An FFN's channels in their order of removal, and one factor for cuts to all widths."""
+
+    def __init__(
+        self, weight_OC: Tensor, gram_CC: Tensor, num_removed: int, damping: float, chunk: int
+    ) -> None:
+        self.weight_OC = weight_OC
+        alive_OC = weight_OC * (gram_CC.diagonal() > 0)
+        inverse_CC = damped_inverse(gram_CC, damping)
+        self.order_C = removal_order(alive_OC, inverse_CC, num_removed, chunk).flip(0)
+        self.weight_CO = weight_OC.double().T[self.order_C]
+        damped_CC, self.ridge = add_ridge(gram_CC, damping, self.order_C)
+        # L^T: parts of it are not copied
+        self.factor_CC = cholesky_in_place(damped_CC, upper=True)
+        self.rotated_CO = self.factor_CC @ self.weight_CO
+
+    def fit(self, width: int) -> tuple[Tensor, float]:
+        """Refitted weights (K, O) of the channels that go last, and their loss."""
+        fitted_KO = torch.linalg.solve_triangular(
+            self.factor_CC[:width, :width], self.rotated_CO[:width], upper=True
+        )
+        weight_CO = self.weight_CO
+        change = (fitted_KO - weight_CO[:width]).square_().sum() + weight_CO[width:].square().sum()
+        loss = (self.rotated_CO[width:].square().sum() - self.ridge * change) / 2
+        return fitted_KO, max(float(loss), 0.0)
+
+    def loss(self, width: int) -> float:
+        """Loss at a width."""
+        return 0.0 if width == len(self.order_C) else self.fit(width)[1]
+
+    def level(self, width: int) -> CutSite:
+        """The cut to a width."""
+        if width == len(self.order_C):
+            return dense_level(self.weight_OC, FFNShape(width))
+        fitted_KO, loss = self.fit(width)
+        channels_K, rank_K = self.order_C[:width].sort()
+        output_OK = fitted_KO[rank_K].T.float().contiguous()
+        return CutSite(FFNKept(tuple(channels_K.tolist())), output_OK, loss)
 
 
 def prune_attention(

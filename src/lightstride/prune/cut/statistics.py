@@ -4,8 +4,9 @@ At every site, in the order of computation, the Gram matrix H is summed over all
 
     H = sum_t w_t x_t x_t^T,        x_t the inputs (I,) of the site's output weights,
 
-and given to a callback, which returns the cut site.  The stream goes on with the cut's outputs, so
-that the next site is measured on the inputs that it will really have.
+(for an FFN of experts one for each, `site_sums.py`) and given to a callback, which returns the cut
+site.  The stream goes on with the cut's outputs, so that the next site is measured on the inputs
+that it will really have.
 
 A token's weight is w_t = 1, or
 
@@ -41,7 +42,6 @@ from torch import Tensor, nn
 
 from lightstride.distributed import (
     NUM_SHARDS,
-    TreeSum,
     broadcast_object,
     broadcast_tensor,
     owned_shards,
@@ -51,14 +51,18 @@ from lightstride.distributed import (
 )
 from lightstride.models.activations import ActivationStore, activation_store
 from lightstride.models.block_calls import Call, embed
-from lightstride.models.families.adapter import HEAD_NORMS, Adapter, SiteWeights
+from lightstride.models.families.adapter import (
+    HEAD_NORMS,
+    OUTPUT_NAME,
+    Adapter,
+    SiteWeights,
+)
 from lightstride.models.opening.source import WeightSource
 from lightstride.models.shapes import KINDS, Geometry, Kind, Site
 from lightstride.progress import Bar
-from lightstride.prune.cut.gram import add_cross, add_gram, mirror
-from lightstride.prune.cut.head_norms import masked_norms
-from lightstride.prune.cut.materialize import kept_rows, masked_weights
+from lightstride.prune.cut.materialize import masked_inputs, masked_weights
 from lightstride.prune.cut.refit import CutSite
+from lightstride.prune.cut.site_sums import AllSums, ShardSums, SiteInputs, SiteSums
 from lightstride.prune.cut.stream import OutputWeights, Stream
 
 TINY = 1e-12
@@ -70,13 +74,15 @@ CHUNK_TOKENS = 4096
 class SiteStatistics:
     """Sums over all tokens at one site, and the site's weights."""
 
-    gram_II: Tensor
-    """Sum of w x x^T over all tokens, fp32, not normalized."""
+    gram: Tensor
+    """Sum of w x x^T over all tokens, fp32, not normalized: (I, I), of experts (E, W, W)."""
     num_tokens: int
     weights: SiteWeights
     """All weights of the dense site, in the model's own type."""
     drift_IO: Tensor | None = None
     """Sum of w x e^T over all tokens, fp32, if asked for and the block is additive."""
+    tokens_E: Tensor | None = None
+    """Tokens that each expert was sent; None without experts."""
 
 
 OnSite = Callable[[Site, SiteStatistics], CutSite | None]
@@ -136,26 +142,24 @@ class StreamPair:
         return [self.pruned] if self.dense is None else [self.pruned, self.dense]
 
     def measure(
-        self, block: nn.Module, kind: Kind, output: OutputWeights, calls: Mapping[int, Call]
-    ) -> tuple[Tensor, Tensor | None] | None:
-        """Bring all streams to a site; its Gram matrix and drift on rank 0, None elsewhere."""
-        num_outputs, num_inputs = output.weight_OI.shape
+        self,
+        block: nn.Module,
+        kind: Kind,
+        output: OutputWeights,
+        calls: Mapping[int, Call],
+        inputs: SiteInputs,
+    ) -> SiteSums | None:
+        """Bring all streams to a site; its sums on rank 0, None elsewhere."""
         with_drift = self.dense is not None and self.pruned.additive
-        grams, drifts = TreeSum(self.layout.num_shards), TreeSum(self.layout.num_shards)
+        num_outputs = output.weight_OI.shape[0] if with_drift else 0
+        total = AllSums(self.layout.num_shards)
         for shard, chunks in self.layout.chunks.items():
-            gram_II = torch.zeros(num_inputs, num_inputs, device=output.weight_OI.device)
-            drift_IO = gram_II.new_zeros(num_inputs, num_outputs if with_drift else 0)
+            sums = ShardSums(inputs, num_outputs, output.weight_OI.device)
             for chunk in chunks:
                 seen = [self._see(block, kind, output, batch, calls) for batch in chunk]
-                rows_TI = joined([rows for rows, _ in seen])
-                add_gram(gram_II, rows_TI)
-                if with_drift:
-                    add_cross(drift_IO, rows_TI, joined([errors for _, errors in seen]))
-            grams.add(shard, gram_II)
-            drifts.add(shard, drift_IO)
-        gram = grams.total()
-        drift = drifts.total() if with_drift else None
-        return None if gram is None else (mirror(gram), drift)
+                sums.add(joined([rows for rows, _ in seen]), joined([errors for _, errors in seen]))
+            total.add(shard, sums)
+        return total.total()
 
     def _see(
         self,
@@ -268,19 +272,20 @@ def same_on_all_ranks(
 def inputs_on_all_ranks(
     weights: SiteWeights, site: Site, geometry: Geometry, level: CutSite | None
 ) -> SiteWeights:
-    """The weights that a cut changes before a site's output weights (`head_norms.py`), masked.
+    """The weights that a cut changes before a site's output weights, masked: norms, routers.
 
     On every rank, at the level that rank 0 gives; nothing for most families.
     """
-    if not HEAD_NORMS.keys() & weights.keys():
+    if not {*HEAD_NORMS, "router"} & weights.keys():
         return {}
     mine: SiteWeights = {}
     if level is not None:
-        rows = kept_rows(level.kept, geometry.shape(site), geometry.head_dim)
-        mine = masked_norms(weights, rows)
-    names = broadcast_object(sorted(mine))
+        mine = masked_inputs(weights, level.kept, geometry.shape(site), geometry.head_dim)
+    shapes = broadcast_object({name: each.shape for name, each in sorted(mine.items())})
+    like = weights[OUTPUT_NAME[site.kind]]
     return {
-        name: broadcast_tensor(mine.get(name, torch.empty_like(weights[name]))) for name in names
+        name: broadcast_tensor(mine.get(name, like.new_empty(shape)))
+        for name, shape in shapes.items()
     }
 
 
@@ -296,6 +301,12 @@ class SiteLoop:
     """The finished sites, on every rank."""
     num_tokens: int
 
+    def inputs_of(self, site: Site) -> SiteInputs:
+        """How the inputs of a site are shared out."""
+        geometry = self.geometry
+        num_inputs = geometry.num_inputs(geometry.shape(site))
+        return SiteInputs(num_inputs, len(geometry.experts(site)), geometry.experts_per_token)
+
     def pass_site(
         self, streams: StreamPair, site: Site, block: nn.Module, calls: Mapping[int, Call]
     ) -> None:
@@ -306,11 +317,12 @@ class SiteLoop:
             streams.skip_site(block, site.kind, output, calls)
             level = self.finished.get(site)
         else:
-            sums = streams.measure(block, site.kind, output, calls)
+            sums = streams.measure(block, site.kind, output, calls, self.inputs_of(site))
             level = None
             if sums is not None:
-                gram_II, drift_IO = sums
-                statistics = SiteStatistics(gram_II, self.num_tokens, weights, drift_IO)
+                statistics = SiteStatistics(
+                    sums.gram, self.num_tokens, weights, sums.drift_IO, sums.tokens_E
+                )
                 level = self.visit(site, statistics)
         answer = same_on_all_ranks(weights, site, self.geometry, level)
         masked = inputs_on_all_ranks(weights, site, self.geometry, level)

@@ -15,6 +15,7 @@ O = D outputs, B windows in a batch.
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -85,11 +86,11 @@ class Stream:
         """Run the block up to a site's output weights; their input (B, L, I), kept if wanted."""
         caught: list[Tensor] = []
 
-        def catch(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            caught.append(args[0])
+        def catch(_: nn.Module, args: tuple[Any, ...]) -> None:
+            caught.append(args[0] if isinstance(args[0], Tensor) else args[0].whole())
             raise _Stop
 
-        handle = self.adapter.output_linear(block, kind).register_forward_pre_hook(catch)
+        handle = self.adapter.output_layer(block, kind).register_forward_pre_hook(catch)
         hidden_BLD = self.hidden_NLD[windows].to(self.device)
         try:
             self._run(block, hidden_BLD, call, self._answers(windows, hidden_BLD))

@@ -36,7 +36,8 @@ from lightstride.files.read import read_json
 from lightstride.models.families.adapter import OUTPUT_NAME
 from lightstride.models.opening.source import WeightSource
 from lightstride.models.shapes import Geometry, Kept, Shape, Site, keep_all, shape_text
-from lightstride.prune.cut.refit import CutSite, kept_inputs, prune_site, weights_for_targets
+from lightstride.prune.cut.refit import CutSite, kept_inputs
+from lightstride.prune.cut.site_levels import CutSettings, site_levels
 from lightstride.prune.cut.statistics import SiteStatistics, stream_blocks
 from lightstride.prune.cut.supernet_files import (
     Json,
@@ -160,24 +161,19 @@ class SupernetBuilder:
     shapes: Mapping[Site, Sequence[Shape]]
     centre: Mapping[Site, Shape]
     accumulation: Accumulation
-    correction: float
-    damping: float
+    settings: CutSettings
 
     def cut_and_store(self, site: Site, statistics: SiteStatistics) -> CutSite | None:
         """Cut a site to all its shapes and store them; the stand-in for the sites that follow."""
-        gram_II, dense = statistics.gram_II, self.geometry.shape(site)
-        dense_OI = statistics.weights[OUTPUT_NAME[site.kind]].to(gram_II.device)
-        target_OI = dense_OI.float()
-        if statistics.drift_IO is not None:
-            cross_IO = gram_II @ target_OI.T + self.correction * statistics.drift_IO
-            target_OI = weights_for_targets(target_OI, gram_II, cross_IO, damping=self.damping)
-        cut = prune_site(target_OI, gram_II, self.shapes[site], dense, damping=self.damping)
+        dense = self.geometry.shape(site)
+        dense_OI = statistics.weights[OUTPUT_NAME[site.kind]].to(statistics.gram.device)
+        cut = site_levels(site, statistics, self.shapes[site], self.geometry, self.settings)
         untouched = CutSite(keep_all(dense), dense_OI.float(), 0.0)
         levels: list[CutSite] = []
         while cut:  # no level is there twice for long
             level = cut.pop(0)
             levels.append(untouched if level.kept.shape == dense else rounded(level, dense_OI))
-        write_site(self.folder, site, levels, dense_OI)
+        write_site(self.folder, site, levels, dense_OI, statistics.tokens_E)
         return self.stand_in(site, {level.kept.shape: level for level in levels})
 
     def stand_in(self, site: Site, levels: Mapping[Shape, CutSite]) -> CutSite | None:
@@ -248,10 +244,11 @@ def description_of(
             "dtype": str(source.model.dtype).removeprefix("torch."),
             "accumulation": builder.accumulation,
             "relative": weigh_tokens,
-            "correction": builder.correction,
-            "damping": builder.damping,
+            "correction": builder.settings.correction,
+            "damping": builder.settings.damping,
             "shapes": shapes,
             "centre": {str(site): shape_text(shape) for site, shape in builder.centre.items()},
+            **({"channel_step": step} if (step := builder.settings.channel_step) > 1 else {}),
         },
     }
 
@@ -314,6 +311,7 @@ def build_supernet(
     weigh_tokens: bool = True,
     correction: float = 0.0,
     damping: float = 0.01,
+    channel_step: int = 1,
     batch_size: int = 8,
     num_shards: int = NUM_SHARDS,
     spill: Path | None = None,
@@ -328,9 +326,8 @@ def build_supernet(
     """
     partial = folder.with_name(f"{folder.name}.partial")
     geometry, dense = source.geometry, source.dense_outputs()
-    builder = SupernetBuilder(
-        partial, geometry, dense, shapes, centre, accumulation, correction, damping
-    )
+    settings = CutSettings(correction=correction, damping=damping, channel_step=channel_step)
+    builder = SupernetBuilder(partial, geometry, dense, shapes, centre, accumulation, settings)
     description = description_of(
         source, tokens_NL, builder, num_shards=num_shards, weigh_tokens=weigh_tokens
     )

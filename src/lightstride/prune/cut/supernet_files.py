@@ -73,6 +73,8 @@ class SiteEntry:
     levels: Mapping[Shape, LevelEntry]
     header: str = ""
     """SHA-256 of its file's header."""
+    tokens: tuple[int, ...] = ()
+    """Tokens that each expert was sent while it was measured; none without experts."""
 
     @property
     def file(self) -> str:
@@ -82,16 +84,19 @@ class SiteEntry:
     def to_json(self) -> Json:
         """A JSON object that `from_json` reads back."""
         levels = [level.to_json() for level in self.levels.values()]
-        return {"file": self.file, "header": self.header, "levels": levels}
+        sent = {"tokens": list(self.tokens)} if self.tokens else {}
+        return {"file": self.file, "header": self.header, "levels": levels, **sent}
 
     @classmethod
     def from_json(cls, site: Site, entry: Json) -> "SiteEntry":
         """The entry that `to_json` wrote."""
-        header, listed = entry["header"], entry["levels"]
+        header, listed, tokens = entry["header"], entry["levels"], entry.get("tokens", [])
         assert isinstance(header, str)
         assert isinstance(listed, list)
+        assert isinstance(tokens, list)
+        assert all(isinstance(count, int) for count in tokens)
         levels = [LevelEntry.from_json(level) for level in listed]
-        return cls(site, {level.kept.shape: level for level in levels}, header)
+        return cls(site, {level.kept.shape: level for level in levels}, header, tuple(tokens))
 
 
 def is_dense(level: CutSite, dense_OI: Tensor) -> bool:
@@ -107,7 +112,13 @@ def rounded(level: CutSite, dense_OI: Tensor) -> CutSite:
     return CutSite(level.kept, level.output_OK.bfloat16().float(), level.loss, bias_O)
 
 
-def write_site(folder: Path, site: Site, levels: Sequence[CutSite], dense_OI: Tensor) -> SiteEntry:
+def write_site(
+    folder: Path,
+    site: Site,
+    levels: Sequence[CutSite],
+    dense_OI: Tensor,
+    tokens_E: Tensor | None = None,
+) -> SiteEntry:
     """Write all levels of a site; those that equal the dense weights are only listed."""
     tensors: dict[str, Tensor] = {}
     entries: dict[Shape, LevelEntry] = {}
@@ -121,7 +132,8 @@ def write_site(folder: Path, site: Site, levels: Sequence[CutSite], dense_OI: Te
         hashes = {part: tensor_hash(tensor) for part, tensor in parts.items()}
         entries[shape] = LevelEntry(level.kept, level.loss, hashes)
         tensors |= {tensor_name(shape, part): tensor for part, tensor in parts.items()}
-    entry = SiteEntry(site, entries)
+    sent = () if tokens_E is None else tuple(int(count) for count in tokens_E.tolist())
+    entry = SiteEntry(site, entries, tokens=sent)
     path = folder / entry.file
     with whole_file(path) as partial:
         save_file(tensors, partial, {"levels": json.dumps(entry.to_json())})

@@ -12,10 +12,12 @@ parameters, widths are snapped to the target's, and budgets never drift.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from math import gcd
 from typing import Self
 
 from lightstride.errors import WorkError
 from lightstride.models.shapes import (
+    FFNShape,
     Geometry,
     Kept,
     Kind,
@@ -89,6 +91,17 @@ class Space(SiteSpace[Site, Shape, Plan]):
         """All sites, in the order they are computed."""
         return tuple(sorted(self.choices))
 
+    @cached_property
+    def channel_step(self) -> int:
+        """What widths of experts are multiples of, as those of all together are; 1 without them."""
+        widths = [
+            shape.num_channels
+            for site in self.sites
+            for shape in self.choices[site]
+            if isinstance(shape, FFNShape) and self.geometry.experts(site)
+        ]
+        return gcd(*widths) or 1
+
     def group(self, site: Site) -> str:
         """Attention and FFN are the two groups."""
         return site.kind
@@ -111,6 +124,11 @@ def sparsity(plan: Plan, geometry: Geometry) -> float:
 def num_parameters(plan: Plan, geometry: Geometry) -> int:
     """Parameters of the blocks' sites under a plan."""
     return sum(geometry.parameters(plan.shapes[site]) for site in geometry.sites)
+
+
+def active_parameters(plan: Plan, geometry: Geometry) -> float:
+    """Those of them that a token meets: of experts, those that it is sent to."""
+    return sum(geometry.active(site, plan.shapes[site]) for site in geometry.sites)
 
 
 def dense_plan(geometry: Geometry) -> Plan:

@@ -6,6 +6,7 @@ Torch-free: export checks a plan against the same table.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from math import gcd
 
 from lightstride.config.prune import TargetName
 from lightstride.errors import BudgetError, ConfigError
@@ -63,7 +64,7 @@ class Target:
         """True if a site (not of the first block) of dense shape `dense` may be cut to `shape`."""
         if isinstance(shape, FFNShape):
             width = shape.num_channels
-            aligned = width % self.channel_multiple == 0 or shape == dense
+            aligned = width % self._step(dense) == 0 or shape == dense
             return aligned and width >= self.min_channels and width % self.tensor_parallel == 0
         if shape == NO_ATTENTION:
             return self.attention_optional
@@ -91,7 +92,7 @@ class Target:
 
     def _aligned(self, dense: Shape) -> Iterator[Shape]:
         if isinstance(dense, FFNShape):
-            step = self.channel_multiple
+            step = self._step(dense)
             yield from map(FFNShape, range(step, dense.num_channels + 1, step))
             return
         yield NO_ATTENTION
@@ -99,12 +100,28 @@ class Target:
             for queries in range(1, dense.queries_per_group + 1):
                 yield AttentionShape(groups, queries)
 
+    def _step(self, dense: Shape) -> int:
+        """What widths are multiples of; those of experts divide each dense expert's width too."""
+        experts = dense.experts if isinstance(dense, FFNShape) else ()
+        return gcd(self.channel_multiple, *experts)
+
     def admissible(self, geometry: Geometry) -> dict[Site, tuple[Shape, ...]]:
-        """Every site's allowed shapes."""
+        """Every site's allowed shapes; of experts as many stay as a token is sent to."""
         dense = {site: geometry.shape(site) for site in geometry.sites}
-        allowed = {shape: self.shapes(shape) for shape in set(dense.values())}
+        kinds = {(shape, getattr(shape, "experts", ())): shape for shape in dense.values()}
+        allowed = {key: self.shapes(shape) for key, shape in kinds.items()}
+
+        def stays(site: Site, shape: Shape) -> bool:
+            if isinstance(shape, FFNShape):
+                step = self._step(dense[site])
+                experts = geometry.experts(site)
+                return not experts or shape.num_channels >= step * geometry.experts_per_token
+            return bool(site.block) or shape != NO_ATTENTION
+
         return {
-            site: tuple(each for each in allowed[shape] if site.block or each != NO_ATTENTION)
+            site: tuple(
+                each for each in allowed[shape, getattr(shape, "experts", ())] if stays(site, each)
+            )
             for site, shape in dense.items()
         }
 
@@ -139,6 +156,7 @@ def for_model(target: Target, geometry: Geometry) -> Target:
         raise ConfigError(
             f"block {block} of the model has no attention left: prune the model it was made from"
         )
+    check_experts_can_be_cut(target, geometry)
     if target.families and family not in target.families:
         raise ConfigError(
             f"target {target.name} runs {', '.join(target.families)}, not {family}: "
@@ -146,12 +164,27 @@ def for_model(target: Target, geometry: Geometry) -> Target:
         )
     runs = LLAMA_CPP.get(family)
     if target.name == "gguf" and runs is None:
-        raise ConfigError(f"llama.cpp does not run {family}: choose another --target")
+        raise ConfigError(f"no file for llama.cpp is written of {family}: choose another --target")
     if target.name not in ("any", "gguf") or runs is None:
         return target
     if runs.runs_own_widths(geometry):
         return target
     return replace(target, uniform=True, heads_fixed=target.heads_fixed or runs.all_heads)
+
+
+def check_experts_can_be_cut(target: Target, geometry: Geometry) -> None:
+    """Raise ConfigError for experts that were cut before, and targets that want them alike."""
+    if not geometry.has_experts:
+        return
+    if any(len(set(ffn.experts)) > 1 for ffn in geometry.ffn):
+        raise ConfigError(
+            "experts of the model differ in width: prune the model that it was made from"
+        )
+    if target.uniform:
+        raise ConfigError(
+            "experts lose different numbers of channels, so --target uniform cannot have them; "
+            "choose another --target"
+        )
 
 
 def named_target(
