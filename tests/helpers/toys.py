@@ -6,9 +6,7 @@ at its neutral value (biases are not zero, norms are not one), so that a forgott
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, TypeVar
 
-import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     Gemma3ForCausalLM,
@@ -25,41 +23,23 @@ from transformers import (
     OPTForCausalLM,
     Phi3Config,
     Phi3ForCausalLM,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
-    Qwen3MoeConfig,
-    Qwen3MoeForCausalLM,
 )
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from lightstride.models.rebuild import rebuilt
+from helpers.expert_toys import tiny_qwen3_moe
+from helpers.toy_base import BOS, EOS, PAD, VOCAB_SIZE, build
 
-M = TypeVar("M", bound=PreTrainedModel)
-
-BOS, EOS, PAD, UNK = 256, 257, 258, 259
-VOCAB_SIZE = 260
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{{ message['role'] + ': ' + message['content'] + eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
 )
-
-
-def build(model_class: type[M], config: PreTrainedConfig, seed: int) -> M:
-    """A seeded model of this class, in evaluation mode."""
-    torch.manual_seed(seed)
-    model = model_class(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 1:
-                parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    model.train(False)
-    return model
 
 
 def tiny_llama(
@@ -187,51 +167,6 @@ def tiny_qwen3(
         pad_token_id=PAD,
     )
     return build(Qwen3ForCausalLM, config, seed)
-
-
-def published_qwen3_moe(
-    *,
-    seed: int = 0,
-    num_layers: int = 3,
-    hidden_size: int = 32,
-    num_kv_heads: int = 2,
-    queries_per_group: int = 2,
-    head_dim: int = 12,
-    num_channels: int = 24,
-    num_experts: int = 4,
-    experts_per_token: int = 2,
-    vocab_size: int = VOCAB_SIZE,
-    tied: bool = True,
-    plain_layers: tuple[int, ...] = (0,),
-    normalizes: bool = True,
-) -> Qwen3MoeForCausalLM:
-    """A Qwen3 with experts in all layers but the plain ones, of transformers' own class."""
-    config = Qwen3MoeConfig(
-        vocab_size=vocab_size,
-        hidden_size=hidden_size,
-        intermediate_size=2 * num_channels,
-        moe_intermediate_size=num_channels,
-        num_experts=num_experts,
-        num_experts_per_tok=experts_per_token,
-        norm_topk_prob=normalizes,
-        mlp_only_layers=list(plain_layers),
-        num_hidden_layers=num_layers,
-        num_attention_heads=num_kv_heads * queries_per_group,
-        num_key_value_heads=num_kv_heads,
-        head_dim=head_dim,
-        tie_word_embeddings=tied,
-        initializer_range=0.2,
-        max_position_embeddings=512,
-        bos_token_id=BOS,
-        eos_token_id=EOS,
-        pad_token_id=PAD,
-    )
-    return build(Qwen3MoeForCausalLM, config, seed)
-
-
-def tiny_qwen3_moe(**sizes: Any) -> PreTrainedModel:
-    """The same as it is opened: its experts can be cut."""
-    return rebuilt(published_qwen3_moe(**sizes))
 
 
 def tiny_gemma3(

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, Qwen3MoeForCausalLM
 
 from helpers.cuts import logits
+from helpers.expert_toys import published_qwen3_moe
 from helpers.prune_runs import config_of, make_inputs
-from helpers.toys import byte_tokenizer, published_qwen3_moe
+from helpers.toys import byte_tokenizer
 from lightstride.commands.prune import prune
 from lightstride.commands.pruning import count
 from lightstride.commands.pruning.expert_tokens import ExpertCounts

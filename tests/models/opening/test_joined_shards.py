@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from helpers.toys import published_qwen3_moe
+from helpers.expert_toys import published_qwen3_moe
 from lightstride.errors import ModelError
 from lightstride.models.fingerprint import model_hash
 from lightstride.models.opening.joined_shards import joined_shards

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from helpers.cuts import cached_logits, cut_block, logits, tokens
-from helpers.toys import byte_tokenizer, published_qwen3_moe, tiny_qwen3_moe
+from helpers.expert_toys import published_qwen3_moe, tiny_qwen3_moe
+from helpers.toys import byte_tokenizer
 from lightstride.checkpoint import EXPERTS_NAME, MODELING_NAME, save_checkpoint
 from lightstride.models.families.registry import adapter_for
 from lightstride.models.opening.load import load_model

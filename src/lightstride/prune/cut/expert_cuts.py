@@ -104,12 +104,12 @@ def prune_experts(
         for number, level in zip(chosen, parts, strict=True):
             level.append(found[number[expert]])
     return [
-        dense_level(weight_OI, dense) if shape == dense else joined(level, width)
+        dense_level(weight_OI, dense) if shape == dense else side_by_side(level, width)
         for shape, level in zip(shapes, parts, strict=True)
     ]
 
 
-def joined(levels: Sequence[CutSite], width: int) -> CutSite:
+def side_by_side(levels: Sequence[CutSite], width: int) -> CutSite:
     """A level of all experts from one of each."""
     channels = []
     for expert, level in enumerate(levels):
