@@ -22,13 +22,13 @@ def test_weights_are_kept_up_to_a_bound() -> None:
         return prune_site(weight_OI, gram_II, [shape], dense.geometry.shape(site))[0]
 
     site, shapes = Site(0, "ffn"), [FFNShape(16), FFNShape(24), FFNShape(32)]
-    size = num_bytes(WeightCache(dense, level_of, 1 << 20)(site, shapes[-1]))
+    size = num_bytes(WeightCache(dense, level_of, 1 << 20)(site, shapes[-1])[0])
     made.clear()
     cache = WeightCache(dense, level_of, 2 * size)
     for shape in (*shapes, *shapes[1:], shapes[0]):
-        assert cache(site, shape)["down"].shape == (32, shape.num_channels)
+        assert cache(site, shape)[0]["down"].shape == (32, shape.num_channels)
     assert made == [*shapes, shapes[0]]
-    assert cache(site, FFNShape(48)) is dense.weights[site]
+    assert cache(site, FFNShape(48))[0] is dense.weights[site]
     block = CandidateBlock(source.adapter, source.adapter.blocks(source.model)[0], 0, cache)
     before = source.adapter.read(block.block, "ffn")["down"].data_ptr()
     block.install({"ffn": FFNShape(24)})

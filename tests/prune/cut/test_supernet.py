@@ -172,13 +172,13 @@ def killed_after(num_sites: int, monkeypatch: pytest.MonkeyPatch) -> None:
     write_site = supernet_module.write_site
     count = 0
 
-    def write(folder: Path, site: Site, levels: Sequence[CutSite], dense_OI: Tensor) -> object:
+    def write(folder: Path, site: Site, levels: Sequence[CutSite], *rest: Tensor | None) -> object:
         nonlocal count
         if count == num_sites:
             (folder / f".{site}.safetensors.1").write_bytes(b"half")
             raise KeyboardInterrupt
         count += 1
-        return write_site(folder, site, levels, dense_OI)
+        return write_site(folder, site, levels, *rest)
 
     monkeypatch.setattr(supernet_module, "write_site", write)
 
