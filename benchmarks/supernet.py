@@ -27,7 +27,7 @@ from lightstride.models.families.registry import adapter_for
 from lightstride.models.opening.load import load_model, load_tokenizer
 from lightstride.models.opening.source import Resident
 from lightstride.models.shapes import AttentionShape, FFNShape, Geometry, Shape, Site, shape_text
-from lightstride.prune.cut import statistics, stream, supernet
+from lightstride.prune.cut import site_levels, site_sums, statistics, stream, supernet
 from lightstride.prune.cut.refit import prune_site
 from output import add_output, finish
 from tyr_loss import published_loss
@@ -80,11 +80,11 @@ def watch() -> Seconds:
     for name in ("reach", "after", "settle", "leave"):
         timed(stream.Stream, name, "forward", seconds)
     timed(statistics, "embed", "forward", seconds)
-    timed(statistics, "add_gram", "gram", seconds)
-    timed(statistics, "add_cross", "gram", seconds)
-    timed(statistics, "mirror", "gram", seconds)
-    timed(supernet, "weights_for_targets", "local", seconds)
-    timed(supernet, "prune_site", "local", seconds)
+    timed(site_sums, "add_gram", "gram", seconds)
+    timed(site_sums, "add_cross", "gram", seconds)
+    timed(site_sums, "mirror", "gram", seconds)
+    timed(site_levels, "weights_for_targets", "local", seconds)
+    timed(site_levels, "prune_site", "local", seconds)
     timed(supernet, "write_site", "disk", seconds)
     return seconds
 
@@ -142,7 +142,7 @@ def compare(
     def visit(site: Site, seen: statistics.SiteStatistics) -> None:
         if site.block in blocks:
             weight_OI = seen.weights[OUTPUT_NAME[site.kind]].float()
-            table[str(site)] = compare_site(weight_OI, seen.gram_II, geometry, site)
+            table[str(site)] = compare_site(weight_OI, seen.gram, geometry, site)
             print(site, table[str(site)], file=sys.stderr)
 
     statistics.stream_blocks(Resident(model), windows, visit)
