@@ -9,6 +9,7 @@ EACH_TOKENIZER = tuple(f"generate {name}" for name in TOKENIZERS)
 SMALL = "--preset demo --device cpu --dtype float32 --json"
 COMMANDS: Mapping[str, str] = {
     "generate": "generate {home}/model -p ab --max-new-tokens 2 --json",
+    "generate cut": "generate {home}/cut -p ab --max-new-tokens 2 --json",
     "generate file": "generate {home}/a.gguf -p ab --max-new-tokens 2 --json",
     "export": "export {home}/model -o {home}/out.gguf --to gguf --json",
     "perplexity": "evaluate {home}/model --perplexity {home}/texts.jsonl --window 16 "

@@ -73,6 +73,12 @@ KINDS: Mapping[str, Kind] = {
         ("generate", "generate", "export", "doctor", "perplexity"),
         3.0,
     ),
+    "experts": Kind(
+        sources.experts,
+        ("model/config.json", "cut/config.json"),
+        json_damage,
+        ("generate", "generate cut"),
+    ),
     "index": Kind(
         sources.sharded,
         ("model/*.index.json", "model/*.index.json", "model/*.safetensors"),

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTok
 
 from fuzz.commands import FAMILIES, TOKENIZERS, command_line
 from helpers.cuts import cut_all
+from helpers.expert_toys import tiny_qwen3_moe
 from helpers.headed_toys import deep_toy, random_head
 from helpers.memory_toys import mixed_memory
 from helpers.reports import write_runs
@@ -112,6 +113,14 @@ def tokenizers(home: Path) -> None:
                 tokenizer_object=raw, unk_token="<unk>", bos_token="<bos>", eos_token="<eos>"
             )
         save_checkpoint(small(), fast, home / name)
+
+
+def experts(home: Path) -> None:
+    """A model with several experts, and one whose experts are cut to widths of their own."""
+    save_checkpoint(tiny_qwen3_moe(), byte_tokenizer(), home / "model")
+    model = tiny_qwen3_moe()
+    cut_all(model)
+    save_checkpoint(model, byte_tokenizer(), home / "cut")
 
 
 def sharded(home: Path) -> None:

@@ -78,7 +78,7 @@ def test_untied_uneven_qwen3_is_refused() -> None:
 
 
 def test_opt_is_refused() -> None:
-    with pytest.raises(ExportError, match="no file for llama.cpp is written of opt"):
+    with pytest.raises(ExportError, match=r"no file for llama\.cpp is written of opt"):
         architecture_for(*toy("opt"))
 
 
