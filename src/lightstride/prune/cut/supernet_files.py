@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lightstride.errors import WorkError
 from lightstride.files import whole_file
-from lightstride.files.read import parse_json
+from lightstride.files.read import file_size, parse_json
 from lightstride.models.shapes import (
     Kept,
     Shape,
@@ -198,9 +198,10 @@ def tensor_name(shape: Shape, part: str) -> str:
 
 def header_digest(path: Path) -> str:
     """SHA-256 of the header of a safetensors file, its length included; no more than there is."""
+    size = file_size(path, WorkError)
     with path.open("rb") as file:
         length = file.read(8)
-        count = min(int.from_bytes(length, "little"), path.stat().st_size)
+        count = min(int.from_bytes(length, "little"), size)
         return hashlib.sha256(length + file.read(count)).hexdigest()
 
 

@@ -228,6 +228,8 @@ def read_head(folder: str | Path, *, num_blocks: int) -> Eagle3Head:
                 f"{folder}: {stored} is {list(tensors[stored].shape)}; "
                 f"its config asks for {list(state[name].shape)}"
             )
+        if tensors[stored].is_floating_point() != state[name].is_floating_point():
+            raise ModelError(f"{folder}: {stored} is of {tensors[stored].dtype}")
     head.load_state_dict({name: tensors[stored] for name, stored in wanted.items()}, assign=True)
     tokens_M = head.tokens_of_rows()
     if int(tokens_M.min()) < 0 or int(tokens_M.max()) >= config.vocab_size:
