@@ -28,7 +28,7 @@ from lightstride.generate import Decoder, PlainDecoder
 from lightstride.memory.attention import heads_of
 from lightstride.memory.cache import Memory, full_plan
 from lightstride.memory.entries import KvType
-from lightstride.memory.plan_files import check_belongs, read_plans
+from lightstride.memory.plan_files import MemoryFile, check_belongs, read_plans
 from lightstride.models.fingerprint import fingerprint
 from lightstride.models.opening.explain import quiet
 from lightstride.models.opening.load import (
@@ -220,16 +220,24 @@ def base_of(decoder: Decoder) -> PreTrainedModel:
     return decoder.model.base if isinstance(decoder.model, SmashModel) else decoder.model
 
 
-def memory_of(
-    source: str, model: PreTrainedModel, kv: float | None, kv_type: KvType
-) -> Memory | None:
-    """How the cache of a model is kept; None is the full cache in the model's precision."""
+def plans_of(source: str, kv: float | None) -> MemoryFile | None:
+    """A model's memory plans, if it has any; ConfigError where none is of this budget."""
     file = read_plans(Path(locate(source)))
     if file is None and kv not in (None, 1):
         raise ConfigError(
             f"--kv {kv:g} was given, and {source} has no memory plan; make one with: lightstride "
             f"smash {source} -o NEW --kv {kv:g}"
         )
+    if file is not None:
+        file.plan_for(kv)
+    return file
+
+
+def memory_of(
+    source: str, model: PreTrainedModel, kv: float | None, kv_type: KvType
+) -> Memory | None:
+    """How the cache of a model is kept; None is the full cache in the model's precision."""
+    file = plans_of(source, kv)
     plan = None if file is None else file.plan_for(kv)
     if plan is not None:
         check_belongs(plan, heads_of(model), fingerprint(model), source)

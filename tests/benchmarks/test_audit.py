@@ -1,17 +1,12 @@
 """benchmarks/audit.py: licenses are listed, and a network that is not there is one line."""
 
-import importlib.util
 import subprocess
-from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
-specification = importlib.util.spec_from_file_location("audit", FOLDER / "audit.py")
-assert specification is not None
-assert specification.loader is not None
-audit = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(audit)
+from helpers.benchmark import load_benchmark
+
+audit = load_benchmark("audit")
 
 FOUND = (
     '{"dependencies": [{"name": "safe", "version": "1", "vulns": []}, {"name": "old", '

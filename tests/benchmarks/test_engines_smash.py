@@ -1,7 +1,6 @@
 """benchmarks/engines_smash.py on a toy: llama.cpp beside our chains, an engine of another
 environment, contexts, and what is refused."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -11,20 +10,12 @@ import pytest
 pytest.importorskip("xllamacpp")
 
 from helpers.ascii_tokenizer import ascii_tokenizer
+from helpers.benchmark import load_benchmark
 from helpers.headed_toys import deep_toy, random_head
 from lightstride.checkpoint import save_checkpoint, save_headed
 from lightstride.results import read_result
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
-sys.path.insert(0, str(FOLDER))
-specification = importlib.util.spec_from_file_location(
-    "engines_smash_benchmark", FOLDER / "engines_smash.py"
-)
-assert specification is not None
-assert specification.loader is not None
-benchmark = importlib.util.module_from_spec(specification)
-sys.modules["engines_smash_benchmark"] = benchmark
-specification.loader.exec_module(benchmark)
+benchmark = load_benchmark("engines_smash")
 
 VLLM = """#!/usr/bin/env python3
 import json, sys

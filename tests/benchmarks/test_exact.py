@@ -1,6 +1,5 @@
 """benchmarks/exact.py on a toy: what it compares, and when it stops."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -8,30 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers.smash_toys import sharp, toy
-from helpers.toys import byte_tokenizer, tiny_llama
-from lightstride.checkpoint import save_checkpoint
+from helpers.benchmark import load_benchmark, save_smashed_and_prompts
 from lightstride.results import read_result
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
-sys.path.insert(0, str(FOLDER))
-specification = importlib.util.spec_from_file_location("exact_benchmark", FOLDER / "exact.py")
-assert specification is not None
-assert specification.loader is not None
-benchmark = importlib.util.module_from_spec(specification)
-sys.modules["exact_benchmark"] = benchmark
-specification.loader.exec_module(benchmark)
+benchmark = load_benchmark("exact")
 
 
 @pytest.fixture
 def words(tmp_path: Path) -> list[str]:
     """The flags of a run on a smashed model, with prompts of two domains."""
-    base = sharp(tiny_llama(tied=False))
-    save_checkpoint(base, byte_tokenizer(), tmp_path / "base")
-    base.name_or_path = str(tmp_path / "base")
-    save_checkpoint(toy(base), byte_tokenizer(), tmp_path / "smashed")
-    lines = [{"domain": d, "prompt": f"{d} {n}"} for n in range(3) for d in ("chat", "maths")]
-    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    save_smashed_and_prompts(tmp_path)
     paths = ["--model", tmp_path / "smashed", "--prompts", tmp_path / "prompts.jsonl"]
     return [*map(str, paths), "--new-tokens", "12", "--rows", "2"]
 

@@ -1,22 +1,15 @@
 """benchmarks/gpu.py: it runs on a toy, and says where there is no accelerator."""
 
-import importlib.util
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from helpers.benchmark import load_benchmark
 from lightstride.results import read_result
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
-sys.path.insert(0, str(FOLDER))
-specification = importlib.util.spec_from_file_location("gpu", FOLDER / "gpu.py")
-assert specification is not None
-assert specification.loader is not None
-gpu = importlib.util.module_from_spec(specification)
-sys.modules["gpu"] = gpu
-specification.loader.exec_module(gpu)
+gpu = load_benchmark("gpu")
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from helpers.benchmark import load_benchmark
 from helpers.smash_toys import toy
 from helpers.toys import byte_tokenizer, tiny_llama
 from lightstride.checkpoint import save_checkpoint
@@ -16,15 +17,8 @@ from lightstride.memory.plan import ALL, Keep, MemoryPlan
 from lightstride.memory.plan_files import MemoryFile, write_plans
 from lightstride.results import read_result
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
-sys.path.insert(0, str(FOLDER))
-specification = importlib.util.spec_from_file_location("memory_benchmark", FOLDER / "memory.py")
-assert specification is not None
-assert specification.loader is not None
+benchmark = load_benchmark("memory")
 yardsticks = importlib.import_module("memory_yardsticks")
-benchmark = importlib.util.module_from_spec(specification)
-sys.modules["memory_benchmark"] = benchmark
-specification.loader.exec_module(benchmark)
 
 
 def said(role: str, content: str) -> dict[str, str]:

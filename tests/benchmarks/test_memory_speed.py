@@ -1,12 +1,12 @@
 """benchmarks/memory_speed.py on a toy: what the bytes allow, and what is reached of it."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
 
 import pytest
 
+from helpers.benchmark import load_benchmark
 from helpers.smash_toys import toy
 from helpers.toys import byte_tokenizer, tiny_llama
 from lightstride.checkpoint import save_checkpoint
@@ -14,9 +14,7 @@ from lightstride.memory.cache import full_plan
 from lightstride.memory.plan import Keep, MemoryPlan
 from lightstride.memory.plan_files import MemoryFile, write_plans
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
-sys.path.insert(0, str(FOLDER))
-benchmark = importlib.import_module("memory_speed")
+benchmark = load_benchmark("memory_speed")
 
 
 def test_every_plan_has_its_speed_and_what_its_bytes_allow(

@@ -1,22 +1,16 @@
 """benchmarks/plot_search.py: what it says of made-up searches, and what it refuses."""
 
-import importlib.util
 import sys
 from pathlib import Path
 
 import pytest
 from matplotlib.image import imread
 
+from helpers.benchmark import load_benchmark
 from lightstride.errors import DataError
 from lightstride.results import write_result
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "plot_search.py"
-specification = importlib.util.spec_from_file_location("plot_search", SCRIPT)
-assert specification is not None
-assert specification.loader is not None
-plot_search = importlib.util.module_from_spec(specification)
-sys.modules["plot_search"] = plot_search
-specification.loader.exec_module(plot_search)
+plot_search = load_benchmark("plot_search")
 
 Points = list[dict[str, float]]
 

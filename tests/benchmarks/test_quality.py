@@ -1,12 +1,12 @@
 """benchmarks/quality.py: every checkpoint against the dense one, nothing measured twice."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
 
 import pytest
 
+from helpers.benchmark import load_benchmark
 from helpers.toys import byte_tokenizer, tiny_llama
 from lightstride.checkpoint import save_checkpoint
 from lightstride.commands.report import report
@@ -14,14 +14,7 @@ from lightstride.config import EvaluateConfig, ReportConfig
 from lightstride.evaluate.outcome import read_items
 from lightstride.results import read_result
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
-sys.path.insert(0, str(FOLDER))
-specification = importlib.util.spec_from_file_location("quality", FOLDER / "quality.py")
-assert specification is not None
-assert specification.loader is not None
-quality = importlib.util.module_from_spec(specification)
-sys.modules["quality"] = quality
-specification.loader.exec_module(quality)
+quality = load_benchmark("quality")
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """benchmarks/recover.py on a toy: a row for each method and time, and nothing made twice."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -8,19 +7,13 @@ from random import Random
 
 import pytest
 
+from helpers.benchmark import load_benchmark
 from helpers.prune_runs import config_of, make_inputs
 from lightstride.commands.prune import prune
 from lightstride.results import read_result
 
 WORDS = ("a", "light", "on", "the", "harbor", "and", "lantern", "is", "red")
-FOLDER = Path(__file__).parents[2] / "benchmarks"
-sys.path.insert(0, str(FOLDER))
-specification = importlib.util.spec_from_file_location("recover_benchmark", FOLDER / "recover.py")
-assert specification is not None
-assert specification.loader is not None
-benchmark = importlib.util.module_from_spec(specification)
-sys.modules["recover_benchmark"] = benchmark
-specification.loader.exec_module(benchmark)
+benchmark = load_benchmark("recover")
 
 
 @pytest.fixture

@@ -1,22 +1,16 @@
 """benchmarks/scaling.py --ways: a toy is made, run in memory and block by block, and compared."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
 
 import pytest
 
+from helpers.benchmark import load_benchmark
 from lightstride.models.opening.load import load_config
 from lightstride.models.opening.shards import Shards
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
-sys.path.insert(0, str(FOLDER))
-specification = importlib.util.spec_from_file_location("scaling", FOLDER / "scaling.py")
-assert specification is not None
-assert specification.loader is not None
-scaling = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(scaling)
+scaling = load_benchmark("scaling")
 
 
 @pytest.mark.slow

@@ -1,14 +1,13 @@
 """Built-in smashed models: shipped small, opened by name, and missed in one clear line."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
+from helpers.benchmark import load_benchmark
 from helpers.memory_toys import mixed_memory
 from helpers.smash_toys import sharp, toy
 from helpers.toys import byte_tokenizer, tiny_llama
@@ -23,19 +22,12 @@ from lightstride.smash.decode.decoder import SmashDecoder
 from lightstride.smash.hub import SmashModel
 
 NAME = "toy-smash"
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "ship_grafts.py"
 
 
 @pytest.fixture
 def shipping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script that ships grafts, where `toy` and `toy-smash` are built in."""
-    monkeypatch.syspath_prepend(SCRIPT.parent)
-    specification = importlib.util.spec_from_file_location("ship_grafts", SCRIPT)
-    assert specification is not None
-    assert specification.loader is not None
-    script = importlib.util.module_from_spec(specification)
-    sys.modules["ship_grafts"] = script
-    specification.loader.exec_module(script)
+    script = load_benchmark("ship_grafts")
     base = tmp_path / "base"
     save_checkpoint(sharp(tiny_llama(tied=False)), byte_tokenizer(), base)
     places = {"toy": "toy"}

@@ -1,6 +1,5 @@
 """benchmarks/smash.py on toys: what it counts, compares, leaves out and refuses."""
 
-import importlib.util
 import json
 import sys
 from collections.abc import Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from helpers.benchmark import load_benchmark
 from helpers.smash_toys import sharp, toy
 from helpers.toys import byte_tokenizer, tiny_llama
 from lightstride.checkpoint import save_checkpoint
@@ -16,14 +16,7 @@ from lightstride.generate import PlainDecoder, Settings, generate
 from lightstride.results import read_result
 from lightstride.smash.data.answers import read_answers, write_answers
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
-sys.path.insert(0, str(FOLDER))
-specification = importlib.util.spec_from_file_location("smash_benchmark", FOLDER / "smash.py")
-assert specification is not None
-assert specification.loader is not None
-benchmark = importlib.util.module_from_spec(specification)
-sys.modules["smash_benchmark"] = benchmark
-specification.loader.exec_module(benchmark)
+benchmark = load_benchmark("smash")
 
 QUESTIONS = [f"What is {n} + {n}?" for n in range(6)]
 FLAGS = "--new-tokens 10 --prompts 5 --batches 1 2 --repeats 2 --confidences 0.2 0.9"

@@ -1,37 +1,23 @@
 """benchmarks/speed.py on a toy: what it counts, how it compares, and what it refuses."""
 
 import argparse
-import importlib.util
 import json
 import sys
 from pathlib import Path
 
 import pytest
 
-from helpers.smash_toys import sharp, toy
-from helpers.toys import byte_tokenizer, tiny_llama
-from lightstride.checkpoint import save_checkpoint
+from helpers.benchmark import load_benchmark, save_smashed_and_prompts
+from helpers.toys import byte_tokenizer
 from lightstride.results import read_result
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
-sys.path.insert(0, str(FOLDER))
-specification = importlib.util.spec_from_file_location("speed_benchmark", FOLDER / "speed.py")
-assert specification is not None
-assert specification.loader is not None
-benchmark = importlib.util.module_from_spec(specification)
-sys.modules["speed_benchmark"] = benchmark
-specification.loader.exec_module(benchmark)
+benchmark = load_benchmark("speed")
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A smashed model on its base, and prompts of two domains."""
-    base = sharp(tiny_llama(tied=False))
-    save_checkpoint(base, byte_tokenizer(), tmp_path / "base")
-    base.name_or_path = str(tmp_path / "base")
-    save_checkpoint(toy(base), byte_tokenizer(), tmp_path / "smashed")
-    lines = [{"domain": d, "prompt": f"{d} {n}"} for n in range(3) for d in ("chat", "maths")]
-    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    save_smashed_and_prompts(tmp_path)
     return tmp_path
 
 

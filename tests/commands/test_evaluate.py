@@ -13,7 +13,7 @@ from helpers.toys import byte_tokenizer, tiny_llama
 from lightstride import cli
 from lightstride.checkpoint import save_checkpoint
 from lightstride.commands import evaluate as run
-from lightstride.commands.evaluate import evaluate
+from lightstride.commands.evaluate import check_inputs, evaluate
 from lightstride.config import EvaluateConfig
 from lightstride.data.documents import document_id, read_documents
 from lightstride.errors import ConfigError
@@ -156,5 +156,7 @@ def test_fidelity_last_words_and_loops_are_held_against_the_dense_model(folder: 
     assert numbers["loops"]["model"] == numbers["loops"]["against"]
     assert numbers["instructions"]["model"] == numbers["instructions"]["against"]
     assert 0 < numbers["yardsticks"]["q8_0"]["mean"] < 0.1
+    with pytest.raises(ConfigError, match="has no memory plan"):
+        check_inputs(replace(config, kv=0.5))
     with pytest.raises(ConfigError, match="--against"):
         EvaluateConfig(model="m", loops="p")

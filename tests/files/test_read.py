@@ -1,12 +1,13 @@
 """The one reader: bounded, typed, one line for what is wrong."""
 
+import os
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from lightstride.errors import DataError
-from lightstride.files.read import parse_json, read_bytes, read_json, read_text
+from lightstride.files.read import open_tensors, parse_json, read_bytes, read_json, read_text
 
 
 @pytest.mark.parametrize(
@@ -45,3 +46,9 @@ def test_files_are_bounded_and_named(tmp_path: Path) -> None:
         read_bytes(tmp_path / "a.txt", DataError, limit=10)
     with pytest.raises(DataError, match="No such file"):
         read_text(tmp_path / "b.txt", DataError)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.safetensors")
+    with pytest.raises(DataError, match="a pipe or a device"):
+        open_tensors(tmp_path / "a.safetensors", DataError)

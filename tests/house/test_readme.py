@@ -1,14 +1,13 @@
 """The README tells the truth: its tables are the results', its commands run."""
 
-import importlib.util
 import json
 import re
 import shlex
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
+from helpers.benchmark import load_benchmark
 from lightstride import cli
 from lightstride.results import read_result, write_result
 
@@ -16,16 +15,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def load_tables() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks/readme_tables.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tables = load_tables()
+tables = load_benchmark("readme_tables")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

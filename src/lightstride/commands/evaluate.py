@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lightstride.checkpoint import open_decoder, read_record
+from lightstride.checkpoint import open_decoder, plans_of, read_record
 from lightstride.commands.evaluating.fidelity import compare, comparison_text
 from lightstride.commands.evaluating.streamed import streamed_perplexity, too_large
 from lightstride.commands.outputs import printed, result_writer, save_result
@@ -93,6 +93,8 @@ def check_inputs(config: EvaluateConfig) -> None:
     if config.against is not None:
         place = locate(config.against)
         load_config(config.against, place, trust_remote_code=config.trust_remote_code)
+    if config.kv is not None:
+        plans_of(config.model, config.kv)
     for text in (config.perplexity, config.fidelity):
         if text is not None:
             read_documents(text, enough_characters=1)

@@ -21,7 +21,7 @@ from lightstride.config.values import parse_size
 
 Yardstick = Literal["q8_0", "q4_k_m"]
 MOST_INSTRUCTIONS = 1000
-"""There are about 6,000 different ones in all, but few of some kinds."""
+"""Of some of the 13 kinds there are 144 different ones."""
 
 
 @dataclass(frozen=True, kw_only=True)

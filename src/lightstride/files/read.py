@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, TypeVar
 
 import msgspec
+from safetensors import safe_open
 
 from lightstride.errors import LightstrideError
 
@@ -50,6 +51,12 @@ def file_size(path: Path, error: Error) -> int:
         kind = "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe or a device"
         raise error(f"cannot read {path}: it is {kind}, not a file")
     return found.st_size
+
+
+def open_tensors(path: Path, error: Error) -> safe_open:
+    """A safetensors file to read tensors of; `error` for a pipe, which would be waited for."""
+    file_size(path, error)
+    return safe_open(path, framework="pt")
 
 
 def read_text(path: Path, error: Error, *, limit: int = MAX_JSON_BYTES) -> str:

@@ -9,11 +9,13 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lightstride.errors import WorkError
 from lightstride.files import whole_file
+from lightstride.files.read import open_tensors
 from lightstride.training.top_k_kl import Teacher
 
 PARTS = ("log_probability_NK", "token_NK", "log_rest_N")
@@ -34,10 +36,10 @@ class SaidRows:
     def recall(self, number: int, tokens_L: Tensor) -> Teacher | None:
         """What was said of a row; None where that is not known."""
         try:
-            with safe_open(self.path(number), framework="pt") as file:
+            with open_tensors(self.path(number), WorkError) as file:
                 header = file.metadata() or {}
                 parts = {name: file.get_tensor(name) for name in PARTS}
-        except (OSError, SafetensorError):
+        except (OSError, SafetensorError, WorkError):
             return None
         return Teacher(**parts) if header.get("sha256") == row_hash(tokens_L, parts) else None
 

@@ -11,14 +11,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lightstride.distributed import rank
 from lightstride.errors import WorkError
 from lightstride.files import whole_file
-from lightstride.files.read import parse_json
+from lightstride.files.read import open_tensors, parse_json
 from lightstride.training.fsdp import like, whole
 
 TRAINING_FILE = "training.safetensors"
@@ -95,7 +95,7 @@ class TrainingFolder:
         if not self.path.exists():
             return Progress()
         try:
-            with safe_open(self.path, framework="pt") as file:
+            with open_tensors(self.path, WorkError) as file:
                 header = file.metadata() or {}
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             progress = parse_json(header["progress"], Progress, str(self.path), WorkError)

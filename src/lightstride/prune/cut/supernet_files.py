@@ -15,13 +15,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from lightstride.errors import WorkError
 from lightstride.files import whole_file
-from lightstride.files.read import file_size, parse_json
+from lightstride.files.read import file_size, open_tensors, parse_json
 from lightstride.models.shapes import (
     Kept,
     Shape,
@@ -146,7 +146,7 @@ def read_entry(folder: Path, site: Site) -> SiteEntry | None:
     if not path.exists():
         return None
     try:
-        with safe_open(path, framework="pt") as file:
+        with open_tensors(path, WorkError) as file:
             text = file.metadata()["levels"]
         entry = SiteEntry.from_json(site, parse_json(text, Json, str(path), WorkError))
         return replace(entry, header=header_digest(path))
@@ -167,7 +167,7 @@ def read_level(
     try:
         if header_digest(path) != entry.header:
             raise damaged(path, entry.site, shape)
-        with safe_open(path, framework="pt") as file:
+        with open_tensors(path, WorkError) as file:
             for part, expected in level.hashes.items():
                 tensors[part] = file.get_tensor(tensor_name(shape, part))
                 if tensor_hash(tensors[part]) != expected:

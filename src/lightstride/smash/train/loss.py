@@ -137,7 +137,7 @@ class SmashLoss(nn.Module):
             found = self.merged_losses(batch, cut, teacher_BLD, rng)
             part = found["later"] + self.learning.stop_weight * found["stop"]
             part = part + self.learning.first_weight * found["first"]
-            loss = loss + part * (batch.num_answer_tokens / found["firsts"])
+            loss = loss + part * (batch.num_answer_tokens / found["firsts"].clamp(min=1))
             stats |= {name: found[name] for name in ("first", "firsts")}
         detached = {name: value.detach() for name, value in stats.items()}
         return {**detached, "loss": loss}
