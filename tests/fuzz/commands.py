@@ -20,7 +20,7 @@ COMMANDS: Mapping[str, str] = {
     "packed": "evaluate {home}/model --perplexity {home}/texts.jsonl.gz --window 16 "
     "-o {home}/out --json",
     "fidelity": "evaluate {home}/model --against {home}/model --fidelity {home}/texts.jsonl "
-    "--window 16 -o {home}/out --json",
+    "--window 16 --every 8 -o {home}/out --json",
     "loops": "evaluate {home}/model --against {home}/model --loops {home}/prompts.jsonl "
     "-o {home}/out --json",
     "tasks": "evaluate {home}/model --tasks arc_easy --task-data {home} --limit 2 "
