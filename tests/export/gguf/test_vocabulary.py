@@ -188,6 +188,12 @@ def test_all_end_tokens_are_kept() -> None:
     assert vocabulary.special["tokenizer.ggml.eom_token_id"] == 9
 
 
+def test_an_end_token_outside_the_vocabulary_is_refused() -> None:
+    tokenizer = byte_tokenizer()
+    with pytest.raises(ExportError, match="the token 'eot' is -1; the model's vocabulary is 0 to"):
+        read_vocabulary(tokenizer, tiny_llama().config, end_tokens=(-1,))
+
+
 def test_named_chat_templates_are_kept() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = {"default": "one", "tools": "two"}

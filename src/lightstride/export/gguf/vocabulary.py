@@ -106,7 +106,7 @@ def read_vocabulary(
         types=types,
         scores=merge_scores(tokens, merges) if sentencepiece else [],
         merges=[] if sentencepiece else [" ".join(pair) for pair in merges],
-        special=special_tokens(tokenizer, document, end_tokens, sentencepiece),
+        special=special_tokens(tokenizer, document, end_tokens, len(tokens), sentencepiece),
         chat_templates=templates(tokenizer),
     )
 
@@ -188,9 +188,11 @@ def special_tokens(
     tokenizer: PreTrainedTokenizerBase,
     document: Mapping[str, Any],
     end_tokens: Sequence[int],
+    num_tokens: int,
     sentencepiece: bool,
 ) -> Metadata:
-    """Keys of the special tokens, and whether a text gets them by itself."""
+    """Keys of the special tokens, and whether a text gets them by itself; ExportError for one that
+    is none of the vocabulary."""
     probe = tokenizer("a", add_special_tokens=True)["input_ids"]
     ends = [index for index in (tokenizer.eos_token_id, *end_tokens) if index is not None]
     ends = list(dict.fromkeys(ends))
@@ -200,6 +202,11 @@ def special_tokens(
         "padding": tokenizer.pad_token_id,
         **dict(zip(("eos", "eot", "eom"), ends, strict=False)),
     }
+    for name, index in names.items():
+        if index is not None and not 0 <= index < num_tokens:
+            raise ExportError(
+                f"the token {name!r} is {index}; the model's vocabulary is 0 to {num_tokens - 1}"
+            )
     keys: Metadata = {
         f"tokenizer.ggml.{name}_token_id": index
         for name, index in names.items()
