@@ -7,7 +7,7 @@ import pytest
 from helpers.reports import judged, write, write_runs
 from lightstride.errors import DataError
 from lightstride.report.charts import search_curve
-from lightstride.report.facts import read_folders, read_search
+from lightstride.report.facts import read_folders, read_search, shorten
 
 
 @pytest.fixture
@@ -41,3 +41,8 @@ def test_means_compare_the_same_items(tmp_path: Path) -> None:
         "large": 0.5,
         "small": 0.5,
     }
+
+
+def test_a_long_name_is_cut_in_front() -> None:
+    assert shorten("/models/" + "x" * 500 + "end") == "…" + "x" * 36 + "end"
+    assert shorten("/home/models/small") == "models/small"

@@ -275,15 +275,15 @@ def speed_picture(facts: Facts) -> Picture | None:
     models = [m for m in facts.models if m.loads and m.weight_bytes is not None]
     if not models:
         return None
-    prompt = min(int(str(load["prompt"])) for m in models for load in m.loads)
+    prompt = min(load.prompt for m in models for load in m.loads)
     lines: dict[int, list[tuple[float, float, float, float]]] = {}
     for model in models:
         assert model.weight_bytes is not None
         for load in model.loads:
-            speed = load["decode_tokens_per_second"]
-            if load["prompt"] == prompt and isinstance(speed, dict):
-                point = (model.weight_bytes / MIB, speed["median"], speed["low"], speed["high"])
-                lines.setdefault(int(str(load["batch"])), []).append(point)
+            if load.prompt == prompt:
+                speed = load.decode_tokens_per_second
+                point = (model.weight_bytes / MIB, speed.median, speed.low, speed.high)
+                lines.setdefault(load.batch, []).append(point)
 
     def paint(axes: Axes) -> None:
         for index, (batch, points) in enumerate(sorted(lines.items())):
@@ -316,11 +316,7 @@ def speed_picture(facts: Facts) -> Picture | None:
 
 def steps_picture(facts: Facts) -> Picture | None:
     """Tokens per step of the base model, if any model emits more than one."""
-    found = {
-        m.name: max(float(str(load["tokens_per_step"])) for load in m.loads)
-        for m in facts.models
-        if m.loads
-    }
+    found = {m.name: max(load.tokens_per_step for load in m.loads) for m in facts.models if m.loads}
     if max(found.values(), default=1) <= 1:
         return None
 

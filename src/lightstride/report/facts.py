@@ -13,19 +13,23 @@ A plan is a line such as `3x2,1152|2x2,768`: for each block KV heads x queries a
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from msgspec import Meta
+from msgspec import Meta, ValidationError, convert
 
 from lightstride.errors import DataError
 from lightstride.files import read_lines
 from lightstride.files.read import Count, parse_json
+from lightstride.report.measured import Benched, BenchedLoad, Compared, Evaluated, Judged, Pruned
 from lightstride.results import Result, read_result
 
-Numbers = Mapping[str, object]
+Comparison = dict[str, Compared]
+"""One model against another: each task, and last their mean."""
 HELD_OUT = "held-out text"
+LONGEST_NAME = 40
+"""Characters of a name in tables and pictures."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class ModelFacts:
     """The score of each item of a task, where it is known."""
     leveled: dict[str, float] = field(default_factory=dict)
     """Score on a task's first items, as many as every model has, where this one has more."""
-    loads: list[Numbers] = field(default_factory=list)
+    loads: list[BenchedLoad] = field(default_factory=list)
     plan: list[Block] | None = None
     dense_plan: list[Block] | None = None
 
@@ -88,7 +92,7 @@ class Facts:
     """By the file's folder."""
     results: Mapping[str, Result]
     """By the file's path."""
-    retained: tuple[tuple[str, str, Numbers], ...]
+    retained: tuple[tuple[str, str, Comparison], ...]
     """(model, against, task -> numbers) of every comparison."""
 
     @property
@@ -105,8 +109,9 @@ class Facts:
 
 
 def shorten(path: str) -> str:
-    """The last two parts of a path."""
-    return "/".join(part for part in Path(path).parts[-2:] if part != "/")
+    """The last two parts of a path, or their end."""
+    name = "/".join(part for part in Path(path).parts[-2:] if part != "/")
+    return name if len(name) <= LONGEST_NAME else f"…{name[1 - LONGEST_NAME :]}"
 
 
 def canonical_name(source: str) -> str:
@@ -136,14 +141,14 @@ def read_plan(plan: str | None) -> list[Block] | None:
 def read_folders(folders: Sequence[str]) -> Facts:
     """Everything in these folders and below; DataError where there is no result."""
     models: dict[str, ModelFacts] = {}
-    retained: list[tuple[str, str, Numbers]] = []
+    retained: Retained = []
     results: dict[str, Result] = {}
     searches: dict[str, list[Evaluation]] = {}
     for path in files_named("result.json", folders):
         results[str(path)] = (result := read_result(path))
         try:
             READERS.get(result["kind"], no_reader)(result, models, retained)
-        except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:
+        except (KeyError, ValueError, StopIteration, ValidationError) as error:
             raise DataError(f"{path} is no whole result of {result['kind']}: {error}") from error
     for path in files_named("search.jsonl", folders):
         add_search(searches, str(path.parent), list(read_search(path)))
@@ -200,7 +205,7 @@ def read_search(path: Path) -> Iterator[Evaluation]:
         yield parse_json(line, Evaluation, f"{path} line {number}", DataError)
 
 
-Retained = list[tuple[str, str, Numbers]]
+Retained = list[tuple[str, str, Comparison]]
 
 
 def no_reader(result: Result, models: dict[str, ModelFacts], retained: Retained) -> None:
@@ -211,22 +216,21 @@ def read_evaluation(result: Result, models: dict[str, ModelFacts], retained: Ret
     """Perplexity, tasks and size of one model or two."""
     numbers, config = result["numbers"], result["config"]
     for role in ("model", "against"):
-        found = numbers.get(role)
-        if not isinstance(found, dict):
+        if numbers.get(role) is None:
             continue
-        model = facts_of(models, found["source"])
-        model.parameters, model.weight_bytes = found["parameters"], found["weight_bytes"]
-        if found["perplexity"] is not None:
-            perplexity = found["perplexity"]
-            text = f"{Path(str(config['perplexity'])).name}, {perplexity['num_tokens']:,} tokens"
-            model.perplexities[text] = perplexity["value"]
-        for task, score in found["tasks"].items():
-            if score["num_items"] >= model.items.get(task, 0):
-                model.tasks[task] = (score["value"], score["stderr"])
-                model.items[task] = score["num_items"]
-                model.scores[task] = [float(item) for item in score.get("items", ())]
-    compared = numbers.get("retained")
-    if isinstance(compared, dict) and compared:
+        found = convert(numbers[role], Evaluated)
+        model = facts_of(models, found.source)
+        model.parameters, model.weight_bytes = found.parameters, found.weight_bytes
+        if found.perplexity is not None and found.perplexity.value is not None:
+            text = f"{Path(str(config['perplexity'])).name}, {found.perplexity.num_tokens:,} tokens"
+            model.perplexities[text] = found.perplexity.value
+        for task, score in found.tasks.items():
+            if score.num_items >= model.items.get(task, 0):
+                model.tasks[task] = (score.value, score.stderr)
+                model.items[task] = score.num_items
+                model.scores[task] = [float(item) for item in score.items]
+    compared = convert(numbers.get("retained") or {}, Comparison)
+    if compared:
         ours, theirs = canonical_name(str(config["model"])), canonical_name(str(config["against"]))
         retained.append((ours, theirs, compared))
 
@@ -234,45 +238,55 @@ def read_evaluation(result: Result, models: dict[str, ModelFacts], retained: Ret
 def read_bench(result: Result, models: dict[str, ModelFacts], retained: Retained) -> None:
     """Speed and memory of one model or two."""
     for role in ("model", "against"):
-        found = result["numbers"].get(role)
-        if isinstance(found, dict):
-            model = facts_of(models, found["source"])
-            model.parameters, model.weight_bytes = found["parameters"], found["total_bytes"]
-            model.loads = found["loads"]
+        if result["numbers"].get(role) is not None:
+            found = convert(result["numbers"][role], Benched)
+            model = facts_of(models, found.source)
+            model.parameters, model.weight_bytes = found.parameters, found.total_bytes
+            model.loads = found.loads
 
 
 def read_prune(result: Result, models: dict[str, ModelFacts], retained: Retained) -> None:
     """The dense model and the checkpoints of one pruning run."""
-    config, numbers = result["config"], result["numbers"]
-    dense, sizes = numbers["dense"], numbers["sizes"]
-    assert isinstance(dense, dict)
-    assert isinstance(sizes, list)
+    config, found = result["config"], convert(result["numbers"], Pruned)
     held_out = config.get("held_out") or config["calibration"]
     text = f"{HELD_OUT}, {Path(str(held_out)).name}"
-    for found in ({**dense, "folder": config["model"]}, *sizes):
-        model = facts_of(models, found["folder"])
-        model.parameters, model.weight_bytes = found["parameters"], found["bytes"]
-        model.sparsity, model.plan = found["sparsity"], read_plan(found["plan"])
-        model.dense_plan = read_plan(dense["plan"])
-        if model.plan and model.dense_plan and len(model.plan) != len(model.dense_plan):
-            raise ValueError("its plans have different numbers of blocks")
-        if found["perplexity"] is not None:
-            model.perplexities[text] = found["perplexity"]
+    dense_plan = read_plan(found.dense.plan)
+    for folder, cut in ((str(config["model"]), found.dense), *((c.folder, c) for c in found.sizes)):
+        model = facts_of(models, folder)
+        model.parameters, model.weight_bytes, model.sparsity = (
+            cut.parameters,
+            cut.bytes,
+            cut.sparsity,
+        )
+        model.plan, model.dense_plan = read_plan(cut.plan), dense_plan
+        check_plans(model.plan, dense_plan)
+        if cut.perplexity is not None:
+            model.perplexities[text] = cut.perplexity
+
+
+def check_plans(plan: Sequence[Block] | None, dense: Sequence[Block] | None) -> None:
+    """ValueError unless every block of a plan is a part of the dense model's."""
+    if plan is None or dense is None:
+        return
+    if len(plan) != len(dense):
+        raise ValueError("its plans have different numbers of blocks")
+    for kept, whole in zip(plan, dense, strict=True):
+        for part, all_of_it in zip(astuple(kept), astuple(whole), strict=True):
+            if not 0 <= part <= all_of_it or not all_of_it:
+                raise ValueError("a plan keeps more than its dense model has")
 
 
 def read_quality(result: Result, models: dict[str, ModelFacts], retained: Retained) -> None:
     """Sparsities, and what every model retains of the first; the rest is in results of its own."""
-    found = result["numbers"]["models"]
-    assert isinstance(found, dict)
-    dense = canonical_name(next(iter(found.values()))["source"])
+    found = convert(result["numbers"]["models"], dict[str, Judged])
+    dense = canonical_name(next(iter(found.values())).source)
     for one in found.values():
-        model = facts_of(models, one["source"])
-        model.parameters, model.weight_bytes = one["parameters"], one["weight_bytes"]
-        model.sparsity = one["sparsity"]
-        if one["mean"] is not None and model.source != dense:
-            parts = one["retained"]
-            means = {"mean": one["mean"]} if len(parts) > 1 else {}
-            retained.append((model.source, dense, {**parts, **means}))
+        model = facts_of(models, one.source)
+        model.parameters, model.weight_bytes = one.parameters, one.weight_bytes
+        model.sparsity = one.sparsity
+        if one.mean is not None and model.source != dense:
+            means = {"mean": one.mean} if len(one.retained) > 1 else {}
+            retained.append((model.source, dense, {**one.retained, **means}))
 
 
 READERS = {

@@ -7,10 +7,10 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
-from typing import cast
 
 from lightstride.report.charts import Picture
-from lightstride.report.facts import Facts, ModelFacts, Numbers, common_items, shorten
+from lightstride.report.facts import Comparison, Facts, ModelFacts, common_items, shorten
+from lightstride.report.measured import Compared
 from lightstride.results import MIB, Result
 
 TEMPLATE = Path(__file__).with_name("template.html")
@@ -34,7 +34,7 @@ def answer(facts: Facts) -> str:
     """The answer in one sentence: the model that lost least, against the one it came from."""
     for model, against, numbers in facts.retained:
         mean = numbers.get(MEAN) or next(iter(numbers.values()))
-        return compared(facts, model, against, cast(Mapping[str, float], mean), len(numbers))
+        return compared(facts, model, against, mean, len(numbers))
     text = facts.text()
     known = [m for m in facts.models if text is not None and text in m.perplexities]
     if text is not None and len(known) > 1:
@@ -52,15 +52,15 @@ def answer(facts: Facts) -> str:
     return f"{len(facts.results)} results of lightstride {kinds}."
 
 
-def compared(facts: Facts, model: str, against: str, mean: Mapping[str, float], count: int) -> str:
+def compared(facts: Facts, model: str, against: str, mean: Compared, count: int) -> str:
     """The share that one model retains of another, with size and speed if they are known."""
     by_source = {one.source: one for one in facts.models}
     small, dense = by_source[model], by_source[against]
     tasks = f"the mean of {count - 1} tasks" if count > 2 else "one task"
     text = facts.text(small, dense)
     parts = [
-        f"{small.name} retains {100 * mean['ratio']:.1f}% of {dense.name}'s accuracy "
-        f"({100 * mean['score']:.1f}% against {100 * mean['against']:.1f}%, {tasks})"
+        f"{small.name} retains {number(mean.ratio, 0.01, 1)}% of {dense.name}'s accuracy "
+        f"({100 * mean.score:.1f}% against {100 * mean.against:.1f}%, {tasks})"
     ]
     if text in small.perplexities and text in dense.perplexities:
         parts.append(
@@ -85,16 +85,9 @@ def speedup(small: ModelFacts, dense: ModelFacts) -> float | None:
     """Ratio of decoding speeds under the first load that both were measured under."""
     for mine in small.loads:
         for other in dense.loads:
-            if (mine["batch"], mine["prompt"]) == (other["batch"], other["prompt"]):
-                return median(mine, "decode_tokens_per_second") / median(
-                    other, "decode_tokens_per_second"
-                )
+            if (mine.batch, mine.prompt) == (other.batch, other.prompt):
+                return mine.decode_tokens_per_second.median / other.decode_tokens_per_second.median
     return None
-
-
-def median(load: Numbers, name: str) -> float:
-    """The middle one of a spread."""
-    return cast(Mapping[str, float], load[name])["median"]
 
 
 def model_table(facts: Facts) -> str:
@@ -120,7 +113,7 @@ def model_table(facts: Facts) -> str:
     notes += [f"accuracy: mean of {n} tasks, {items:,} items" for n, items in counts.items()]
     if any(m.loads for m in facts.models):
         load = next(m.loads[0] for m in facts.models if m.loads)
-        notes.append(f"speed: batch {load['batch']}, prompts of {load['prompt']} tokens")
+        notes.append(f"speed: batch {load.batch}, prompts of {load.prompt} tokens")
     tables = [html_table("; ".join(notes), header, rows)]
     if any(m.tasks for m in facts.models):
         tables.append(task_table(facts.models))
@@ -130,8 +123,8 @@ def model_table(facts: Facts) -> str:
 def cells(model: ModelFacts, perplexities: Mapping[str, str]) -> dict[str, str]:
     """One model's row of the table, by column."""
     load = model.loads[0] if model.loads else None
-    speed = None if load is None else median(load, "decode_tokens_per_second")
-    first = None if load is None else 1000 * median(load, "first_token_seconds")
+    speed = None if load is None else load.decode_tokens_per_second.median
+    first = None if load is None else 1000 * load.first_token_seconds.median
     return {
         "model": model.name,
         "parameters, M": number(model.parameters, 1e6, 1),
@@ -166,18 +159,17 @@ def score_cell(value: tuple[float, float | None] | None) -> str:
     return f"{100 * value[0]:.1f}{error}"
 
 
-def retained_table(comparison: tuple[str, str, Numbers]) -> str:
+def retained_table(comparison: tuple[str, str, Comparison]) -> str:
     """Two models task by task; the mean stands last, under its parts."""
     model, against, numbers = comparison
     rows = []
-    for task, found in numbers.items():
-        one = cast(Mapping[str, float | None], found)
+    for task, one in numbers.items():
         name = f"mean of {len(numbers) - 1}" if task == MEAN else task
-        values = [number(one[key], 0.01, 1) for key in ("score", "against")]
-        change = f"{number(one['difference'], 0.01, 1, sign=True)} ± "
-        change += number(one["difference_stderr"], 0.01, 1)
-        ratio = f"{number(one['ratio'], 0.01, 1)} ± {number(one['ratio_stderr'], 0.01, 1)}"
-        rows.append([name, *values, change, ratio, number(one["above_chance"], 0.01, 1)])
+        values = [number(value, 0.01, 1) for value in (one.score, one.against)]
+        change = f"{number(one.difference, 0.01, 1, sign=True)} ± "
+        change += number(one.difference_stderr, 0.01, 1)
+        ratio = f"{number(one.ratio, 0.01, 1)} ± {number(one.ratio_stderr, 0.01, 1)}"
+        rows.append([name, *values, change, ratio, number(one.above_chance, 0.01, 1)])
     header = ["task", "score", "against", "difference", "retained %", "above chance %"]
     caption = f"{model} against {against}, item by item; ± is one standard error"
     return html_table(caption, header, rows, last_is_mean=MEAN in numbers)
