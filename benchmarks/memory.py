@@ -13,7 +13,9 @@ scale for each head and token (int4: each 32 values), at 0.51 and 0.28 of bf16's
 stands beside each plan too, on top of it.  `bf16` is the noise floor, and `q8_0` and `q4_k_m` are
 the full cache with the model's weights in those types of llama.cpp.
 
-    python benchmarks/memory.py --documents documents.jsonl [--plan my-smashed]
+    python benchmarks/memory.py --documents documents.jsonl [--plan my-smashed] [--alone]
+
+With `--alone` plans are measured and nothing beside them, in a sixth of the time.
 """
 
 import argparse
@@ -143,11 +145,15 @@ def summary(
 
 
 def measure(
-    model: PreTrainedModel, texts: Sequence[Text], file: MemoryFile
+    model: PreTrainedModel, texts: Sequence[Text], file: MemoryFile, *, alone: bool = False
 ) -> dict[str, dict[str, Numbers]]:
-    """Numbers by budget, way and domain."""
+    """Numbers by budget, way and domain; of plans alone, if so asked."""
     full = full_plan(model)
     judge = Judge(model, texts, full, file.scores)
+    if alone:
+        return {
+            f"{budget:g}": {"plan": with_plan_alone(judge, p)} for budget, p in file.plans.items()
+        }
     numbers = {"1": full_caches(judge, full)}
     for budget, plan in file.plans.items():
         numbers[f"{budget:g}"] = with_plan(judge, full, plan)
@@ -169,6 +175,13 @@ def full_caches(judge: Judge, full: MemoryPlan) -> dict[str, Numbers]:
         numbers[name] = summary(judge.texts, found, [1.0] * len(found))
         sys.stderr.write(f"full cache in {name}\n")
     return numbers
+
+
+def with_plan_alone(judge: Judge, plan: MemoryPlan) -> Numbers:
+    """A plan, and nothing beside it."""
+    shares = [plan.share(len(text.tokens)) for text in judge.texts]
+    found = [judge.fidelity(plan, index) for index in range(len(judge.texts))]
+    return summary(judge.texts, found, shares)
 
 
 def with_plan(judge: Judge, full: MemoryPlan, plan: MemoryPlan) -> dict[str, Numbers]:
@@ -221,7 +234,7 @@ def run(flags: argparse.Namespace) -> None:
     for plan in file.plans.values():
         check_belongs(plan, heads_of(model), fingerprint(model), source)
     texts = read_documents(flags.documents, tokenizer)
-    numbers = measure(model, texts, file)
+    numbers = measure(model, texts, file, alone=flags.alone)
     result: dict[str, object] = {
         budget: ways["plan"] for budget, ways in numbers.items() if "plan" in ways
     }
@@ -233,6 +246,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--documents", type=Path, required=True, help="JSON lines, one a document")
     parser.add_argument("--plan", default=BUILT_IN, help="a smashed model with memory plans")
+    parser.add_argument("--alone", action="store_true", help="plans, and nothing beside them")
     add_output(parser)
     run_or_say(run, parser.parse_args())
 

@@ -68,6 +68,9 @@ def test_the_last_line_is_the_numbers(
         assert 0 < found["entries_per_token"] < 1
         assert 0 <= found["same"] <= 1
     assert set(numbers["others"]["0.5"]) == {"plan", "window", "evicted", "plan int8"}
+    run(monkeypatch, folder, "--alone")
+    alone = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert alone == {"0.5": numbers["0.5"], "others": {"0.5": {"plan": numbers["0.5"]}}}
     others = numbers["others"]["1"]
     for domain in ("chat", "copy"):
         assert 0 < others["int8"][domain]["kl"] < others["int4"][domain]["kl"]

@@ -1,6 +1,7 @@
 """Memory plans of toys, and a slow twin of a cache: the whole text, masked."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -17,11 +18,13 @@ KEEPS = tuple(
     map(Keep.parse, ("all", "16/0", "20/best2", "24/4x3", "32/best8", "24/8x2", "24/best4"))
 )
 
+SLIDING = tuple(map(Keep.parse, ("all", "24/slide", "33/slide", "20/best2")))
 
-def mixed_plan(model: PreTrainedModel, seed: int = 0) -> MemoryPlan:
+
+def mixed_plan(model: PreTrainedModel, seed: int = 0, keeps: Sequence[Keep] = KEEPS) -> MemoryPlan:
     """A plan in which heads keep whatever comes."""
     rng = random.Random(seed)
-    blocks = tuple(tuple(rng.choice(KEEPS) for _ in range(count)) for count in heads_of(model))
+    blocks = tuple(tuple(rng.choice(keeps) for _ in range(count)) for count in heads_of(model))
     return replace(full_plan(model), blocks=blocks, sinks=3, base="")
 
 
@@ -31,9 +34,11 @@ def toy_scores(plan: MemoryPlan, seed: int = 0) -> Scores:
     return Scores([torch.randn(w.shape, generator=generator) for w in Scores.zeros(plan).blocks])
 
 
-def mixed_memory(model: PreTrainedModel, seed: int = 0, kind: KvType = "model") -> Memory:
+def mixed_memory(
+    model: PreTrainedModel, seed: int = 0, kind: KvType = "model", keeps: Sequence[Keep] = KEEPS
+) -> Memory:
     """A plan in which heads keep whatever comes, and scores."""
-    plan = mixed_plan(model, seed)
+    plan = mixed_plan(model, seed, keeps)
     return Memory(plan, kind, toy_scores(plan, seed))
 
 

@@ -1,13 +1,14 @@
 """A cache by head group says what the whole text says under the plan's mask."""
 
 import itertools
+from collections.abc import Sequence
 
 import pytest
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from helpers.memory_toys import mixed_memory, one_row, read_columns
+from helpers.memory_toys import KEEPS, SLIDING, mixed_memory, one_row, read_columns
 from helpers.toys import TINY, tiny_llama
 from lightstride.memory.attention import heads_of
 from lightstride.memory.cache import Memory, MemoryCache
@@ -34,10 +35,13 @@ def columns(start: int, end: int) -> Tensor:
 
 
 @pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("keeps", [KEEPS, SLIDING])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_chunks_and_single_tokens_are_the_masked_text(family: str, seed: int) -> None:
+def test_chunks_and_single_tokens_are_the_masked_text(
+    family: str, keeps: Sequence[Keep], seed: int
+) -> None:
     model = TINY[family](seed=seed)
-    memory = mixed_memory(model, seed)
+    memory = mixed_memory(model, seed, keeps=keeps)
     plan = memory.plan
     tokens_T = text(150, seed)
     cache = one_row(model, memory)
@@ -69,9 +73,10 @@ def test_up_to_the_window_nothing_is_forgotten() -> None:
         torch.testing.assert_close(model(tokens_T[None]).logits[0], whole, **CLOSE)
 
 
-def test_rejected_drafts_leave_nothing_behind() -> None:
+@pytest.mark.parametrize("keeps", [KEEPS, SLIDING])
+def test_rejected_drafts_leave_nothing_behind(keeps: Sequence[Keep]) -> None:
     model = tiny_llama(num_layers=3)
-    memory = mixed_memory(model, 2)
+    memory = mixed_memory(model, 2, keeps=keeps)
     tokens_T = text(140, 3)
     slow_TV = slow_logits(model, tokens_T, memory)
     cache = one_row(model, memory)

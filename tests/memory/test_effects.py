@@ -17,7 +17,7 @@ from lightstride.memory.masked import MaskedReader
 from lightstride.memory.masks import text_mask
 from lightstride.memory.plan import ALL, Keep, MemoryPlan
 
-KEEPS = (ALL, Keep(4, 48), Keep(0, 32), Keep(2, 32, choice="best"))
+KEEPS = (ALL, Keep(4, 48), Keep(0, 32), Keep(2, 32, choice="best"), Keep(0, 40, choice="slide"))
 
 
 def text(domain: str, seed: int) -> Text:
@@ -84,6 +84,7 @@ def test_one_pass_says_what_each_mask_says() -> None:
         torch.randn(1, heads, 90, 8, generator=generator) for heads in (4, 2, 2, 4)
     )
     keeps = [ALL, Keep(0, 16), Keep(2, 20), Keep(8, 33), Keep(4, 24, 3)]
+    keeps.append(Keep(0, 25, choice="slide"))
     plan = MemoryPlan(blocks=((ALL, ALL),), head_dim=8, sinks=3)
     for sliding in (None, 40):
         reader = MaskedReader(plan, torch.arange(90)[None], [sliding])

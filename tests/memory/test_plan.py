@@ -29,7 +29,7 @@ PLAN = MemoryPlan(
 
 
 @pytest.mark.parametrize(
-    "text", ["all", "16/0", "100/2", "128/4", "1/8", "64/16x4", "100/2x2", "64/best8"]
+    "text", ["all", "16/0", "100/2", "128/4", "1/8", "64/16x4", "100/2x2", "64/best8", "512/slide"]
 )
 def test_a_rule_reads_back(text: str) -> None:
     assert str(Keep.parse(text)) == text
@@ -53,6 +53,9 @@ def test_a_rule_reads_back(text: str) -> None:
         "64/best0",
         "64/best4x2",
         "64/best",
+        "0/slide",
+        "64/slide2",
+        "64/bestslide",
     ],
 )
 def test_an_unknown_rule_is_refused(text: str) -> None:
@@ -60,7 +63,7 @@ def test_an_unknown_rule_is_refused(text: str) -> None:
         Keep.parse(text)
 
 
-@pytest.mark.parametrize("text", ["all", "16/0", "40/2", "33/4", "64/8"])
+@pytest.mark.parametrize("text", ["all", "16/0", "40/2", "33/4", "64/8", "40/slide", "1/slide"])
 def test_entries_are_what_the_next_query_sees(text: str) -> None:
     keep = Keep.parse(text)
     seen_T = text_mask(keep, 300, 4, "cpu").sum(1).tolist()
@@ -73,6 +76,15 @@ def test_windows_move_in_chunks() -> None:
     assert borders[:55] == [0] * 55
     assert {b - a for a, b in itertools.pairwise(borders)} == {0, CHUNK}
     assert all(40 <= query + 1 - keep.border(query) < 40 + CHUNK for query in range(55, 200))
+
+
+def test_windows_that_slide_are_those_of_other_engines() -> None:
+    """A query sees so many tokens, its own among them, and the cache keeps one fewer."""
+    keep = Keep(0, 40, choice="slide")
+    assert keep.entries(39, 4) == 39
+    assert {keep.entries(context, 4) for context in range(40, 99)} == {39}
+    ones_TT = torch.ones(90, 90, dtype=torch.bool)
+    assert torch.equal(text_mask(keep, 90, 4, "cpu"), ones_TT.tril() & ones_TT.triu(-39))
 
 
 def test_costs_add_up() -> None:

@@ -9,6 +9,7 @@ from transformers import GenerationConfig, PreTrainedConfig
 
 from lightstride.checkpoint import is_headed, is_smashed
 from lightstride.commands.export_head import export_head
+from lightstride.commands.export_sliding import export_sliding
 from lightstride.commands.outputs import only_writer
 from lightstride.config import ExportConfig
 from lightstride.errors import ExportError, OutputError
@@ -39,8 +40,15 @@ def export(config: ExportConfig) -> Mapping[str, object]:
 def export_alone(config: ExportConfig, output: Path) -> Mapping[str, object]:
     """The same, while no other run writes there."""
     if is_smashed(config.model, trust_remote_code=config.trust_remote_code):
+        if config.to == "sliding":
+            return export_sliding(config, output)
         raise ExportError(
             f"{config.model} is smashed, which no other engine runs; lightstride serve runs it"
+        )
+    if config.to == "sliding":
+        raise ExportError(
+            f"{config.model} has no memory plan to write; lightstride smash --kv 0.5 --kv-by block "
+            "makes one"
         )
     if is_headed(config.model, trust_remote_code=config.trust_remote_code):
         return export_head(config, output)

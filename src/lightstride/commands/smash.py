@@ -108,6 +108,8 @@ def check_models(config: SmashRunConfig) -> None:
 def unasked(config: SmashRunConfig) -> tuple[str, ...]:
     """Flags that are no part of a run that does not use them: older runs, without them, go on."""
     plans = () if config.kv else ("kv", "kv_context")
+    if config.kv_by == "head":
+        plans = (*plans, "kv_by")
     if config.drafter == "eagle3":
         return plans
     merging = () if config.grafts == "paper" else PAPER_ONLY

@@ -17,6 +17,7 @@ from lightstride.config.base import (
 LossName = Literal["kl", "ce"]
 Grafts = Literal["thin", "paper"]
 DrafterName = Literal["micro", "eagle3"]
+KvBy = Literal["head", "block"]
 OptionalShare = Annotated[
     float | None, arg(metavar="S", help_behavior_hint="(default: the preset's)", constructor=float)
 ]
@@ -114,6 +115,9 @@ class SmashRunConfig(PresetCommand):
     is smashed already, nothing but its memory plans is made."""
     kv_context: int = 1000
     """Tokens of a text at which those budgets are counted."""
+    kv_by: KvBy = "head"
+    """What a plan decides for: each KV head; or whole blocks, which keep all or a window that
+    slides, one size in a model: what lightstride export --to sliding writes for other engines."""
     seed: int = 0
     """Seed of everything random: same seed, same result."""
     work: OptionalPath = None
@@ -155,6 +159,11 @@ class SmashRunConfig(PresetCommand):
             require(value is None or value > 0, f"--{flag.replace('_', '-')}", value, "above 0")
         for budget in self.kv:
             require(0 < budget <= 1, "--kv", f"{budget:g}", "above 0 and at most 1")
+
+        require_choice("--kv-by", self.kv_by, KvBy)
+        require(
+            bool(self.kv) or self.kv_by == "head", "--kv-by", self.kv_by, "left out without --kv"
+        )
 
     def check_drafter(self) -> None:
         """Refuse flags of the other drafter: they would be ignored."""

@@ -19,7 +19,7 @@ from lightstride.distributed import gather_objects, rank, world_size
 from lightstride.memory.effects import Effects, mean_effects, text_effects, text_weights
 from lightstride.memory.fitness import Judge
 from lightstride.memory.plan import ALL, Keep, MemoryPlan
-from lightstride.memory.space import MemorySpace, PlanKey, keeps_for, limit_of
+from lightstride.memory.space import By, MemorySpace, PlanKey, keeps_for, limit_of, spaces_of
 from lightstride.search.evaluation_log import EvaluationLog, Sample
 from lightstride.search.guided import GuidedSearch, GuidedSettings
 from lightstride.search.moves import Moves
@@ -39,6 +39,7 @@ class SearchSettings:
 
     context: int
     """Tokens at which a budget is counted."""
+    by: By = "head"
     probes: int = 3
     """Random backward passes a text for the effects of single heads."""
     rounds: int = 4
@@ -49,13 +50,18 @@ class SearchSettings:
     """Texts that every candidate is measured on; the best two are on all the others too."""
     seed: int = 0
 
+    @property
+    def keeps(self) -> tuple[Keep, ...]:
+        """What heads may keep."""
+        return keeps_for(self.context, self.by)
+
 
 def measure_effects(
     judge: Judge, plan: MemoryPlan, settings: SearchSettings
 ) -> tuple[float, Effects]:
     """Loss of a plan and effects of every head's rules at it, over all texts; processes share
     the texts."""
-    keeps = keeps_for(settings.context)
+    keeps = settings.keeps
     mine = {
         str(index): text_effects(
             judge.model, text, judge.reference[index], plan, keeps, settings.probes,
@@ -71,26 +77,45 @@ def measure_effects(
     return loss, mean_effects(judge.texts, effects)
 
 
-def averaged(space: MemorySpace, tables: Sequence[Effects]) -> list[list[float]]:
-    """What each choice costs more than keeping all, site by site; later tables count more."""
+def averaged(
+    space: MemorySpace, keeps: Sequence[Keep], tables: Sequence[Effects]
+) -> list[list[float]]:
+    """What each choice costs more than keeping all, site by site; later tables count more.
+
+    Tables have a number for each of `keeps`.
+    """
     weights = range(1, len(tables) + 1)
+    whole, columns = keeps.index(ALL), {keep: number for number, keep in enumerate(keeps)}
     values = []
-    for block, head in space.sites:
-        whole = space.choices[block, head].index(ALL)
-        rows = [table[block][head] for table in tables]
+    for block, heads in space.sites:
+        rows = [(w, t[block][head]) for w, t in zip(weights, tables, strict=True) for head in heads]
         values.append(
             [
-                sum(w * (row[level] - row[whole]) for w, row in zip(weights, rows, strict=True))
-                / sum(weights)
-                for level in range(len(rows[0]))
+                sum(w * (row[columns[keep]] - row[whole]) for w, row in rows) / sum(weights)
+                for keep in space.choices[block, heads]
             ]
         )
     return values
 
 
+def best_space(
+    spaces: Sequence[MemorySpace], limit: int, keeps: Sequence[Keep], effects: Effects
+) -> MemorySpace:
+    """Of the spaces that have plans within the limit the one whose optimum over effects is best."""
+
+    def promised(space: MemorySpace) -> float:
+        values = averaged(space, keeps, [effects])
+        levels = knapsack(space.level_costs, values, limit)
+        return sum(site[level] for site, level in zip(values, levels, strict=True))
+
+    allowed = [s for s in spaces if sum(costs[0] for costs in s.level_costs) <= limit]
+    return min(allowed, key=promised)
+
+
 def linearized(
     space: MemorySpace,
     limit: int,
+    keeps: Sequence[Keep],
     tables: list[Effects],
     measure: Measure,
     rounds: int,
@@ -103,7 +128,7 @@ def linearized(
     found: dict[str, float] = {}
     best = None
     for number in range(1, rounds + 1):
-        plan = space.plan(knapsack(space.level_costs, averaged(space, tables), limit))
+        plan = space.plan(knapsack(space.level_costs, averaged(space, keeps, tables), limit))
         if plan.key in found:
             break
         loss, effects = measure(plan.plan)
@@ -139,17 +164,19 @@ def search_plans(
     report: Report = lambda line: None,
 ) -> dict[float, tuple[MemoryPlan, float]]:
     """For each budget, in entries a token, the best plan found and its loss over all texts."""
-    space = MemorySpace.of(full, settings.context)
+    spaces = spaces_of(full, settings.context, settings.by)
     tables = [measure(full)[1]]
     found: dict[float, tuple[MemoryPlan, float]] = {}
     for budget in sorted(set(budgets), reverse=True):
-        limit = limit_of(full, budget, settings.context)
+        limit = limit_of(full, budget, settings.context, settings.by)
+        space = best_space(spaces, limit, settings.keeps, tables[0])
         said = partial(tell_round, report, budget, settings.rounds)
-        centre = linearized(space, limit, tables, measure, settings.rounds, said)
+        centre = linearized(space, limit, settings.keeps, tables, measure, settings.rounds, said)
         log: EvaluationLog[PlanKey] = EvaluationLog(
             partial(evaluate_on, judge), log_path, f"{budget:g}"
         )
-        search = guided(Moves(space, limit), averaged(space, tables), log, judge, settings)
+        losses = averaged(space, settings.keeps, tables)
+        search = guided(Moves(space, limit), losses, log, judge, settings)
         result = search.run(centre, settings.seed, partial(tell, report, budget))
         found[budget] = (result.plan.plan, result.fitness)
         report(f"memory {budget:g}: loss {result.fitness:.4f} ({spelled(result.plan.plan)})")

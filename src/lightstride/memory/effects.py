@@ -103,6 +103,8 @@ Kind = tuple[int, str]
 
 def kind_of(keep: Keep, sliding: int | None) -> Kind:
     """What a rule keeps of old tokens."""
+    if keep.choice == "slide":
+        return keep.every, "slide"
     return keep.every, "best" if chooses(keep, sliding) else "last"
 
 
@@ -122,7 +124,7 @@ def kept_tokens(
         kind = kind_of(keep, sliding)
         if kind in kinds:
             continue
-        if kind[1] == "last":
+        if kind[1] != "best":
             kinds[kind] = stays(keep, places_T, sinks).expand(groups, -1)
             continue
         assert reader.scores is not None, "rules that choose by scores, and none are there"
@@ -184,6 +186,10 @@ def rule_sums(weight_HTT: Tensor, kept_TP: Tensor, wanted: Sequence[tuple[Keep, 
     for keep, kind in wanted:
         if keep.every == 1:
             sums.append(whole_HT)
+            continue
+        if keep.choice == "slide":
+            young_TT = queries_T >= borders(keep, queries_T)[:, None]
+            sums.append((weight_HTT * young_TT).sum(-1))
             continue
         if keep.window not in old:
             chunk_T = borders(keep, queries_T) // CHUNK

@@ -8,14 +8,14 @@ import math
 import torch
 from torch import Tensor
 
-from lightstride.memory.plan import CHUNK, Keep
+from lightstride.memory.plan import Keep
 
 
 def borders(keep: Keep, queries: Tensor) -> Tensor:
     """The first position that is not old for each query, of the queries' shape."""
     if keep.every == 1:
         return torch.zeros_like(queries)
-    whole = (queries + 1 - keep.window).div(CHUNK, rounding_mode="floor") * CHUNK
+    whole = (queries + 1 - keep.window).div(keep.step, rounding_mode="floor") * keep.step
     return whole.clamp(min=0)
 
 
@@ -23,7 +23,7 @@ def stays(keep: Keep, positions: Tensor, sinks: int) -> Tensor:
     """Whether an entry at each position stays when it is old, of the positions' shape."""
     if keep.every == 1:
         return torch.ones_like(positions, dtype=torch.bool)
-    kept = positions < sinks
+    kept = positions < keep.first(sinks)
     return kept | (positions % keep.every == keep.every - 1) if keep.every else kept
 
 

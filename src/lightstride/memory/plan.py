@@ -11,6 +11,9 @@ are old for the query at position q, so that a window holds `window` to `window 
 tokens, the query's own among them.  Up to `window` tokens nothing is old, and the answer is
 exactly the one of the full cache.
 
+A head may also *slide*, as sliding windows of other engines do: it keeps the last `window` tokens,
+the query's own among them, moves on token by token, and has no sinks.
+
 Costs are exact: `entries(context)` is what a cache holds of a text of so many tokens.
 """
 
@@ -26,10 +29,11 @@ SINKS = 4
 EVERY = (2, 4, 8, 16)
 """Numbers of old tokens that may leave one entry; each divides a chunk."""
 
-RULE = re.compile(r"([0-9]{1,9})/(best)?([0-9]{1,9})(?:x([0-9]{1,9}))?")
+RULE = re.compile(r"([0-9]{1,9})/(?:(slide)|(best)?([0-9]{1,9})(?:x([0-9]{1,9}))?)")
 """What is written of a head that does not keep all: window, choice, every, weight."""
-Choice = Literal["last", "best"]
-"""Which of an old chunk's tokens stay: the last of every n, or those with the best scores."""
+Choice = Literal["last", "best", "slide"]
+"""Which of an old chunk's tokens stay: the last of every n, those with the best scores, or, where
+the window slides, not even the first of the text."""
 
 
 @dataclass(frozen=True, order=True)
@@ -58,10 +62,14 @@ class Keep:
                 f"the best of {self.every} tokens cannot stay and count as {self.weight}: it is "
                 "the best of 2, 4, 8 or 16, and counts as 1"
             )
+        if self.choice == "slide" and self.every:
+            raise ModelError(f"a window that slides keeps none of {self.every} old tokens")
 
     def __str__(self) -> str:
         if self.every == 1:
             return "all"
+        if self.choice == "slide":
+            return f"{self.window}/slide"
         best = "best" if self.choice == "best" else ""
         return f"{self.window}/{best}{self.every}" + (f"x{self.weight}" if self.weight > 1 else "")
 
@@ -73,21 +81,32 @@ class Keep:
         found = RULE.fullmatch(text)
         if found is None:
             raise ModelError(
-                f"a head keeps {text!r}; it must be all or WINDOW/EVERY, like 128/4, 128/4x2 or "
-                "128/best4"
+                f"a head keeps {text!r}; it must be all or WINDOW/EVERY, like 128/4, 128/4x2, "
+                "128/best4 or 128/slide"
             )
-        window, best, every, weight = found.groups()
+        window, slide, best, every, weight = found.groups()
+        if slide:
+            return cls(0, int(window), choice="slide")
         return cls(int(every), int(window), int(weight or 1), "best" if best else "last")
+
+    @property
+    def step(self) -> int:
+        """Tokens by which the window moves on."""
+        return 1 if self.choice == "slide" else CHUNK
+
+    def first(self, sinks: int) -> int:
+        """How many of the first tokens it keeps, of a plan with so many sinks."""
+        return 0 if self.choice == "slide" else sinks
 
     def border(self, query: int) -> int:
         """The first position that is not old for the query at this position."""
         if self.every == 1:
             return 0
-        return max(0, (query + 1 - self.window) // CHUNK * CHUNK)
+        return max(0, (query + 1 - self.window) // self.step * self.step)
 
     def keeps(self, position: int, sinks: int) -> bool:
         """Whether an old token's entry stays; of chosen ones, whether one stands in its place."""
-        if position < sinks or self.every == 1:
+        if position < self.first(sinks) or self.every == 1:
             return True
         return self.every > 0 and position % self.every == self.every - 1
 

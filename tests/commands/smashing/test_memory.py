@@ -14,9 +14,10 @@ from lightstride.commands.smashing.memory import MemorySearch, full_plan, search
 from lightstride.config import SmashRunConfig
 from lightstride.errors import BudgetError, ConfigError, ModelError, WorkError
 from lightstride.generate import Settings, generate
-from lightstride.memory.plan import Keep
+from lightstride.memory.choose import best_space
+from lightstride.memory.plan import Keep, MemoryPlan
 from lightstride.memory.plan_files import PLAN_FILE, SCORES_FILE, read_plans
-from lightstride.memory.space import MemorySpace, keeps_for, limit_of
+from lightstride.memory.space import MemorySpace, keeps_for, limit_of, spaces_of
 
 CONTEXT = 320
 
@@ -88,6 +89,13 @@ def test_what_is_not_there_is_refused_in_one_line(smashed: Path, tmp_path: Path)
         open_decoder(str(plain))
 
 
+def test_plans_by_block_need_plans() -> None:
+    with pytest.raises(
+        ConfigError, match="--kv-by block is not allowed: it must be left out without --kv"
+    ):
+        SmashRunConfig(model="m", output="o", kv_by="block")
+
+
 @pytest.mark.parametrize("kv", [(0.0,), (-1.0,), (1.5,), (float("nan"),)])
 def test_budgets_outside_are_refused(kv: tuple[float, ...]) -> None:
     with pytest.raises(ConfigError, match="--kv"):
@@ -96,21 +104,42 @@ def test_budgets_outside_are_refused(kv: tuple[float, ...]) -> None:
 
 def test_a_budget_below_sinks_and_window_is_refused() -> None:
     full = full_plan(tiny_llama())
-    with pytest.raises(BudgetError, match="below the first tokens and the window"):
+    with pytest.raises(BudgetError, match="below the smallest window"):
         limit_of(full, 0.05, 1000)
     assert limit_of(full, 0.5, 1000) == 2000
 
 
 def test_the_space_counts_what_plans_hold() -> None:
     full = full_plan(tiny_llama())
-    space = MemorySpace.of(full, 700)
     keeps = keeps_for(700)
+    space = MemorySpace.of(full, 700, keeps, "head")
     assert keeps[0] == Keep(0, 64)
     levels = (0, 3, len(keeps) - 1, 5)
     plan = space.plan(levels)
     assert space.levels(plan) == levels
     assert space.total(plan) == plan.plan.entries(700)
     assert [*space.level_costs[0]] == sorted(space.level_costs[0])
+
+
+def test_by_block_a_plan_has_one_size_of_window() -> None:
+    full = MemoryPlan.full([2, 0, 3, 1], 8, "b")
+    keeps = keeps_for(300, "block")
+    assert [*map(str, keeps)] == ["64/slide", "128/slide", "256/slide", "all"]
+    spaces = spaces_of(full, 300, "block")
+    assert [[*map(str, each.choices[2, (0, 1, 2)])] for each in spaces] == [
+        [str(keep), "all"] for keep in keeps[:-1]
+    ]
+    for space in spaces:
+        plan = space.plan((1, 0, 1))
+        assert space.levels(plan) == (1, 0, 1)
+        assert space.total(plan) == plan.plan.entries(300)
+        assert [len(block) for block in plan.plan.blocks] == [2, 0, 3, 1]
+    last = [[9.0, 8.0, 7.0, 0.0]]
+    worth = [[[9.0, 5.0, 1.0, 0.0]] * 2, [], [[8.0, 4.0, 3.9, 0.0]] * 3, last]
+    assert best_space(spaces, 1300, keeps, worth) is spaces[1]
+    assert best_space(spaces, 1750, keeps, worth) is spaces[2]
+    with pytest.raises(BudgetError, match="below the smallest window"):
+        limit_of(full, 0.2, 300, "block")
 
 
 def test_a_killed_search_goes_on_from_what_it_measured(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ from lightstride.memory.plan_files import (
     write_scores,
 )
 from lightstride.memory.scores import Scores
-from lightstride.memory.space import PlanKey, limit_of
+from lightstride.memory.space import By, PlanKey, limit_of
 from lightstride.models.fingerprint import fingerprint
 from lightstride.models.opening.load import load_tokenizer
 from lightstride.results import Numbers, markdown_table
@@ -65,6 +65,7 @@ class MemorySearch:
 
     budgets: tuple[float, ...]
     context: int = 1000
+    by: By = "head"
     conversations: int = 4
     recalls: int = 4
     length: int = 1100
@@ -79,6 +80,7 @@ class MemorySearch:
         """What the search itself is told."""
         return SearchSettings(
             context=self.context,
+            by=self.by,
             probes=self.probes,
             rounds=self.rounds,
             generations=self.generations,
@@ -91,7 +93,11 @@ def memory_search(config: SmashRunConfig) -> MemorySearch:
     """The search that the flags ask for: texts are a little longer than the budget's context."""
     length = int(1.1 * config.kv_context)
     return MemorySearch(
-        budgets=config.kv, context=config.kv_context, length=length, seed=config.seed
+        budgets=config.kv,
+        context=config.kv_context,
+        by=config.kv_by,
+        length=length,
+        seed=config.seed,
     )
 
 
@@ -104,7 +110,8 @@ def plan_memory(config: SmashRunConfig, device: str, dtype: torch.dtype) -> Mapp
     search = memory_search(config)
     check_budgets(model.base, search)
     folder, output = Path(config.work_folder), Path(config.output)
-    run = {**identity(config, "answers"), "base": fingerprint(model.base)}
+    unasked = () if config.kv_by == "block" else ("kv_by",)
+    run = {**identity(config, "answers", *unasked), "base": fingerprint(model.base)}
     open_work(folder, run, resume=config.resume, gone=ONCE_FLAGS)
     plans, numbers = search_memory(model.base, tokenizer, search, folder)
     result: Mapping[str, object] = {}
@@ -141,7 +148,7 @@ def check_budgets(model: PreTrainedModel, search: MemorySearch) -> None:
             f"{longest}"
         )
     for budget in search.budgets:
-        limit_of(full_plan(model), budget, search.context)
+        limit_of(full_plan(model), budget, search.context, search.by)
 
 
 def search_memory(
@@ -157,7 +164,7 @@ def search_memory(
     started = time.perf_counter()
     full = full_plan(model)
     texts = shared_texts(model, tokenizer, search, folder)
-    scores = learned_scores(model, texts, full, folder)
+    scores = learned_scores(model, texts, full, folder) if search.by == "head" else None
     written = time.perf_counter()
     judge = Judge(model, texts, full, scores)
     say(forecast(search, texts, time.perf_counter() - written))
