@@ -276,6 +276,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument(
+        "--kv", type=float, metavar="BUDGET", help="ours on the memory plan of this budget"
+    )
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
@@ -288,7 +291,7 @@ def main() -> int:
     flags = parse()
     try:
         decoder = open_decoder(
-            str(flags.model), dtype=getattr(torch, flags.dtype), device=flags.device
+            str(flags.model), dtype=getattr(torch, flags.dtype), device=flags.device, kv=flags.kv
         )
         domains = domains_of(decoder, flags)
         ways = ways_of(decoder, flags)
