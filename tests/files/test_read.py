@@ -7,7 +7,14 @@ import msgspec
 import pytest
 
 from lightstride.errors import DataError
-from lightstride.files.read import open_tensors, parse_json, read_bytes, read_json, read_text
+from lightstride.files.read import (
+    file_digest,
+    open_tensors,
+    parse_json,
+    read_bytes,
+    read_json,
+    read_text,
+)
 
 
 @pytest.mark.parametrize(
@@ -52,3 +59,5 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "a.safetensors")
     with pytest.raises(DataError, match="a pipe or a device"):
         open_tensors(tmp_path / "a.safetensors", DataError)
+    with pytest.raises(DataError, match="a pipe or a device"):
+        file_digest(tmp_path / "a.safetensors", DataError)

@@ -18,10 +18,11 @@ from lightstride.checkpoint import is_headed, is_smashed
 from lightstride.config import DoctorConfig
 from lightstride.errors import ModelError
 from lightstride.files import cache_folder
+from lightstride.files.read import file_digest
 from lightstride.models.device import pick_device
 from lightstride.models.fingerprint import fingerprint, model_hash
 from lightstride.models.opening.builtin import BUILT_IN, gguf_source
-from lightstride.models.opening.conversions import copies, file_hash, limit_bytes, older
+from lightstride.models.opening.conversions import copies, limit_bytes, older
 from lightstride.models.opening.load import load_model, local_folder, locate
 from lightstride.results import hardware, versions
 from lightstride.smash.decode.costs import cost_lines, costs_of
@@ -109,11 +110,17 @@ def hashes(source: str, trust_remote_code: bool) -> dict[str, object]:
     if is_smashed(source):
         base = read_config(source).base
         folder = Path(locate(source))
-        grafts = {path.name: file_hash(path) for path in sorted(folder.glob("*.safetensors"))}
+        grafts = {
+            path.name: file_digest(path, ModelError)
+            for path in sorted(folder.glob("*.safetensors"))
+        }
     if is_headed(source):
         folder = local_folder(source)
         base = read_headed(folder).base
-        grafts = {path.name: file_hash(path) for path in sorted((folder / HEAD).glob("*.safe*"))}
+        grafts = {
+            path.name: file_digest(path, ModelError)
+            for path in sorted((folder / HEAD).glob("*.safe*"))
+        }
     model = load_model(base, dtype=torch.bfloat16, trust_remote_code=trust_remote_code)
     return {
         "source": source,

@@ -5,6 +5,7 @@ what is wrong with it.  A type is whatever msgspec knows: a dict, a `msgspec.Str
 union.  JSON is as transformers reads it (Infinity and NaN are numbers) unless a type is stricter.
 """
 
+import hashlib
 import json
 import stat
 from pathlib import Path
@@ -57,6 +58,16 @@ def open_tensors(path: Path, error: Error) -> safe_open:
     """A safetensors file to read tensors of; `error` for a pipe, which would be waited for."""
     file_size(path, error)
     return safe_open(path, framework="pt")
+
+
+def file_digest(path: Path, error: Error) -> str:
+    """SHA-256 of a file's bytes."""
+    file_size(path, error)
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as cause:
+        raise error(f"cannot read {path}: {cause.strerror or cause}") from cause
 
 
 def read_text(path: Path, error: Error, *, limit: int = MAX_JSON_BYTES) -> str:

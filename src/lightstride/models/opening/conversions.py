@@ -27,6 +27,7 @@ from msgspec import Meta
 from lightstride.errors import ConfigError, ModelError, OutputError
 from lightstride.files import cache_folder, whole_folder
 from lightstride.files.lock import in_turn
+from lightstride.files.read import file_digest
 from lightstride.files.sealed import read_sealed, write_sealed
 
 FORMAT = 1
@@ -305,7 +306,7 @@ def stamp(path: Path) -> Stamp:
 def described(path: Path) -> FileEntry:
     """Size, time of change and hash of a file."""
     _, size, changed = stamp(path)
-    return FileEntry(bytes=size, mtime_ns=changed, sha256=file_hash(path))
+    return FileEntry(bytes=size, mtime_ns=changed, sha256=file_digest(path, ModelError))
 
 
 def is_unchanged(path: Path, known: FileEntry, thorough: bool) -> bool:
@@ -317,10 +318,4 @@ def is_unchanged(path: Path, known: FileEntry, thorough: bool) -> bool:
         return False
     if changed == known.mtime_ns and not thorough:
         return True
-    return file_hash(path) == known.sha256
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_digest(path, ModelError) == known.sha256

@@ -7,11 +7,11 @@ event with the error, and the end.
 
 import asyncio
 import contextlib
-import json
 import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
@@ -36,7 +36,7 @@ def too_late(seconds: float) -> ApiError:
 def event(document: Mapping[str, object], name: str | None = None) -> bytes:
     """One event."""
     head = b"" if name is None else b"event: " + name.encode() + b"\n"
-    return head + b"data: " + json.dumps(document, separators=(",", ":")).encode() + b"\n\n"
+    return head + b"data: " + msgspec.json.encode(document) + b"\n\n"
 
 
 def failed(fault: ApiError) -> bytes:

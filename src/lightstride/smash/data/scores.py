@@ -13,7 +13,6 @@ that is in the index is whole.  A run goes on with the answers that are in no sh
 Shapes: B rows, L tokens, P positions of a slice, T tokens of a shard, K likeliest, V vocabulary.
 """
 
-import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from transformers import PreTrainedModel
 
 from lightstride.errors import ConfigError, WorkError
 from lightstride.files import whole_file
-from lightstride.files.read import Count, read_json
+from lightstride.files.read import Count, file_digest, read_json
 from lightstride.files.sealed import opened, write_sealed
 from lightstride.models.fingerprint import fingerprint
 from lightstride.models.sliced_logits import picked_logits
@@ -209,7 +208,7 @@ def add_shard(
     with whole_file(folder / file) as partial:
         save_file(tensors, partial)
     ids, lengths = [each.id for each in answers], [len(each.answer) for each in answers]
-    shard = Shard(file, tuple(ids), tuple(lengths), file_digest(folder / file))
+    shard = Shard(file, tuple(ids), tuple(lengths), file_digest(folder / file, WorkError))
     index = Index(index.base, index.top_k, (*index.shards, shard))
     document = {
         "version": VERSION,
@@ -227,7 +226,8 @@ def read_scores(folder: Path) -> dict[str, Scores]:
     for shard in read_index(folder).shards:
         path = folder / shard.file
         try:
-            if shard.sha256 and file_digest(path) != shard.sha256:
+            digest = file_digest(path, WorkError)
+            if shard.sha256 and digest != shard.sha256:
                 raise WorkError("it is not what was written")
             tensors = load_file(path)
         except (OSError, SafetensorError, ValueError, WorkError) as error:
@@ -250,9 +250,3 @@ def are_scores(tensors: Scores, num_tokens: int) -> bool:
         and (tensor.dim() == 1) == (name in needed)
         for name, tensor in tensors.items()
     )
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
