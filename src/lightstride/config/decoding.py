@@ -41,8 +41,7 @@ class DecodingFlags:
     """Most tokens that lossless checks at once for a prompt, as a tree of likely continuations."""
     exact: bool = False
     """Give the same bits whatever is checked or answered beside it, also in bfloat16: lossless then
-    checks one branch. Refused where the machine rounds otherwise; long prompts are an exception as
-    yet."""
+    checks one branch. Refused where the machine rounds otherwise."""
     max_new_tokens: int = 256
     """Longest answer, in tokens."""
     temperature: float = 0.0

@@ -67,7 +67,7 @@ class ServeConfig(ModelCommand):
     prompts that begin the same, as far as --kv-entries has room."""
     exact: bool = False
     """Give the same bits whatever is checked or answered beside it, also in bfloat16, where a
-    request does not say; long prompts are an exception as yet."""
+    request does not say."""
     shared_lookups: OptionalSize = None
     """Memory of each model, such as 64MiB, for answers that later requests look up: fewer steps
     where answers are alike. How fast an answer comes then tells of what others were answered."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from lightstride.generate.batch.alike import ENTRIES, attend_alike, fill_queries, filled_up
+from lightstride.generate.batch.alike import attend_alike, fill_queries, filled_entries
 from lightstride.generate.batch.cache import FlatPlaces
 from lightstride.generate.batch.segments import Segment
 from lightstride.memory.attention import folded_queries, grouped_attention
@@ -85,7 +85,7 @@ def attention(
     parts = []
     for each in layout.segments:
         rows = each.rows
-        width = filled_up(each.width, ENTRIES) if layout.rounds_alike else each.width
+        width = filled_entries(each.width) if layout.rounds_alike else each.width
         seen = (key_BGWd[rows, :, :width], value_BGWd[rows, :, :width], attention_mask, scale, each)
         if layout.flat is None:
             parts.append(attend(query_BHQd[rows], *seen))

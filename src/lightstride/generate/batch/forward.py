@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lightstride.generate.batch.alike import ENTRIES, LEAST_COLUMNS, filled_up
+from lightstride.generate.batch.alike import LEAST_COLUMNS, filled_entries
 from lightstride.generate.batch.cache import FlatPlaces, KvBuffer, Storage, padded
 from lightstride.generate.batch.folded import RowLayout, can_fold, folded_heads
 from lightstride.generate.batch.masks import (
@@ -140,7 +140,7 @@ class CachedBatch:
 
     def filled(self, width: int) -> int:
         """Entries that attention reads of so many."""
-        return filled_up(width, ENTRIES) if self.rounds_alike else width
+        return filled_entries(width) if self.rounds_alike else width
 
     @property
     def flattens(self) -> bool:
