@@ -30,6 +30,7 @@ import msgspec
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lightstride.checkpoint import is_smashed
 from lightstride.errors import DataError, ModelError
 from lightstride.generate.chat_template import chat_tokens, token_ids
 from lightstride.memory.attention import heads_of
@@ -229,7 +230,7 @@ def run(flags: argparse.Namespace) -> None:
     if file is None:
         raise ModelError(f"{source} has no memory plan")
     tokenizer = load_tokenizer(source)
-    base = read_config(source).base if (Path(locate(source)) / "config.json").is_file() else source
+    base = read_config(source).base if is_smashed(source) else source
     model = load_model(base, dtype=torch.float32)
     for plan in file.plans.values():
         check_belongs(plan, heads_of(model), fingerprint(model), source)
@@ -245,7 +246,7 @@ def main() -> None:
     """Read the flags and run."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--documents", type=Path, required=True, help="JSON lines, one a document")
-    parser.add_argument("--plan", default=BUILT_IN, help="a smashed model with memory plans")
+    parser.add_argument("--plan", default=BUILT_IN, help="a model with memory plans")
     parser.add_argument("--alone", action="store_true", help="plans, and nothing beside them")
     add_output(parser)
     run_or_say(run, parser.parse_args())

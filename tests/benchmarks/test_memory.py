@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from helpers.toys import byte_tokenizer, tiny_llama
 from lightstride.checkpoint import save_checkpoint
 from lightstride.memory.cache import full_plan
 from lightstride.memory.plan import ALL, Keep, MemoryPlan
-from lightstride.memory.plan_files import MemoryFile, write_plans
+from lightstride.memory.plan_files import PLAN_FILE, MemoryFile, write_plans
 from lightstride.results import read_result
 
 benchmark = load_benchmark("memory")
@@ -71,6 +72,9 @@ def test_the_last_line_is_the_numbers(
     run(monkeypatch, folder, "--alone")
     alone = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert alone == {"0.5": numbers["0.5"], "others": {"0.5": {"plan": numbers["0.5"]}}}
+    shutil.copyfile(folder / "smashed" / PLAN_FILE, folder / "base" / PLAN_FILE)
+    run(monkeypatch, folder, "--alone", "--plan", str(folder / "base"))
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == alone
     others = numbers["others"]["1"]
     for domain in ("chat", "copy"):
         assert 0 < others["int8"][domain]["kl"] < others["int4"][domain]["kl"]
