@@ -17,14 +17,15 @@ from lightstride.config.decoding import Settings
 from lightstride.errors import ConfigError
 from lightstride.generate.batch.alike import check_alike
 from lightstride.generate.batch.cache import Storage
-from lightstride.generate.batch.forward import CachedBatch, Forward, Logits
+from lightstride.generate.batch.forward import CachedBatch, Forward
 from lightstride.generate.batch.give_way import GivenUpError, giving_way
 from lightstride.generate.batch.memory_batch import MemoryBatch
 from lightstride.generate.detokenize import TextStream
+from lightstride.generate.emit import OnEnd, emit
 from lightstride.generate.modes import ColumnReader, Columns, DecodingMode, Outcome
 from lightstride.generate.prefixes import PrefixPool
 from lightstride.generate.rows import NO_HOOKS, Row, check_prompt, context_length
-from lightstride.generate.sampling import near_ties, row_key, token_logprobs
+from lightstride.generate.sampling import row_key
 from lightstride.generate.session import Hooks, Interrupt, Limits, RowStep
 from lightstride.generate.turns import Turns
 from lightstride.memory.cache import Memory
@@ -45,7 +46,7 @@ class BatchSession:
         limits: Limits,
         storage: Storage,
         memory: Memory | None = None,
-        on_end: Callable[[Sequence[int]], None] | None = None,
+        on_end: OnEnd | None = None,
     ) -> None:
         self.model = model
         self.modes = modes
@@ -301,14 +302,14 @@ class BatchSession:
 
     def begin(self, rows: Sequence[Row], forward: Forward) -> list[RowStep]:
         """The first tokens of rows whose prompts were just read."""
-        found: list[RowStep] = []
+        outcomes: dict[int, Outcome] = {}
         for mode, members in self.by_mode(rows):
             theirs = [rows[index] for index in members]
             view = forward.of_rows(members)
             for index, tokens in zip(members, mode.begin(theirs, view), strict=True):
-                outcome = Outcome(emitted=tokens, kept=[], advance=0, scored=[0])
-                found.append(self.emit(rows[index], outcome, forward.logits, index))
-        return found
+                outcomes[index] = Outcome(emitted=tokens, kept=[], advance=0, scored=[0])
+        ordered = [outcomes[index] for index in range(len(rows))]
+        return emit(rows, ordered, forward.logits, [1.0] * len(rows), self.on_end)
 
     def answer(self, answering: int) -> list[RowStep]:
         """One forward for all rows that answer."""
@@ -336,10 +337,8 @@ class BatchSession:
         for row, outcome in zip(rows, ordered, strict=True):
             row.is_merged |= outcome.advance != len(outcome.kept)
             row.num_single += 0 if row.is_merged else len(outcome.kept)
-        return [
-            self.emit(row, outcome, forward.logits, index, self.batch.share(index))
-            for index, (row, outcome) in enumerate(zip(rows, ordered, strict=True))
-        ]
+        shares = [self.batch.share(index) for index in range(len(rows))]
+        return emit(rows, ordered, forward.logits, shares, self.on_end)
 
     def by_mode(self, rows: Sequence[Row]) -> list[tuple[DecodingMode, list[int]]]:
         """The modes of these rows, and which rows have each."""
@@ -352,37 +351,3 @@ class BatchSession:
     def taps(self, rows: Sequence[Row]) -> list[int]:
         """The base's hidden states that the modes of these rows need."""
         return sorted({tap for row in rows for tap in self.mode(row).taps})
-
-    def emit(
-        self, row: Row, outcome: Outcome, logits: Logits, index: int, share: float = 1.0
-    ) -> RowStep:
-        """Accept a row's tokens up to its cut; the row's step.
-
-        It is the forward's row of this index; `share` of its entries are held.
-        """
-        tokens, text = row.extend(outcome.emitted)
-        if row.finish_reason is not None and self.on_end is not None:
-            self.on_end(row.tokens)
-        row.steps += 1
-        row.drafted += outcome.drafted
-        row.accepted += outcome.accepted
-        row.kv_entries += len(outcome.kept)
-        scored_KV = logits.of_row(index, outcome.scored[: len(tokens)])
-        if row.is_plain:
-            row.near_ties += near_ties(scored_KV)
-        logprobs = None
-        if row.settings.logprobs is not None:
-            logprobs = token_logprobs(scored_KV, tokens, row.settings.logprobs)
-        return RowStep(
-            key=row.key,
-            tokens=tokens,
-            text=text,
-            finish=row.finish_reason,
-            steps=row.steps,
-            drafted=row.drafted,
-            accepted=row.accepted,
-            kv_entries=round(share * min(row.kv_entries, len(row.tokens))),
-            cached=row.num_cached,
-            near_ties=row.near_ties,
-            logprobs=logprobs,
-        )

@@ -145,8 +145,8 @@ def likeliest(logits: Tensor) -> Tensor:
     return logits.argmax(-1)
 
 
-def near_ties(logits_NV: Tensor) -> int:
-    """Rows in which another token is as likely as the likeliest, to NEAR parts of rounding.
+def near_ties(logits_NV: Tensor) -> list[bool]:
+    """Whether another token is as likely as the likeliest, to NEAR parts of rounding.
 
     There a forward over another number of columns, which rounds otherwise, may choose another.
     """
@@ -156,8 +156,10 @@ def near_ties(logits_NV: Tensor) -> int:
     if has_bits and bool((least_N1 > 0).all()):  # bits of positive numbers order as these do
         bits_NV = logits_NV.contiguous().view(torch.int16).numpy()
         close_N = (bits_NV >= least_N1.view(torch.int16).numpy()).sum(-1)
-        return int((close_N > 1).sum())
-    return int(((logits_NV >= least_N1).sum(-1) > 1).sum())
+    else:
+        close_N = (logits_NV >= least_N1).sum(-1)
+    found: list[bool] = (close_N > 1).tolist()
+    return found
 
 
 def token_logprobs(
