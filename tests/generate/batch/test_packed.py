@@ -59,6 +59,44 @@ def test_a_weight_that_changes_is_packed_again() -> None:
             torch.testing.assert_close(model(inputs), expected, atol=0.02, rtol=0.02)
 
 
+def attention_like() -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Module()
+    for name, width in (("q_proj", 24), ("k_proj", 8), ("v_proj", 16)):
+        model.add_module(name, nn.Linear(32, width, bias=False))
+    return model.bfloat16()
+
+
+@needs_kernel
+@pytest.mark.parametrize("order", ["qkv", "vqk", "q", "qqkkvv", "qkvqkv"])
+def test_layers_of_the_same_columns_are_one_product_in_any_order(order: str) -> None:
+    model = attention_like()
+    with torch.inference_mode():
+        for columns in torch.randn(2, 3, 5, 32).bfloat16():
+            expected = {name: model.get_submodule(f"{name}_proj")(columns) for name in "qkv"}
+            with packed_layers(model):
+                assert (
+                    len({packed.forward.func.__self__ for packed in copies_of(model).values()}) == 1
+                )
+                for name in order:
+                    found = model.get_submodule(f"{name}_proj")(columns)
+                    torch.testing.assert_close(found, expected[name], atol=0.02, rtol=0.02)
+
+
+@needs_kernel
+def test_a_product_of_several_is_made_again_when_one_changes() -> None:
+    model = attention_like()
+    columns = torch.randn(3, 32).bfloat16()
+    with torch.inference_mode(), packed_layers(model):
+        model.q_proj(columns)
+    with torch.no_grad():
+        model.v_proj.weight.mul_(-1)
+    with torch.inference_mode():
+        expected = model.v_proj(columns)
+        with packed_layers(model):
+            torch.testing.assert_close(model.v_proj(columns), expected, atol=0.02, rtol=0.02)
+
+
 def test_nothing_is_packed_where_it_does_not_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     assert copies_of(tiny_llama()) == {}
     model = tiny_llama().bfloat16()
