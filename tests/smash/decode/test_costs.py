@@ -105,3 +105,13 @@ def test_what_is_measured_ascends_and_keeps_no_model() -> None:
     gc.collect()
     assert held() is None
     assert torch.is_inference_mode_enabled() is False
+
+
+@pytest.mark.parametrize("rows", costs.ROWS)
+@pytest.mark.parametrize("columns", costs.COLUMNS)
+def test_every_second_row_has_what_is_more_than_a_column_each(rows: int, columns: int) -> None:
+    sizes = costs.sizes_of(rows, columns)
+    assert len(sizes) == rows
+    assert sum(sizes) == rows * columns
+    assert set(sizes[1::2]) <= {1}
+    assert max(sizes) <= costs.DRAFTING * max(costs.COLUMNS)

@@ -32,6 +32,7 @@ from lightstride.errors import LightstrideError, ModelError, OutputError
 from lightstride.files import cache_folder
 from lightstride.files.sealed import read_sealed, write_sealed
 from lightstride.generate.batch.forward import CachedBatch
+from lightstride.generate.modes import ColumnReader, Columns
 from lightstride.models.device import synchronize
 from lightstride.models.fingerprint import model_hash
 from lightstride.smash.decode.budget import Times
@@ -44,7 +45,9 @@ COLUMNS = (1, 2, 4, 8, 16, 32)
 """Columns of a row that are measured, as far as all rows have no more than MOST_COLUMNS."""
 MOST_COLUMNS = 256
 USUAL_CONTEXT = 128
-REPEATS = 3
+DRAFTING = 2
+"""Rows for each one that has drafts."""
+REPEATS = 4
 
 Points = Sequence[tuple[int, float]]
 """Columns of all rows together, ascending, and seconds."""
@@ -207,31 +210,37 @@ def processor() -> str:
 def measure_forwards(model: PreTrainedModel, rows: int) -> Points:
     """Seconds of forwards over some numbers of columns, and over none less than over fewer.
 
-    Each number has its turn before any has its next: other work disturbs all alike.
+    Rows are as they are when answers are drafted: of different lengths, and with what more than a
+    column each there is in every second of them.  Each number has its turn before any has its next,
+    so that other work disturbs all alike, up and down, so that none follows the widest every time.
     """
     batch = CachedBatch(model, "dynamic")
     vocabulary = model.config.vocab_size
     for _ in range(rows):
         batch.add_row()
-    batch.reserve(USUAL_CONTEXT + max(COLUMNS), rows)
+    batch.reserve(USUAL_CONTEXT + DRAFTING * max(COLUMNS), rows)
     widths = [each for each in COLUMNS if each == 1 or rows * each <= MOST_COLUMNS]
     times: dict[int, list[float]] = {columns: [] for columns in widths}
+    reader = ColumnReader()
     with torch.inference_mode():
-        context = context_of(model)
-        batch.read(slice(0, rows), [[n % vocabulary for n in range(context)]] * rows, [])
-        for _ in range(REPEATS):
-            for columns in widths:
-                tokens_BQ = torch.full((rows, columns), 1, device=model.device)
-                depths_BQ = torch.arange(columns, device=model.device).expand(rows, columns)
+        for row in range(rows):
+            length = max(1, context_of(model) * (rows + row + 1) // (2 * rows))
+            batch.read(slice(row, row + 1), [[n % vocabulary for n in range(length)]], [])
+        for turn in range(REPEATS):
+            for columns in widths if turn % 2 else widths[::-1]:
+                asked = [Columns.chain([1] * size) for size in sizes_of(rows, columns)]
                 start = clock(model.device)
-                batch.forward(
-                    slice(0, rows),
-                    tokens_BQ=tokens_BQ,
-                    depths_BQ=depths_BQ,
-                    logit_columns=range(columns),
-                )
+                reader.read(batch, slice(0, rows), asked, ())
                 times[columns].append(clock(model.device) - start)
     return ascending([(rows * n, max(min(each), 1e-9)) for n, each in times.items()])
+
+
+def sizes_of(rows: int, columns: int) -> list[int]:
+    """Columns of each row where all rows have so many on average, and most of them one."""
+    drafting = -(-rows // DRAFTING)
+    share, rest = divmod(rows * (columns - 1), drafting)
+    extra = [share + (place < rest) for place in range(drafting)]
+    return [1 + (extra[row // DRAFTING] if row % DRAFTING == 0 else 0) for row in range(rows)]
 
 
 def ascending(points: Points) -> Points:
@@ -244,7 +253,7 @@ def ascending(points: Points) -> Points:
 def context_of(model: PreTrainedModel) -> int:
     """Entries a row that is measured has: fewer where the model knows no more positions."""
     longest = getattr(model.config, "max_position_embeddings", None)
-    most = longest - max(COLUMNS) if isinstance(longest, int) else USUAL_CONTEXT
+    most = longest - DRAFTING * max(COLUMNS) if isinstance(longest, int) else USUAL_CONTEXT
     return max(1, min(USUAL_CONTEXT, most))
 
 
