@@ -6,7 +6,7 @@ ways take turns, and every figure is the median of the rounds.
     throughput        tokens/s of 16 streams at once, of `generate` with a batch of 16, and of
                       transformers' server with continuous batching (bf16 as here, dense model)
     one stream        tokens/s of one stream, and of `generate` with one prompt
-    overhead          (seconds of one stream - seconds of `generate`) / tokens
+    overhead          processor time of the event loop's thread, one stream, a token
     first token       of a short request, on an idle server and while a long prompt is read
     ready             from the start of the process to the line that says so
     opening           first token after an opening of `--long` tokens, new and read before
@@ -60,7 +60,7 @@ class Remote:
     """A server in a process of its own, and the client that asks it, in another."""
 
     def __init__(
-        self, client: Client, url: str, model: str, ready_seconds: float, extra: Numbers
+        self, client: Client, url: str, model: str, ready_seconds: float, extra: Numbers, pid: int
     ) -> None:
         host, _, port = url.removeprefix("http://").partition(":")
         self.client = client
@@ -69,6 +69,11 @@ class Remote:
         self.model = model
         self.ready_seconds = ready_seconds
         self.extra = extra
+        self.loop_thread = Path(f"/proc/{pid}/task/{pid}/schedstat")
+
+    def loop_seconds(self) -> float:
+        """Processor time that the process's first thread has had."""
+        return int(self.loop_thread.read_text().split()[0]) / 1e9
 
     def body(self, question: str, new_tokens: int) -> Numbers:
         """A request."""
@@ -119,7 +124,7 @@ def lightstride_server(
             extra: Numbers = {"ignore_eos": True, "stream_options": {"include_usage": True}}
             if mode is not None:
                 extra["mode"] = mode
-            yield Remote(client, url, model, seconds, extra)
+            yield Remote(client, url, model, seconds, extra, process.pid)
         finally:
             process.terminate()
             process.wait(30)
@@ -149,7 +154,8 @@ def transformers_server(client: Client, dense: str, threads: int, folder: Path) 
                 assert process.poll() is None, (folder / "log").read_text()[-2000:]
                 assert time.perf_counter() - begin < 120
                 time.sleep(0.2)
-            yield Remote(client, url, str(folder / "dense"), time.perf_counter() - begin, {})
+            seconds = time.perf_counter() - begin
+            yield Remote(client, url, str(folder / "dense"), seconds, {}, process.pid)
         finally:
             process.terminate()
             process.wait(30)
@@ -196,12 +202,13 @@ def measure(args: argparse.Namespace, ours: Remote, theirs: Remote | None) -> Nu
         if theirs is not None:
             seconds, tokens = theirs.at_once(many, args.new_tokens)
             rates["transformers"].append(tokens / seconds)
+        before = ours.loop_seconds()
         served, tokens = ours.at_once(question, args.new_tokens)
+        overhead.append((ours.loop_seconds() - before) / tokens)
         alone, same = in_process(decoder, question, settings)
         assert tokens == same
         rates["one"].append(tokens / served)
         rates["single"].append(tokens / alone)
-        overhead.append((served - alone) / tokens)
         idle.append(ours.first_token(None))
         busy.append(ours.first_token(long_prompt))
     return summary(rates, overhead, idle, busy, ours.ready_seconds)
