@@ -29,7 +29,7 @@ class ExportConfig(Command):
         float | None,
         arg(metavar="S", help_behavior_hint="(default: the model's own)"),
     ] = None
-    """Which memory plan --to sliding writes, by its budget (default: the model's own)."""
+    """Which memory plan --to sliding writes, by its budget."""
     dtype: GGUFType = "bf16"
     """How a GGUF stores the weights."""
     trust_remote_code: bool = False
