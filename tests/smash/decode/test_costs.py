@@ -115,3 +115,23 @@ def test_every_second_row_has_what_is_more_than_a_column_each(rows: int, columns
     assert sum(sizes) == rows * columns
     assert set(sizes[1::2]) <= {1}
     assert max(sizes) <= costs.DRAFTING * max(costs.COLUMNS)
+
+
+@pytest.mark.parametrize(("attention", "widest"), [("sdpa", 5), ("eager", 3)])
+def test_rows_that_are_padded_are_measured_alike(
+    attention: str, widest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    read = costs.ColumnReader.read
+
+    def note(self: costs.ColumnReader, batch, rows, asked, taps):
+        seen.append([len(each.tokens) for each in asked])
+        return read(self, batch, rows, asked, taps)
+
+    monkeypatch.setattr(costs.ColumnReader, "read", note)
+    monkeypatch.setattr(costs, "COLUMNS", (1, 3))
+    model = tiny_llama()
+    model.set_attn_implementation(attention)
+    MEASURED(model, 4)
+    assert max(map(max, seen)) == widest
+    assert {sum(sizes) for sizes in seen} == {4, 12}

@@ -211,8 +211,9 @@ def measure_forwards(model: PreTrainedModel, rows: int) -> Points:
     """Seconds of forwards over some numbers of columns, and over none less than over fewer.
 
     Rows are as they are when answers are drafted: of different lengths, and with what more than a
-    column each there is in every second of them.  Each number has its turn before any has its next,
-    so that other work disturbs all alike, up and down, so that none follows the widest every time.
+    column each there is in every second of them, unless all are padded to one width.  Each number
+    has its turn before any has its next, so that other work disturbs all alike, up and down, so
+    that none follows the widest every time.
     """
     batch = CachedBatch(model, "dynamic")
     vocabulary = model.config.vocab_size
@@ -228,7 +229,8 @@ def measure_forwards(model: PreTrainedModel, rows: int) -> Points:
             batch.read(slice(row, row + 1), [[n % vocabulary for n in range(length)]], [])
         for turn in range(REPEATS):
             for columns in widths if turn % 2 else widths[::-1]:
-                asked = [Columns.chain([1] * size) for size in sizes_of(rows, columns)]
+                sizes = sizes_of(rows, columns) if batch.flattens else [columns] * rows
+                asked = [Columns.chain([1] * size) for size in sizes]
                 start = clock(model.device)
                 reader.read(batch, slice(0, rows), asked, ())
                 times[columns].append(clock(model.device) - start)
@@ -236,7 +238,7 @@ def measure_forwards(model: PreTrainedModel, rows: int) -> Points:
 
 
 def sizes_of(rows: int, columns: int) -> list[int]:
-    """Columns of each row where all rows have so many on average, and most of them one."""
+    """Columns of each row where all rows have so many on average, and every second of them one."""
     drafting = -(-rows // DRAFTING)
     share, rest = divmod(rows * (columns - 1), drafting)
     extra = [share + (place < rest) for place in range(drafting)]

@@ -47,9 +47,9 @@ BATCH_DRAFTS = 64
 """Guesses of a drafter for all rows, beyond which those of a row are fewer."""
 LEAST_DRAFTS = 4
 RAGGED = 1.15
-"""A forward of several rows over unlike columns takes so much longer than one over as many that are
-alike, as timed (LOG.md, "drafts that pay"): they are taken apart for attention, and put together
-again."""
+"""What columns beyond one a row are taken to cost more than was measured, of several rows.  It
+comes from tables of alike rows (LOG.md, "drafts that pay"); tables are of unlike ones now, and
+whether less would do was not measured."""
 
 BaseChoice = Callable[[Sequence[int], Sequence[int], Sequence[Sequence[int]]], list[int]]
 """The base's tokens, given rows, the place in each row's tree, and its branch up to there."""
