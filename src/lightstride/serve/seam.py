@@ -3,7 +3,7 @@
 The API knows no tensor: an `Ask` goes in, `News` come out, a step of the base model at a time.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -70,8 +70,8 @@ class News:
 class Ticket(Protocol):
     """An answer on its way."""
 
-    def news(self) -> AsyncIterator[Sequence[News]]:
-        """Steps as they come, those that came together at once; raises ApiError where it fails."""
+    async def news(self) -> Sequence[News]:
+        """The next steps, all that have come; none after the last. ApiError where it fails."""
         ...
 
     def cancel(self) -> None:

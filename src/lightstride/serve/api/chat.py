@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from lightstride.serve.api.asks import Wish, alternatives, grammar_of, submit
 from lightstride.serve.api.follow import FollowedAnswer, merged, metrics, usage
 from lightstride.serve.api.service import Service
-from lightstride.serve.api.sse import DONE, EventStream, event, unless_gone
+from lightstride.serve.api.sse import DONE, EventStream, around, event, quoted, unless_gone
 from lightstride.serve.api.toolcalls import CallReader, forced_schema
 from lightstride.serve.faults import bad
 from lightstride.serve.limits import Limits
@@ -137,6 +137,8 @@ class ChatReply:
         self.request = request
         self.answers = answers
         self.readers = [CallReader(names) if names else None for _ in answers]
+        self.around = [around(self.chunk(each, {"content": ""}), b'"content":') for each in answers]
+        """What stands before and after the text of a chunk that has nothing but text."""
 
     @property
     def usage(self) -> Document:
@@ -212,8 +214,11 @@ class ChatReply:
         if self.request.logprobs:
             extra["scored"] = news.scored or ()
         out = b""
-        if text or extra:
-            out += self.chunk(answer, {"content": text} if text else {}, **extra)
+        if extra:
+            out = self.chunk(answer, {"content": text} if text else {}, **extra)
+        elif text:
+            before, after = self.around[answer.index]
+            out = before + quoted(text) + after
         if news.finish is not None:
             out += self.end(answer)
         return out

@@ -9,7 +9,7 @@ from lightstride.serve.api.asks import Wish, alternatives, submit
 from lightstride.serve.api.chat import Document, ResponseHead, new_head
 from lightstride.serve.api.follow import FollowedAnswer, merged, metrics, usage
 from lightstride.serve.api.service import Service
-from lightstride.serve.api.sse import DONE, EventStream, event, unless_gone
+from lightstride.serve.api.sse import DONE, EventStream, around, event, quoted, unless_gone
 from lightstride.serve.faults import bad
 from lightstride.serve.schemas.completions import CompletionRequest
 from lightstride.serve.seam import Model, News, Scored
@@ -68,6 +68,10 @@ class CompletionReply:
         self.echoes = echoes
         self.prompt_tokens = prompt_tokens
         self.offsets = [len(echoes[index]) if echoes else 0 for index in range(len(answers))]
+        self.around = [
+            around(self.chunk(self.choice(each, "", (), None)), b'"text":') for each in answers
+        ]
+        """What stands before and after the text of a chunk that has nothing but text."""
 
     def whole(self) -> Document:
         """The response at once."""
@@ -145,6 +149,9 @@ class CompletionReply:
         extra: Document = {}
         if options is not None and options.include_steps:
             extra["step"] = {"tokens": len(news.tokens), "kv_entries": news.kv_entries}
+        if not (extra or news.finish or self.request.logprobs is not None):
+            before, after = self.around[answer.index]
+            return before + quoted(news.text) + after if news.text else b""
         if not (news.text or extra or news.scored or news.finish):
             return b""
         return self.chunk(self.choice(answer, news.text, news.scored or (), news.finish), **extra)

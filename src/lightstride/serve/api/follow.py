@@ -30,13 +30,13 @@ class FollowedAnswer:
         """Steps of the base model that brought something."""
         return sum(self.histogram)
 
-    async def steps(self) -> AsyncIterator[Sequence[News]]:
-        """The answer's steps; whoever stops listening cancels it."""
+    async def steps(self) -> AsyncIterator[tuple["FollowedAnswer", Sequence[News]]]:
+        """The answer itself and its next steps; whoever stops listening cancels it."""
         try:
-            async for several in self.ticket.news():
+            while several := await self.ticket.news():
                 for news in several:
                     self.note(news)
-                yield several
+                yield self, several
         finally:
             self.ticket.cancel()
             self.clock.close(self.num_steps)
@@ -48,11 +48,14 @@ class FollowedAnswer:
         self.kv_entries = news.kv_entries
         self.cached_tokens = max(self.cached_tokens, news.cached_tokens)
         self.finish = news.finish
-        self.scored.extend(news.scored or ())
-        if news.tokens:
-            self.num_tokens += len(news.tokens)
-            self.histogram += [0] * (len(news.tokens) - len(self.histogram))
-            self.histogram[len(news.tokens) - 1] += 1
+        if news.scored:
+            self.scored.extend(news.scored)
+        said = len(news.tokens)
+        if said:
+            self.num_tokens += said
+            if said > len(self.histogram):
+                self.histogram += [0] * (said - len(self.histogram))
+            self.histogram[said - 1] += 1
 
     async def whole(self) -> None:
         """Wait until nothing more comes."""
@@ -78,22 +81,25 @@ def release(answers: Sequence[FollowedAnswer]) -> None:
         answer.ticket.cancel()
 
 
-async def merged(
+def merged(
     answers: Sequence[FollowedAnswer],
 ) -> AsyncIterator[tuple[FollowedAnswer, Sequence[News]]]:
     """The steps of all answers in the order in which they come."""
-    if len(answers) == 1:
-        async for several in answers[0].steps():
-            yield answers[0], several
-        return
+    return answers[0].steps() if len(answers) == 1 else queued(answers)
+
+
+async def queued(
+    answers: Sequence[FollowedAnswer],
+) -> AsyncIterator[tuple[FollowedAnswer, Sequence[News]]]:
+    """What `merged` gives of any number of answers, each followed by a task."""
     queue: asyncio.Queue[tuple[FollowedAnswer, Sequence[News]] | BaseException | None] = (
         asyncio.Queue()
     )
 
     async def feed(answer: FollowedAnswer) -> None:
         try:
-            async for several in answer.steps():
-                queue.put_nowait((answer, several))
+            async for step in answer.steps():
+                queue.put_nowait(step)
         except Exception as error:
             queue.put_nowait(error)
         else:

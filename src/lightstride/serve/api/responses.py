@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 
 from lightstride.serve.api.asks import Wish, grammar_of, submit
 from lightstride.serve.api.chat import Document
-from lightstride.serve.api.follow import FollowedAnswer, merged, metrics
+from lightstride.serve.api.follow import FollowedAnswer, metrics
 from lightstride.serve.api.service import Service
 from lightstride.serve.api.sse import EventStream, event, unless_gone
 from lightstride.serve.faults import ApiError
@@ -136,11 +136,10 @@ class ResponseReply:
             )
             + self.say("response.content_part.added", **place, part=part(""))
         )
-        async for answer, several in merged([self.answer]):
+        async for _, several in self.answer.steps():
             text = "".join(news.text for news in several)
             if text:
                 yield self.say("response.output_text.delta", **place, delta=text, logprobs=[])
-            assert answer is self.answer
         text = self.answer.text
         whole = self.document(text)
         yield (

@@ -22,10 +22,7 @@ from lightstride.serve.faults import ApiError, internal
 
 LOG = logging.getLogger("lightstride.serve")
 DONE = b"data: [DONE]\n\n"
-
-
-class SlowReaderError(Exception):
-    """A client does not take what is sent."""
+COMMENT = {"type": "http.response.body", "body": b": keep-alive\n\n", "more_body": True}
 
 
 def too_late(seconds: float) -> ApiError:
@@ -42,6 +39,19 @@ def event(document: Mapping[str, object], name: str | None = None) -> bytes:
 def failed(fault: ApiError) -> bytes:
     """How a chat or completion says that it goes no further."""
     return event(fault.body) + DONE
+
+
+quoted = msgspec.json.encode
+"""A text as JSON."""
+
+
+def around(empty: bytes, field: bytes) -> tuple[bytes, bytes]:
+    """What stands before and after a text in an event, given the event with an empty one.
+
+    Chunks of a stream differ in their text alone: the rest is encoded once.
+    """
+    before, _, after = empty.rpartition(field + b'""')
+    return before + field, after
 
 
 class EventStream(Response):
@@ -65,74 +75,75 @@ class EventStream(Response):
         self.status_code = 200
         self.background = None
         self.last_sent = time.monotonic()
+        self.is_sending = False
         self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Write until the body ends, the client has gone, or the time is over."""
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        writer = asyncio.ensure_future(self.write(send))
-        others = [
+        tasks = [
+            asyncio.ensure_future(self.write(send)),
             asyncio.ensure_future(disconnected(receive)),
-            asyncio.ensure_future(self.keep_alive(send)),
+            asyncio.ensure_future(self.watch(send)),
         ]
         try:
-            await asyncio.wait({writer, others[0]}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (writer, *others):
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(writer, *others, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
             release(self.answers)
 
     async def write(self, send: Send) -> None:
-        """Send the body, and an error where it fails."""
-        try:
-            await self.write_all(send)
-            await self.put(send, b"", more=False)
-        except SlowReaderError:
-            LOG.info("a client that read nothing was dropped")
-
-    async def write_all(self, send: Send) -> None:
-        """Send the body, or as much of it as there is time for."""
+        """Send the body, or as much of it as there is time for; a fault is said as its last."""
         seconds = self.limits.answer_seconds
         try:
-            async with asyncio.timeout(seconds), contextlib.aclosing(self.chunks()) as chunks:
-                async for chunk in chunks:
-                    await self.put(send, chunk)
-        except TimeoutError:
-            await self.put(send, self.say(too_late(seconds)))
-
-    async def chunks(self) -> AsyncGenerator[bytes]:
-        """The body; a fault is said as the last of it."""
-        try:
-            async with contextlib.aclosing(self.body_iterator) as body:
+            async with (
+                asyncio.timeout(seconds) as time_limit,
+                contextlib.aclosing(self.body_iterator) as body,
+            ):
                 async for chunk in body:
-                    yield chunk
+                    await self.put(send, chunk)
         except ApiError as fault:
             self.on_fault(fault)
-            yield self.say(fault)
+            await self.put(send, self.say(fault))
         except Exception:
-            LOG.exception("a stream failed")
-            self.on_fault(internal())
-            yield self.say(internal())
+            if time_limit.expired():
+                await self.put(send, self.say(too_late(seconds)))
+            else:
+                LOG.exception("a stream failed")
+                self.on_fault(internal())
+                await self.put(send, self.say(internal()))
+        await self.put(send, b"", more=False)
 
     async def put(self, send: Send, body: bytes, *, more: bool = True) -> None:
-        """Send some bytes; SlowReaderError where the client does not take them."""
-        try:
-            async with asyncio.timeout(self.limits.reader_seconds):
-                await send({"type": "http.response.body", "body": body, "more_body": more})
-        except TimeoutError:
-            raise SlowReaderError from None
+        """Send some bytes; that it does not take too long is watched, which costs no timer here."""
         self.last_sent = time.monotonic()
+        self.is_sending = True
+        await send({"type": "http.response.body", "body": body, "more_body": more})
+        self.is_sending = False
 
-    async def keep_alive(self, send: Send) -> None:
-        """Send a comment whenever nothing else was sent for a while."""
-        pause = self.limits.keep_alive_seconds
+    async def watch(self, send: Send) -> None:
+        """Fill silence with comments, until the client has taken nothing for too long."""
+        pause, patience = self.limits.keep_alive_seconds, self.limits.reader_seconds
         while True:
-            silent = time.monotonic() - self.last_sent
-            if silent >= pause:
-                await self.put(send, b": keep-alive\n\n")
-                silent = 0.0
-            await asyncio.sleep(pause - silent)
+            passed = time.monotonic() - self.last_sent
+            if self.is_sending:
+                if passed >= patience:
+                    break
+                await asyncio.sleep(patience - passed)
+                continue
+            if passed >= pause:
+                try:
+                    async with asyncio.timeout(patience):
+                        await send(COMMENT)
+                except TimeoutError:
+                    break
+                self.last_sent = time.monotonic()
+                passed = 0.0
+            # Not longer than a client may read nothing: it might begin now.
+            await asyncio.sleep(min(pause - passed, patience))
+        LOG.info("a client that read nothing was dropped")
 
 
 async def disconnected(receive: Callable[[], Awaitable[Message]]) -> None:

@@ -1,8 +1,7 @@
 """An answer on its way from the engine's thread to the event loop."""
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 
 from lightstride.serve.faults import ApiError
 from lightstride.serve.seam import Ask, News
@@ -19,10 +18,11 @@ class EngineTicket:
         self.ask = ask
         self.cancel_at_engine = cancel
         self.loop = asyncio.get_running_loop()
-        self.unread: deque[News] = deque()
+        self.unread: list[News] = []
         self.fault: ApiError | None = None
         self.is_over = False
-        self.has_more = asyncio.Event()
+        self.reader: asyncio.Future[None] | None = None
+        """Whoever waits for news: only one may."""
 
     def tell(self, news: News | ApiError) -> None:
         """Put down what came; called in the loop."""
@@ -30,22 +30,22 @@ class EngineTicket:
             return
         if isinstance(news, ApiError):
             self.fault = news
+            self.is_over = True
         else:
             self.unread.append(news)
-        self.is_over = isinstance(news, ApiError) or news.finish is not None
-        self.has_more.set()
+            self.is_over = news.finish is not None
+        if self.reader is not None and not self.reader.done():
+            self.reader.set_result(None)
 
-    async def news(self) -> AsyncIterator[Sequence[News]]:
-        """Steps as they come; raises ApiError where the answer fails."""
-        while self.unread or not self.is_over:
-            await self.has_more.wait()
-            self.has_more.clear()
-            several = tuple(self.unread)
-            self.unread.clear()
-            if several:
-                yield several
-        if self.fault is not None:
+    async def news(self) -> Sequence[News]:
+        """The next steps, all that have come; none after the last. ApiError where it fails."""
+        if not self.unread and not self.is_over:
+            self.reader = self.loop.create_future()
+            await self.reader
+        several, self.unread = self.unread, []
+        if self.fault is not None and not several:
             raise self.fault
+        return several
 
     def cancel(self) -> None:
         """Nobody wants the answer any more."""
