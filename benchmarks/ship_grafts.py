@@ -2,16 +2,19 @@
 
     lightstride smash smollm2-135m -o demo-smash --prompts ...
     python benchmarks/ship_grafts.py demo-smash smollm2-135m-smash
+    lightstride smash smollm2-135m-smash -o planned --kv 0.5 0.35
+    python benchmarks/ship_grafts.py planned smollm2-135m-smash --plans
 
 Weights are written in bfloat16; unless asked otherwise the model decodes losslessly.
 `lightstride.json` and `result.json` come along, the command, the data and the numbers, and so do
-memory plans.  The tokenizer does not: it is the base's.
+memory plans, or these alone (`--plans`); the full cache stays the default.  The tokenizer does not:
+it is the base's.
 """
 
 import argparse
 import json
-import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,8 @@ import torch
 from lightstride.checkpoint import read_record, write_record
 from lightstride.errors import LightstrideError, ModelError
 from lightstride.files import whole_folder, write_json
-from lightstride.memory.plan_files import PLAN_FILE, SCORES_FILE, read_plans
+from lightstride.files.read import read_json
+from lightstride.memory.plan_files import PLAN_FILE, read_plans, write_plans
 from lightstride.models.opening.builtin import ASSETS, GRAFTS
 from lightstride.models.opening.load import load_model
 from lightstride.results import read_result
@@ -53,9 +57,17 @@ def ship(source: Path, name: str, assets: Path = ASSETS) -> Path:
                 partial / "result.json", shortened(dict(read_result(source / "result.json")))
             )
         if read_plans(source) is not None:
-            for plan in filter(Path.is_file, (source / PLAN_FILE, source / SCORES_FILE)):
-                shutil.copyfile(plan, partial / plan.name)
+            ship_plans(source, partial)
     return assets / name
+
+
+def ship_plans(source: Path, target: Path) -> None:
+    """Write the memory plans of a folder into another one; its own are replaced."""
+    plans = read_plans(source)
+    if plans is None:
+        raise ModelError(f"{source} has no memory plans: make them with lightstride smash --kv")
+    facts = read_json(source / PLAN_FILE, dict[str, Any], ModelError)["facts"]
+    write_plans(target, replace(plans, default=None), shortened(facts))
 
 
 def lowered(tensor: torch.Tensor) -> torch.Tensor:
@@ -79,9 +91,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source", type=Path, help="folder of a smashed model")
     parser.add_argument("name", choices=sorted(GRAFTS))
+    parser.add_argument("--plans", action="store_true", help="memory plans alone")
     flags = parser.parse_args()
     try:
-        folder = ship(flags.source, flags.name)
+        folder = ASSETS / flags.name
+        if flags.plans:
+            ship_plans(flags.source, folder)
+        else:
+            ship(flags.source, flags.name)
     except LightstrideError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

@@ -80,6 +80,21 @@ def test_grafts_are_shipped_small_and_opened_by_name(shipping: ModuleType, tmp_p
     )
 
 
+def test_plans_are_shipped_without_grafts_and_the_full_cache_stays_the_default(
+    shipping: ModuleType, tmp_path: Path
+) -> None:
+    source = smashed(tmp_path / "smashed")
+    folder = shipping.ship(source, NAME, tmp_path / "assets")
+    with pytest.raises(ModelError, match="has no memory plans"):
+        shipping.ship_plans(source, folder)
+    memory = mixed_memory(load.load_model("toy"), 1)
+    write_plans(source, MemoryFile({0.5: memory.plan}, 0.5, memory.scores), {"seconds": 1})
+    shipping.ship_plans(source, folder)
+    assert read_plans(folder) == MemoryFile({0.5: memory.plan}, None)
+    facts = json.loads((folder / "memory.json").read_text())["facts"]
+    assert facts == {"seconds": 1}
+
+
 def test_grafts_that_are_too_large_are_not_shipped(
     shipping: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
