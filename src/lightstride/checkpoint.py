@@ -203,16 +203,24 @@ def open_decoder(
         memory = memory_of(source, smashed.base, kv, kv_type)
         return SmashDecoder(smashed, tokenizer, memory=memory)
     if is_headed(source, trust_remote_code=trust_remote_code):
-        folder = local_folder(source)
-        fields = read_headed(folder)
-        base = load_model(
-            fields.base, dtype=dtype, device=device, trust_remote_code=trust_remote_code
+        base, head = open_headed(
+            source, dtype=dtype, device=device, trust_remote_code=trust_remote_code
         )
-        check_fingerprint(fields, base)
         memory = memory_of(source, base, kv, kv_type)
-        return HeadedDecoder(base, open_head(folder / HEAD, base), tokenizer, memory=memory)
+        return HeadedDecoder(base, head, tokenizer, memory=memory)
     model = load_model(source, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     return PlainDecoder(model, tokenizer, memory=memory_of(source, model, kv, kv_type))
+
+
+def open_headed(
+    source: str, *, dtype: torch.dtype, device: str, trust_remote_code: bool
+) -> tuple[PreTrainedModel, Eagle3Head]:
+    """The base that a draft head's checkpoint names, and the head; ModelError for another base."""
+    folder = local_folder(source)
+    fields = read_headed(folder)
+    base = load_model(fields.base, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    check_fingerprint(fields, base)
+    return base, open_head(folder / HEAD, base)
 
 
 def base_of(decoder: Decoder) -> PreTrainedModel:

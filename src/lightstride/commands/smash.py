@@ -22,7 +22,12 @@ from lightstride.commands.smashing.examples import given_prompts, prepare_answer
 from lightstride.commands.smashing.facts import NewDrafter, start_provenance
 from lightstride.commands.smashing.grafts import learn_grafts
 from lightstride.commands.smashing.head import take_head
-from lightstride.commands.smashing.memory import check_budgets, memory_search, plan_memory
+from lightstride.commands.smashing.memory import (
+    check_budgets,
+    memory_search,
+    plan_memory,
+    with_plans,
+)
 from lightstride.config import SmashRunConfig
 from lightstride.config.smash import EAGLE3_ONLY, ONCE_FLAGS, PAPER_ONLY
 from lightstride.distributed import barrier, rank
@@ -58,7 +63,7 @@ def smash_alone(config: SmashRunConfig) -> Mapping[str, object]:
     started = time.perf_counter()
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, suitable_dtype(device))
-    if config.kv and is_smashed(config.model):
+    if config.kv and has_drafter(config.model):
         return plan_memory(config, device, dtype)
     check_models(config)
     if config.from_head:
@@ -80,6 +85,8 @@ def smash_alone(config: SmashRunConfig) -> Mapping[str, object]:
     answered = time.perf_counter()
     learn = learn_head if config.drafter == "eagle3" else learn_grafts
     drafter = learn(config, base, tokenizer, answers, dtype)
+    if config.kv:
+        drafter = with_plans(config, base, tokenizer, drafter)
     seconds = {"answers": answered - started, "all": time.perf_counter() - started}
     numbers = {**drafter.numbers, "started_from": before, "seconds": seconds}
     return save(config, replace(drafter, numbers=numbers), {config.prompts: answers.hashed})
@@ -87,12 +94,10 @@ def smash_alone(config: SmashRunConfig) -> Mapping[str, object]:
 
 def check_models(config: SmashRunConfig) -> None:
     """ModelError for a model that has a drafter already, or experts, or a start that has none."""
-    if is_smashed(config.model):
+    if has_drafter(config.model):
         raise ModelError(
             f"{config.model} is smashed already; give its base, or --kv for its memory"
         )
-    if is_headed(config.model):
-        raise ModelError(f"{config.model} is a draft head on another model; give that")
     settings = load_config(
         config.model, locate(config.model), trust_remote_code=config.trust_remote_code
     )
@@ -103,6 +108,11 @@ def check_models(config: SmashRunConfig) -> None:
         )
     if config.drafter == "micro" and config.start_from and not is_smashed(config.start_from):
         raise ModelError(f"{config.start_from} is not a smashed model to start from")
+
+
+def has_drafter(model: str) -> bool:
+    """Whether a model is smashed, with grafts or a draft head."""
+    return is_smashed(model) or is_headed(model)
 
 
 def unasked(config: SmashRunConfig) -> tuple[str, ...]:

@@ -223,7 +223,6 @@ MICRO_ONLY = (
     *PAPER_ONLY,
     "short_share",
     "feed_own_share",
-    "kv",
 )
 """Flags of a micro decoder alone."""
 COUNTS = ("num_prompts", "micro_vocab", "steps", "accumulate")

@@ -20,6 +20,7 @@ from lightstride.commands.smashing.eagle3 import foretold
 from lightstride.config import SmashRunConfig
 from lightstride.errors import ConfigError, ModelError
 from lightstride.generate import Settings, generate
+from lightstride.memory.plan_files import read_plans
 from lightstride.smash.decode.headed import HeadedDecoder
 
 pytestmark = pytest.mark.timeout(400)  # processes of their own import torch, slowly if others work
@@ -125,7 +126,6 @@ def test_mistakes_are_known_before_anything_is_answered(
     start = ["smash", str(folder / "dense"), "-o", str(folder / "x")]
     for flags, message in (
         (["--drafter", "eagle3", "--max-segment", "3"], "left out with --drafter eagle3"),
-        (["--drafter", "eagle3", "--kv", "0.5"], "--kv (0.5,) is not allowed"),
         (["--drafter", "eagle3", "--draft-steps", "9"], "from 3 to 7"),
         (["--draft-window", "9"], "left out with --drafter micro"),
         (["--drafter", "eagle3", "--start-from", "a", "--micro-vocab", "9"], "its own vocabulary"),
@@ -143,3 +143,25 @@ def test_a_forecast_goes_on_with_the_curve() -> None:
     assert last["low"] <= last["tokens_per_step"] <= last["high"]  # type: ignore[operator]
     assert last["tokens_per_step"] == pytest.approx(3 - 2 * 8000**-0.5, rel=0.02)
     assert foretold(curve[:2]) is None
+
+
+def test_memory_plans_are_searched_beside_a_head_and_for_one_that_is_there(folder: Path) -> None:
+    first = config_of(folder, "both", kv=(0.8,), kv_context=320)
+    assert set(smash(first)["numbers"]["memory"]["plans"]) == {"0.8"}
+    later = config_of(
+        folder, "later", model=str(folder / "both"), drafter="micro", draft_steps=None,
+        answers=None, kv=(0.6,), kv_context=320,
+    )  # fmt: skip
+    assert set(smash(later)["numbers"]["plans"]) == {"0.6"}
+    for output, budget in (("both", 0.8), ("later", 0.6)):
+        decoder = open_decoder(str(folder / output))
+        assert isinstance(decoder, HeadedDecoder)
+        plans = read_plans(folder / output)
+        assert plans is not None
+        assert plans.budgets == (1.0, budget)
+        assert decoder.memory is not None
+        assert decoder.memory.plan == plans.plans[budget]
+    again = [open_decoder(str(folder / name), kv=1.0) for name in ("both", "later")]
+    asked = Settings(max_new_tokens=8, ignore_end_tokens=True)
+    answers = [generate(decoder, [[70, 71, 72]], asked)[0].tokens for decoder in again]
+    assert answers[0] == answers[1]

@@ -122,7 +122,7 @@ def test_flags_of_training_and_models_with_a_head_are_refused(base: Path, tmp_pa
     folder = publish(random_head(), tmp_path / "public")
     smash(config_of(base, folder))
     out = tmp_path / "out"
-    with pytest.raises(ModelError, match="a draft head on another model"):
+    with pytest.raises(ModelError, match="is smashed already"):
         smash(config_of(out, folder, "again"))
     with pytest.raises(ExportError, match="draft head, which is not written as decilm"):
         export(ExportConfig(model=str(out), output=str(tmp_path / "file"), to="decilm"))

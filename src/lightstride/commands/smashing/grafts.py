@@ -17,7 +17,6 @@ from lightstride.commands.smashing.examples import (
     first_greedy,
 )
 from lightstride.commands.smashing.facts import NewDrafter, training_facts
-from lightstride.commands.smashing.memory import memory_search, search_memory
 from lightstride.commands.smashing.training import (
     BASE_FOLDER,
     TrainingSetup,
@@ -26,7 +25,6 @@ from lightstride.commands.smashing.training import (
     train_grafts,
 )
 from lightstride.config import SmashRunConfig
-from lightstride.memory.plan_files import write_plans
 from lightstride.results import Numbers, markdown_table
 from lightstride.smash.data.ceiling import ceilings
 from lightstride.smash.data.examples import Example
@@ -49,7 +47,7 @@ def learn_grafts(
     answers: Answers,
     dtype: torch.dtype,
 ) -> NewDrafter:
-    """Grafts trained on these answers, calibrated and judged, with memory plans if asked for."""
+    """Grafts trained on these answers, calibrated and judged."""
     learn, held_out = answers.learn, answers.held_out
     model = build_model(config, base, tokenizer, learn, ancestors_of(config.model))
     before = TrainingSetup.of(config, model, dtype, learn)
@@ -64,16 +62,10 @@ def learn_grafts(
         "control": train_control(config, before, learn, judged_on),
     }
     finalize(config, model, dtype)
-    plans = None
-    if config.kv:
-        memory, work = memory_search(config), Path(config.work_folder)
-        plans, numbers["memory"] = search_memory(model.base, tokenizer, memory, work)
 
     def write(output: Path, record: Mapping[str, object]) -> None:
         if not is_saved(output):
             save_checkpoint(model, tokenizer, output, record=record)
-        if plans is not None:
-            write_plans(output, plans, {"memory": numbers["memory"]})
         if config.train_base and not is_saved(output / BASE_FOLDER):
             save_checkpoint(model.base, tokenizer, output / BASE_FOLDER, record=record)
 

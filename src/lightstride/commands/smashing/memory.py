@@ -2,15 +2,22 @@
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lightstride.checkpoint import is_saved, save_checkpoint
+from lightstride.checkpoint import (
+    is_headed,
+    is_saved,
+    open_headed,
+    save_checkpoint,
+    save_headed,
+)
 from lightstride.commands.outputs import identity, printed, save_result
+from lightstride.commands.smashing.facts import NewDrafter
 from lightstride.commands.smashing.memory_texts import COPY_LENGTH, memory_texts
 from lightstride.config import SmashRunConfig
 from lightstride.config.smash import ONCE_FLAGS
@@ -41,9 +48,10 @@ from lightstride.memory.plan_files import (
 from lightstride.memory.scores import Scores
 from lightstride.memory.space import By, PlanKey, limit_of
 from lightstride.models.fingerprint import fingerprint
-from lightstride.models.opening.load import load_tokenizer
+from lightstride.models.opening.load import load_tokenizer, local_folder
 from lightstride.results import Numbers, markdown_table
 from lightstride.smash.hub import SmashModel
+from lightstride.smash.model.headed import read_headed
 from lightstride.work import open_work
 
 ROUNDS, EVALUATIONS = "memory-rounds.json", "memory-search.jsonl"
@@ -104,26 +112,62 @@ def memory_search(config: SmashRunConfig) -> MemorySearch:
 def plan_memory(config: SmashRunConfig, device: str, dtype: torch.dtype) -> Mapping[str, object]:
     """Give a smashed model memory plans, all else as it is; the result, as in `result.json`."""
     tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
-    model = SmashModel.from_pretrained(
-        config.model, dtype=dtype, device=device, trust_remote_code=config.trust_remote_code
-    )
+    base, save = opened(config, tokenizer, device, dtype)
     search = memory_search(config)
-    check_budgets(model.base, search)
+    check_budgets(base, search)
     folder, output = Path(config.work_folder), Path(config.output)
     unasked = () if config.kv_by == "block" else ("kv_by",)
-    run = {**identity(config, "answers", *unasked), "base": fingerprint(model.base)}
+    run = {**identity(config, "answers", *unasked), "base": fingerprint(base)}
     open_work(folder, run, resume=config.resume, gone=ONCE_FLAGS)
-    plans, numbers = search_memory(model.base, tokenizer, search, folder)
+    plans, numbers = search_memory(base, tokenizer, search, folder)
     result: Mapping[str, object] = {}
     if rank() == 0:
         if not is_saved(output):
-            record = {"kind": "memory", "config": config.as_dict()}
-            save_checkpoint(model, tokenizer, output, record=record)
+            save(output, {"kind": "memory", "config": config.as_dict()})
         write_plans(output, plans, {"memory": numbers})
         with printed(plans_table(numbers)):
             result = save_result("memory", config, numbers, seed=config.seed)
     barrier()
     return result
+
+
+def opened(
+    config: SmashRunConfig, tokenizer: PreTrainedTokenizerBase, device: str, dtype: torch.dtype
+) -> tuple[PreTrainedModel, Callable[[Path, Mapping[str, object]], None]]:
+    """The base of a smashed model, and what saves the whole of it into a folder, with a record."""
+    trust = config.trust_remote_code
+    if is_headed(config.model):
+        base, head = open_headed(config.model, dtype=dtype, device=device, trust_remote_code=trust)
+        name = read_headed(local_folder(config.model)).base
+
+        def save_both(output: Path, record: Mapping[str, object]) -> None:
+            save_headed(head, base, name, tokenizer, output, record=record)
+
+        return base, save_both
+    model = SmashModel.from_pretrained(
+        config.model, dtype=dtype, device=device, trust_remote_code=trust
+    )
+
+    def save(output: Path, record: Mapping[str, object]) -> None:
+        save_checkpoint(model, tokenizer, output, record=record)
+
+    return model.base, save
+
+
+def with_plans(
+    config: SmashRunConfig,
+    base: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    drafter: NewDrafter,
+) -> NewDrafter:
+    """What was learned, and memory plans of its base, which are saved beside it."""
+    plans, numbers = search_memory(base, tokenizer, memory_search(config), Path(config.work_folder))
+
+    def write(output: Path, record: Mapping[str, object]) -> None:
+        drafter.write(output, record)
+        write_plans(output, plans, {"memory": numbers})
+
+    return replace(drafter, numbers={**drafter.numbers, "memory": numbers}, write=write)
 
 
 def plans_table(numbers: Numbers) -> str:
