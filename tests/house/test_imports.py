@@ -21,6 +21,7 @@ FILES = {
 ALLOWED = {
     "__init__": set(),
     "announce": set(),
+    "lean": set(),
     "errors": set(),
     "progress": set(),
     "streams": {"errors"},

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import cast
 
+from lightstride import lean  # first: what comes next would import more
 from lightstride.checkpoint import base_of, open_decoder, with_budget
 from lightstride.config.decoding import Settings
 from lightstride.config.serve import ServeConfig
@@ -52,7 +53,7 @@ def serve(config: ServeConfig) -> Mapping[str, object]:
         host = f"[{config.host}]" if ":" in config.host else config.host
         # Opened in a thread that ends: OpenMP keeps a pool for every thread that has computed, and
         # where pools have more threads than there are cores they sleep between products.
-        with ThreadPoolExecutor(1) as opener:
+        with lean.without_compiler(), ThreadPoolExecutor(1) as opener:
             models = opener.submit(open_models, config, limits).result()
         service = Service(
             models=models,
