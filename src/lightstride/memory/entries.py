@@ -6,6 +6,8 @@ Shapes: R rows of the buffer, B rows of a forward, G KV heads, W columns, Q new 
 head size.
 """
 
+import copy
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -14,6 +16,36 @@ from torch import Tensor
 KvType = Literal["model", "int8"]
 LARGEST = 127.0
 SMALLEST = 1e-8
+ROOM = 64
+"""Columns by which a buffer grows."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a forward writes its new columns."""
+
+    rows: slice
+    rows_B1: Tensor
+    slots_BQ: Tensor
+    """Each row's own columns."""
+    start: int | None
+    """The first of them, where they are the same in all rows and follow each other."""
+
+    @classmethod
+    def of(cls, rows: slice, slots_BQ: Tensor, device: torch.device) -> "Places":
+        """Those of some rows' columns, which are given on the CPU."""
+        rows_B1 = torch.arange(rows.start, rows.stop, device=device)[:, None]
+        first, num_new = int(slots_BQ[0, 0]), slots_BQ.shape[1]
+        follow = all(slots == list(range(first, first + num_new)) for slots in slots_BQ.tolist())
+        return cls(rows, rows_B1, slots_BQ.to(device), first if follow else None)
+
+    def put(self, target_RGWd: Tensor, states_BGQd: Tensor) -> None:
+        """Write states there."""
+        if self.start is None:
+            target_RGWd[self.rows_B1, :, self.slots_BQ] = states_BGQd.transpose(1, 2)
+        else:
+            stop = self.start + states_BGQd.shape[2]
+            target_RGWd[self.rows, :, self.start : stop] = states_BGQd
 
 
 class Entries:
@@ -59,17 +91,16 @@ class Entries:
             more = (0, 0, 0, max(0, num_columns - columns), 0, 0, 0, max(0, num_rows - rows))
             self.replace([torch.nn.functional.pad(part, more) for part in self.parts])
 
-    def write(self, rows_B1: Tensor, slots_BQ: Tensor, states_BGQd: Tensor) -> None:
-        """Put each row's new entries at the row's own columns."""
-        states_BQGd = states_BGQd.transpose(1, 2)
+    def write(self, places: Places, states_BGQd: Tensor) -> None:
+        """Put each row's new entries at their places."""
         if self.scales_RGW1 is None:
-            self.values_RGWd[rows_B1, :, slots_BQ] = states_BQGd
+            places.put(self.values_RGWd, states_BGQd)
             return
-        scale = (states_BQGd.abs().amax(-1, keepdim=True).float() / LARGEST).clamp_min(SMALLEST)
+        scale = (states_BGQd.abs().amax(-1, keepdim=True).float() / LARGEST).clamp_min(SMALLEST)
         scale = scale.to(self.dtype)
-        codes = (states_BQGd.float() / scale.float()).round().clamp(-LARGEST, LARGEST)
-        self.values_RGWd[rows_B1, :, slots_BQ] = codes.to(torch.int8)
-        self.scales_RGW1[rows_B1, :, slots_BQ] = scale
+        codes = (states_BGQd.float() / scale.float()).round().clamp(-LARGEST, LARGEST)
+        places.put(self.values_RGWd, codes.to(torch.int8))
+        places.put(self.scales_RGW1, scale)
 
     def read(self, rows: slice, width: int) -> Tensor:
         """The first columns of some rows, (B, G, width, d), in the model's precision."""
@@ -93,6 +124,12 @@ class Entries:
             there = part[rows_N1, :, columns_NW]
             part[rows_N1, :, columns_NW] = there.gather(1, index_NWG1.expand_as(there))
 
+    def of_heads(self, heads: slice | list[int]) -> "Entries":
+        """The same of some of the heads, in memory of their own."""
+        own = copy.copy(self)
+        own.replace([part[:, heads].clone() for part in self.parts])
+        return own
+
     def take(self, order_RW: Tensor, num_columns: int) -> None:
         """Keep the columns of this order, row by row, in a buffer of so many."""
         rows_R1 = torch.arange(len(order_RW), device=order_RW.device)[:, None]
@@ -103,3 +140,8 @@ class Entries:
     def select_rows(self, rows_N: Tensor) -> None:
         """Keep these rows alone, in this order."""
         self.replace([part[rows_N] for part in self.parts])
+
+
+def room_for(num_columns: int) -> int:
+    """The least whole number of chunks that holds so many columns."""
+    return -(-num_columns // ROOM) * ROOM

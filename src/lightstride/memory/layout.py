@@ -112,12 +112,12 @@ class Layout:
         index_BQQ = self.slots_BQ[:, None].expand(-1, num_new, -1)
         return is_old_BW[:, None].expand(-1, num_new, -1).scatter(2, index_BQQ, sees_BQQ)
 
-    def chunks(self, rows: slice, queries: Sequence[int], there_BW: Tensor) -> Chunks | None:
-        """What becomes old when each row is at its query; entries are those marked as there."""
+    def chunks(self, rows: slice, borders: Sequence[int], there_BW: Tensor) -> Chunks | None:
+        """What becomes old at these borders of the rows; entries are those marked as there."""
         found: list[tuple[Tensor, Tensor, Tensor]] = []
-        for index, query in enumerate(queries):
+        for index, border in enumerate(borders):
             row = rows.start + index
-            before, border = self.border[row], self.keep.border(query)
+            before = self.border[row]
             if border <= before:
                 continue
             columns_M = there_BW[index].nonzero()[:, 0]
@@ -184,6 +184,12 @@ class Layout:
         self.position_RW = torch.cat([self.position_RW, fresh_1W])
         self.free.append(list(range(self.width)))
         self.border.append(0)
+
+    def copy(self, other: "Layout") -> None:
+        """Hold what another layout holds, nothing of it smashed."""
+        self.position_RW = other.position_RW.clone()
+        self.free = [list(free) for free in other.free]
+        self.border = [0] * len(self.free)
 
     def select_rows(self, rows: Sequence[int]) -> None:
         """Keep these rows alone, in this order; a row may come twice."""

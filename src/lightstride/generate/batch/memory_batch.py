@@ -134,7 +134,7 @@ class MemoryBatch(CachedBatch):
     def share(self, row: int) -> float:
         """Entries a token and head that a row holds."""
         tokens = self.positions[row] + 1
-        return self.held.entries[row] / (self.held.plan.num_heads * tokens) if tokens else 1.0
+        return self.held.entries_of(row) / (self.held.plan.num_heads * tokens) if tokens else 1.0
 
     @property
     def entry_bytes(self) -> int:
