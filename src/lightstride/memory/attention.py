@@ -77,15 +77,15 @@ def attend(
 ) -> Tensor:
     """Attention of some KV heads' queries, shape (B, H, Q, d); None sees every column.
 
-    The mask is of all heads, (B, Q, W), or of each KV head, (B, G, Q, W).  One that is not of
-    booleans is added to logits.
+    The mask is of all heads, (B, Q, W), or of each KV head, (B, G, Q, W), or folded already.  One
+    that is not of booleans is added to logits.
     """
     folded = folded_queries(query_BHQd, key_BGWd)
     if mask is not None:
         if mask.dim() == 3:
             mask = mask[:, None]
-        if folded > 1 and query_BHQd.shape[2] > 1:
-            mask = mask.repeat(1, 1, folded, 1)
+        if folded > 1 and 1 < mask.shape[2] == query_BHQd.shape[2]:
+            mask = torch.cat([mask] * folded, 2)
         elif folded == 1 and mask.shape[1] > 1:
             mask = mask.repeat_interleave(query_BHQd.shape[1] // key_BGWd.shape[1], dim=1)
         if mask.is_floating_point():

@@ -24,7 +24,7 @@ from lightstride.models.families.registry import adapter_for
 from lightstride.models.fingerprint import fingerprint
 
 WHOLE = 512
-"""Columns, of all rows, up to which all entries are held."""
+"""Columns up to which all entries are held."""
 
 
 @dataclass(frozen=True)

@@ -8,28 +8,27 @@ Shapes: R rows, B rows of a forward, H query heads, G KV heads, S query heads a 
 columns, W columns, N chunks that become old, d head size.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lightstride.memory.attention import attend
+from lightstride.memory.attention import attend, folded_queries
 from lightstride.memory.entries import Entries, KvType, Places, room_for
 from lightstride.memory.layout import Chunks, Layout
 from lightstride.memory.masks import borders, stays
 from lightstride.memory.plan import Keep, MemoryPlan
 from lightstride.memory.scores import Scores, best_places, moves
 
-Rule = tuple[Keep, int | None]
-"""What heads keep, and the model's own window of their layer."""
-
 
 @dataclass(frozen=True)
 class Group:
     """Heads of one layer that keep the same."""
 
-    rule: Rule
+    rule: int
+    """The number of what they keep, among the rules of the plan."""
     kv_G: Tensor
     heads: slice | list[int]
     """The same, as a slice where they are equally far apart."""
@@ -63,19 +62,20 @@ class Groups:
         self.kind: KvType = kind
         self.scores = scores
         self.device = device
-        self.groups = [
-            grouped(keeps, own, device) for keeps, own in zip(plan.blocks, sliding, strict=True)
+        blocks = [
+            [(keep, own) for keep in keeps] for keeps, own in zip(plan.blocks, sliding, strict=True)
         ]
-        rules = dict.fromkeys(group.rule for groups in self.groups for group in groups)
-        self.layouts = {rule: Layout(rule[0], plan.sinks, rule[1]) for rule in rules}
-        self.keys: dict[tuple[int, Rule], Entries] = {}
-        self.values: dict[tuple[int, Rule], Entries] = {}
+        rules = list(dict.fromkeys(rule for block in blocks for rule in block))
+        self.groups = [grouped([rules.index(rule) for rule in block], device) for block in blocks]
+        self.layouts = [Layout(keep, plan.sinks, own) for keep, own in rules]
+        self.keys: dict[tuple[int, int], Entries] = {}
+        self.values: dict[tuple[int, int], Entries] = {}
         self.num_rows = 0
         self.rows = slice(0, 0)
         self.positions_BQ = torch.zeros((0, 0), dtype=torch.long)
-        self.masks: dict[Rule, Tensor | None] = {}
-        self.crossings: dict[Rule, Crossing] = {}
-        self.places: dict[Rule, Places] = {}
+        self.masks: dict[int, Tensor | None] = {}
+        self.crossings: dict[int, Crossing] = {}
+        self.places: dict[int, Places] = {}
 
     def take(
         self,
@@ -86,7 +86,7 @@ class Groups:
     ) -> None:
         """Hold of all these entries what the plan keeps; they are given up layer by layer."""
         self.num_rows = len(following)
-        for own in self.layouts.values():
+        for own in self.layouts:
             own.copy(layout)
         for layer in list(keys):
             for theirs, store in ((keys, self.keys), (values, self.values)):
@@ -101,7 +101,7 @@ class Groups:
     def add_row(self) -> None:
         """Add a row of no entries behind the others."""
         self.num_rows += 1
-        for layout in self.layouts.values():
+        for layout in self.layouts:
             layout.add_row()
 
     def open(self, rows: slice, positions_BQ: Tensor, sees_BQQ: Tensor) -> None:
@@ -109,7 +109,7 @@ class Groups:
         self.rows = rows
         self.positions_BQ = positions_BQ
         self.crossings = {}
-        for rule, layout in self.layouts.items():
+        for rule, layout in enumerate(self.layouts):
             slots_BQ = layout.reserve(rows, self.positions_BQ)
             self.places[rule] = Places.of(rows, slots_BQ, self.device)
             if layout.chooses and self.crosses(rule, sees_BQQ):
@@ -117,7 +117,7 @@ class Groups:
             mask = layout.mask(rows, self.positions_BQ, sees_BQQ)
             self.masks[rule] = None if mask is None else mask.to(self.device)
 
-    def crosses(self, rule: Rule, sees_BQQ: Tensor) -> bool:
+    def crosses(self, rule: int, sees_BQQ: Tensor) -> bool:
         """Whether some new column is past chunks that heads have not yet chosen from.
 
         What is needed to mask them is then remembered.
@@ -165,7 +165,7 @@ class Groups:
     def read_group(
         self,
         layer: int,
-        rule: Rule,
+        rule: int,
         query_BHQd: Tensor,
         key_BGQd: Tensor,
         value_BGQd: Tensor,
@@ -183,10 +183,26 @@ class Groups:
             entries.write(self.places[rule], states_BGQd)
             found.append(entries.read(self.rows, width))
         crossing = self.crossings.get(rule)
-        mask = self.masks[rule] if crossing is None else self.chosen_mask(layer, rule, crossing)
+        if crossing is None:
+            mask = self.mask(rule, query_BHQd.dtype, folded_queries(query_BHQd, found[0]))
+        else:
+            mask = self.chosen_mask(layer, rule, crossing)
         return attend(query_BHQd, found[0], found[1], mask, scale)
 
-    def chosen_mask(self, layer: int, rule: Rule, crossing: Crossing) -> Tensor:
+    def mask(self, rule: int, dtype: torch.dtype, folded: int) -> Tensor | None:
+        """What is added to the logits of all heads of a rule, (B, 1, R, W), made once: for so
+        many query heads in one."""
+        mask = self.masks[rule]
+        if mask is not None and mask.dim() == 3:
+            mask = mask[:, None]
+            if not mask.is_floating_point():
+                mask = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -math.inf)
+            if mask.shape[2] > 1:
+                mask = torch.cat([mask] * folded, 2)
+            self.masks[rule] = mask = mask.to(dtype)
+        return mask
+
+    def chosen_mask(self, layer: int, rule: int, crossing: Crossing) -> Tensor:
         """What each new column sees where chunks become old within a forward, (B, G, Q, W)."""
         chunks = crossing.chunks
         best_NGW = self.best(layer, rule, chunks)
@@ -196,7 +212,7 @@ class Groups:
         seen_BGQW = crossing.young_BQW[:, None] | stays_BGW[:, :, None]
         return seen_BGQW & crossing.there_BQW[:, None]
 
-    def best(self, layer: int, rule: Rule, chunks: Chunks) -> Tensor:
+    def best(self, layer: int, rule: int, chunks: Chunks) -> Tensor:
         """What each head of a layer that keeps by a rule chooses of chunks, (N, G, W)."""
         assert self.scores is not None, "a plan that chooses by scores, and none are there"
         key_NGWd, value_NGWd = (
@@ -205,19 +221,25 @@ class Groups:
         )
         kv_G = next(group.kv_G for group in self.groups[layer] if group.rule == rule)
         score_NGW = self.scores.of(layer, kv_G, key_NGWd, value_NGWd)
-        places = chunks.positions_NW[:, None], rule[0], self.plan.sinks, chunks.there_NW[:, None]
-        return best_places(score_NGW, *places)
+        return best_places(score_NGW, *self.places_of(rule, chunks))
+
+    def places_of(self, rule: int, chunks: Chunks) -> tuple[Tensor, Keep, int, Tensor]:
+        """What is asked of the places of chunks."""
+        keep, sinks = self.layouts[rule].keep, self.plan.sinks
+        return chunks.positions_NW[:, None], keep, sinks, chunks.there_NW[:, None]
 
     @torch.inference_mode()
-    def choose(self, rule: Rule, following: Sequence[int]) -> None:
+    def choose(self, rule: int, following: Sequence[int]) -> None:
         """Let each head move what it chooses of what becomes old to the columns that stay."""
         layout = self.layouts[rule]
         ends = [layout.keep.border(query) for query in following]
+        if ends == layout.border[self.rows]:
+            return
         found = layout.chunks(self.rows, ends, layout.position_RW[self.rows] >= 0)
         if found is None:
             return
         chunks = found.to(self.device)
-        places = chunks.positions_NW[:, None], rule[0], self.plan.sinks, chunks.there_NW[:, None]
+        places = self.places_of(rule, chunks)
         for layer, owner in list(self.keys):
             if owner != rule:
                 continue
@@ -229,20 +251,20 @@ class Groups:
 
     def settle(self, kept_BQ: Tensor, following: Sequence[int]) -> None:
         """Of the new columns those marked count; what is old for the queries after them goes."""
-        for layout in self.layouts.values():
+        for layout in self.layouts:
             layout.drop(self.rows, kept_BQ)
         self.forget(following)
 
     def forget(self, following: Sequence[int]) -> None:
         """What is old for the next queries of the rows at hand goes."""
-        for rule, layout in self.layouts.items():
+        for rule, layout in enumerate(self.layouts):
             if layout.chooses:
                 self.choose(rule, following)
             layout.forget(self.rows, following)
 
     def pack(self) -> None:
         """Give back what buffers have too much, as after a long prompt."""
-        for rule, layout in self.layouts.items():
+        for rule, layout in enumerate(self.layouts):
             if room_for(max(layout.counts, default=0)) >= room_for(layout.width):
                 continue
             order_RW = layout.pack().to(self.device)
@@ -255,7 +277,7 @@ class Groups:
     def select_rows(self, rows: Sequence[int]) -> None:
         """Keep these rows alone, in this order; a row may come twice, as beams do."""
         rows_N = torch.tensor(rows, dtype=torch.long, device=self.device)
-        for layout in self.layouts.values():
+        for layout in self.layouts:
             layout.select_rows(rows)
         for entries in self.buffers:
             entries.fit(self.num_rows, 0)
@@ -269,22 +291,19 @@ class Groups:
 
     def entries_of(self, row: int, following: int) -> int:
         """Entries of a row, one a KV head and token."""
-        counts = {
-            rule: layout.width - len(layout.free[row]) for rule, layout in self.layouts.items()
-        }
+        counts = [layout.width - len(layout.free[row]) for layout in self.layouts]
         return sum(
             counts[group.rule] * len(group.kv_G) for groups in self.groups for group in groups
         )
 
 
-def grouped(keeps: Sequence[Keep], sliding: int | None, device: torch.device) -> list[Group]:
-    """The groups of a layer's heads."""
+def grouped(rules: Sequence[int], device: torch.device) -> list[Group]:
+    """The groups of a layer's heads, given the rule of each."""
     groups = []
-    for keep in dict.fromkeys(keeps):
-        heads = [head for head, each in enumerate(keeps) if each == keep]
+    for rule in dict.fromkeys(rules):
+        heads = [head for head, each in enumerate(rules) if each == rule]
         kv_G = torch.tensor(heads, device=device)
-        whole = len(heads) == len(keeps)
-        groups.append(Group((keep, sliding), kv_G, evenly(heads), whole))
+        groups.append(Group(rule, kv_G, evenly(heads), len(heads) == len(rules)))
     return groups
 
 

@@ -96,22 +96,17 @@ class HeadRules:
         return seen_BFQW
 
     def added(
-        self,
-        queries_BQ: Tensor,
-        positions_BW: Tensor,
-        chosen_BFW: Tensor,
-        there_BQW: Tensor,
-        dtype: torch.dtype,
+        self, queries_BQ: Tensor, positions_BW: Tensor, chosen_BFW: Tensor, dtype: torch.dtype
     ) -> Tensor:
-        """What is added to logits, (B, F, Q, W): -inf where an entry is not seen or not there."""
-        seen_BFQW = self.seen(queries_BQ, positions_BW, chosen_BFW) & there_BQW[:, None]
+        """What is added to logits, (B, F, Q, W): -inf where an entry is not seen."""
+        gone_BFQW = ~self.seen(queries_BQ, positions_BW, chosen_BFW)
         if not self.weighs:
-            return torch.zeros_like(seen_BFQW, dtype=dtype).masked_fill_(~seen_BFQW, -math.inf)
+            return torch.zeros_like(gone_BFQW, dtype=dtype).masked_fill_(gone_BFQW, -math.inf)
         positions_B11W = positions_BW[:, None, None]
         old_BFQW = positions_B11W < self.borders(queries_BQ)[..., None]
         old_BFQW &= positions_B11W >= self.first_F[:, None, None]
         added_BFQW = (old_BFQW * self.added_F[:, None, None]).to(dtype)
-        return added_BFQW.masked_fill_(~seen_BFQW, -math.inf)
+        return added_BFQW.masked_fill_(gone_BFQW, -math.inf)
 
 
 class Changes:

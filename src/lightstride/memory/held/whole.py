@@ -13,12 +13,13 @@ columns, W columns, N chunks, d head size.
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from lightstride.memory.attention import attend
+from lightstride.memory.attention import attend, folded_queries
 from lightstride.memory.entries import Entries, KvType, Places, room_for
 from lightstride.memory.held.choice import Chooser
 from lightstride.memory.held.rules import Changes, HeadRules
@@ -65,10 +66,14 @@ class Whole:
         self.values: dict[int, Entries] = {}
         self.rows = slice(0, 0)
         self.positions_BQ = torch.zeros((0, 0), dtype=torch.long)
+        self.queries_BQ = self.positions_BW = self.positions_BQ
         self.places: Places | None = None
-        self.there_BQW: Tensor | None = None
-        """Which columns hold what each new one may see; None where a kept mask says so."""
         self.added_BFQW: Tensor | None = None
+        """What is added to the logits of all heads; Q is 1 where nothing moves on within it."""
+        self.there_B1QW: Tensor | None = None
+        """What is added where a new column may not see another; None: that is in the above."""
+        self.folded_B1RW: Tensor | None = None
+        """The same for as many query heads as share a KV head."""
         self.chunks: Chunks | None = None
         """Chunks of which heads choose within the forward."""
         self.steps = StepMasks(self.changes)
@@ -78,8 +83,8 @@ class Whole:
         return len(self.layout.free)
 
     def columns_for(self, num_new: int) -> int:
-        """Columns of all rows that are needed for so many new ones."""
-        return self.num_rows * (max(self.layout.counts, default=0) + num_new)
+        """Columns that are needed for so many new ones."""
+        return max(self.layout.counts, default=0) + num_new
 
     def add_row(self) -> None:
         """Add a row of no entries behind the others."""
@@ -92,7 +97,7 @@ class Whole:
         layout = self.layout
         self.rows, self.positions_BQ = rows, positions_BQ
         self.places = Places.of(rows, layout.reserve(rows, positions_BQ), self.device)
-        self.there_BQW = self.added_BFQW = self.chunks = None
+        self.there_B1QW = self.folded_B1RW = self.added_BFQW = self.chunks = None
         queries = positions_BQ.amax(1).tolist()
         ends = [self.chooser.border(query) for query in queries]
         crosses = any(end > done for end, done in zip(ends, layout.border[rows], strict=True))
@@ -104,14 +109,22 @@ class Whole:
         else:
             self.steps.forget(rows)
         there_BQW = layout.there(rows, sees_BQQ)
-        self.there_BQW = there_BQW.to(self.device)
+        there_B1QW = torch.zeros_like(there_BQW, dtype=self.dtype).masked_fill_(
+            ~there_BQW, -math.inf
+        )
+        self.there_B1QW = there_B1QW[:, None].to(self.device)
         self.fit_chosen()
         if crosses:
             chunks = layout.chunks(rows, ends, there_BQW[:, -1])
             self.chunks = None if chunks is None else chunks.to(self.device)
-        if self.chunks is None and there_BQW.numel() * self.plan.num_heads <= AT_ONCE:
+        self.queries_BQ = self.asked().to(self.device)
+        self.positions_BW = layout.position_RW[rows].to(self.device)
+        size = self.queries_BQ.numel() * layout.width * self.plan.num_heads
+        if self.chunks is None and size <= AT_ONCE:
             self.added_BFQW = self.added(self.rules, self.chosen_RFW[rows, :, : layout.width])
             if is_step:
+                self.added_BFQW = self.added_BFQW + self.there_B1QW
+                self.there_B1QW = None
                 self.steps.made(queries, rows, self.added_BFQW)
 
     def fit_chosen(self) -> None:
@@ -121,12 +134,15 @@ class Whole:
         if any(more):
             self.chosen_RFW = torch.nn.functional.pad(self.chosen_RFW, more)
 
+    def asked(self) -> Tensor:
+        """Queries that all differ in what is old for them: (B, Q), or (B, 1) if none do."""
+        bounds = zip(*(each.tolist() for each in self.positions_BQ.aminmax(dim=1)), strict=True)
+        alike = all(last < self.changes.after(first) for first, last in bounds)
+        return self.positions_BQ[:, :1] if alike else self.positions_BQ
+
     def added(self, rules: HeadRules, chosen_BFW: Tensor) -> Tensor:
-        """What is added to the logits of some heads, (B, F, Q, W)."""
-        assert self.there_BQW is not None
-        queries_BQ = self.positions_BQ.to(self.device)
-        positions_BW = self.layout.position_RW[self.rows].to(self.device)
-        return rules.added(queries_BQ, positions_BW, chosen_BFW, self.there_BQW, self.dtype)
+        """What is added to the logits of some heads, (B, F, Q, W), but for what is not there."""
+        return rules.added(self.queries_BQ, self.positions_BW, chosen_BFW, self.dtype)
 
     def read(
         self, layer: int, query_BHQd: Tensor, key_BGQd: Tensor, value_BGQd: Tensor, scale: float
@@ -143,10 +159,23 @@ class Whole:
                 entries.fit(self.num_rows, room_for(width))
             entries.write(self.places, states_BGQd)
             found.append(entries.read(self.rows, width))
-        return attend(query_BHQd, found[0], found[1], self.mask(layer), scale)
+        mask_BGRW = self.mask(layer, folded_queries(query_BHQd, found[0]))
+        return attend(query_BHQd, found[0], found[1], mask_BGRW, scale)
 
-    def mask(self, layer: int) -> Tensor:
-        """What is added to the logits of a layer's heads, (B, G, Q, W); its keys are there."""
+    def mask(self, layer: int, folded: int) -> Tensor:
+        """What is added to the logits of a layer's heads, whose keys are there: (B, G, R, W), of
+        R columns as many as so many query heads have; or of 1, which is that of all."""
+        added_BGQW = self.added_of(layer)
+        if self.there_B1QW is None:
+            return added_BGQW
+        if self.folded_B1RW is None:
+            self.folded_B1RW = torch.cat([self.there_B1QW] * folded, 2)
+        if added_BGQW.shape[2] > 1:
+            added_BGQW = torch.cat([added_BGQW] * folded, 2)
+        return added_BGQW + self.folded_B1RW
+
+    def added_of(self, layer: int) -> Tensor:
+        """The same but for what is not there, (B, G, Q, W)."""
         heads = self.heads[layer]
         if self.added_BFQW is not None:
             return self.added_BFQW[:, heads]
