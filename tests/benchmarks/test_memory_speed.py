@@ -28,11 +28,11 @@ def test_every_plan_has_its_speed_and_what_its_bytes_allow(
     blocks = ((Keep(0, 32), Keep(8, 32, 4)),) * 2
     plan = MemoryPlan(blocks=blocks, head_dim=8, base=full_plan(base).base)
     write_plans(tmp_path / "smashed", MemoryFile({0.5: plan}, 0.5), {})
-    given = ["--plan", str(tmp_path / "smashed"), "--contexts", "300", "--batches", "1", "2"]
+    given = ["--plan", str(tmp_path / "smashed"), "--contexts", "600", "--batches", "1", "2"]
     monkeypatch.setattr(sys, "argv", ["memory_speed.py", *given, "--steps", "3"])
     benchmark.main()
     numbers = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert set(numbers) == {"300 tokens, batch 1", "300 tokens, batch 2"}
+    assert set(numbers) == {"600 tokens, batch 1", "600 tokens, batch 2"}
     for found in numbers.values():
         assert list(found) == ["1", "1 int8", "0.5", "0.5 int8"]
         assert found["1"]["speed"] == found["1"]["allowed"] == 1

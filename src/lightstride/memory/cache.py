@@ -92,10 +92,14 @@ class MemoryCache:
     def settle(self, kept_BQ: Tensor) -> None:
         """Of the new columns those marked count; what is old for the queries after them goes."""
         kept_BQ = kept_BQ.cpu()
-        ends = (self.positions_BQ.masked_fill(~kept_BQ, -1).amax(1) + 1).tolist()
+        dropped_BQ = None if bool(kept_BQ.all()) else ~kept_BQ
+        places_BQ = self.positions_BQ
+        if dropped_BQ is not None:
+            places_BQ = places_BQ.masked_fill(dropped_BQ, -1)
+        ends = (places_BQ.amax(1) + 1).tolist()
         following = [max(pair) for pair in zip(self.following[self.rows], ends, strict=True)]
         self.following[self.rows] = following
-        self.held.settle(kept_BQ, following)
+        self.held.settle(dropped_BQ, following)
 
     def pack(self) -> None:
         """Give back what buffers have too much, as after a long prompt."""

@@ -136,11 +136,10 @@ class Layout:
         columns_NW = columns_NW.gather(1, stands_for_NW)
         return Chunks(rows_N1, columns_NW, positions_NW, there_NW, stands_for_NW)
 
-    def drop(self, rows: slice, kept_BQ: Tensor) -> None:
-        """Of the new columns those marked stay."""
-        if not bool(kept_BQ.all()):
-            dropped_N, places_N = (~kept_BQ).nonzero(as_tuple=True)
-            self.release(dropped_N + rows.start, self.slots_BQ[dropped_N, places_N])
+    def drop(self, rows: slice, dropped_BQ: Tensor) -> None:
+        """Of the new columns those marked go."""
+        dropped_N, places_N = dropped_BQ.nonzero(as_tuple=True)
+        self.release(dropped_N + rows.start, self.slots_BQ[dropped_N, places_N])
 
     def forget(self, rows: slice, following: Sequence[int]) -> None:
         """What is old for the next queries goes."""

@@ -21,6 +21,12 @@ from lightstride.memory.plan import MemoryPlan
 from lightstride.smash.decode.decoder import SmashDecoder
 
 
+@pytest.fixture(params=[0, 50, 512], ids=["groups", "both", "whole"])
+def held_whole(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Columns up to which all entries are held."""
+    monkeypatch.setattr("lightstride.memory.cache.WHOLE", request.param)
+
+
 def prompts(count: int, seed: int, shortest: int = 5, longest: int = 90) -> list[list[int]]:
     rng = random.Random(seed)
     return [
@@ -52,7 +58,8 @@ def test_greedy_answers_are_the_masked_models(family: str, monkeypatch: pytest.M
         check_greedy(model, memory, prompt, answer)
 
 
-def test_the_cache_is_smaller_and_entries_are_counted() -> None:
+def test_the_cache_is_smaller_and_entries_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightstride.memory.cache.WHOLE", 200)
     model = tiny_llama(num_layers=4)
     memory = mixed_memory(model, 3)
     asked = prompts(2, 4, 380, 400)
@@ -78,6 +85,7 @@ def test_the_full_plan_is_the_full_cache() -> None:
         check_greedy(model, memory, prompt, answer)
 
 
+@pytest.mark.usefixtures("held_whole")
 def test_lossless_is_one_by_one_on_the_same_plan() -> None:
     model = toy(sharp(tiny_llama(tied=False)))
     memory = mixed_memory(model.base, 6)
@@ -94,6 +102,7 @@ def test_lossless_is_one_by_one_on_the_same_plan() -> None:
     assert same >= 198
 
 
+@pytest.mark.usefixtures("held_whole")
 @pytest.mark.parametrize("mode", ["lossless", "ar", "trust"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_rows_say_the_same_alone_and_among_others(mode: str, temperature: float) -> None:

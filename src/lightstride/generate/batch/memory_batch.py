@@ -119,8 +119,10 @@ class MemoryBatch(CachedBatch):
     def count(self, rows: slice, entries: Sequence[int], advance: Sequence[int]) -> None:
         """Let the last so many new columns of each row count, and move its position on."""
         num_new = self.held.positions_BQ.shape[1]
-        places_Q = torch.arange(num_new)
-        self.held.settle(places_Q >= num_new - torch.tensor(list(entries))[:, None])
+        kept_BQ = torch.ones(len(entries), num_new, dtype=torch.bool)
+        if any(number != num_new for number in entries):
+            kept_BQ = torch.arange(num_new) >= num_new - torch.tensor(list(entries))[:, None]
+        self.held.settle(kept_BQ)
         super().count(rows, entries, advance)
 
     def reserve(self, capacity: int, max_rows: int | None) -> None:

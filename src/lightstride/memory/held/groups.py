@@ -249,10 +249,11 @@ class Groups:
             for store in (self.keys, self.values):
                 store[layer, rule].move(chunks.rows_N1, chunks.columns_NW, sources_NGW)
 
-    def settle(self, kept_BQ: Tensor, following: Sequence[int]) -> None:
-        """Of the new columns those marked count; what is old for the queries after them goes."""
-        for layout in self.layouts:
-            layout.drop(self.rows, kept_BQ)
+    def settle(self, dropped_BQ: Tensor | None, following: Sequence[int]) -> None:
+        """Of the new columns those marked go, and what is old for the queries after them."""
+        if dropped_BQ is not None:
+            for layout in self.layouts:
+                layout.drop(self.rows, dropped_BQ)
         self.forget(following)
 
     def forget(self, following: Sequence[int]) -> None:

@@ -155,8 +155,7 @@ class Whole:
             entries = store.get(layer)
             if entries is None:
                 entries = store[layer] = Entries(states_BGQd, 0, 0, self.kind)
-            if entries.num_rows < self.num_rows or entries.num_columns < width:
-                entries.fit(self.num_rows, room_for(width))
+            entries.fit(self.num_rows, room_for(width))
             entries.write(self.places, states_BGQd)
             found.append(entries.read(self.rows, width))
         mask_BGRW = self.mask(layer, folded_queries(query_BHQd, found[0]))
@@ -197,11 +196,11 @@ class Whole:
         return self.chooser.best(heads, key_NFWd, value_NFWd, chunks)
 
     @torch.inference_mode()
-    def settle(self, kept_BQ: Tensor, following: Sequence[int]) -> None:
-        """Of the new columns those marked count; heads choose of chunks that are whole."""
+    def settle(self, dropped_BQ: Tensor | None, following: Sequence[int]) -> None:
+        """Of the new columns those marked go; heads choose of chunks that are whole."""
         layout, rows = self.layout, self.rows
-        layout.drop(rows, kept_BQ)
-        if not bool(kept_BQ.all()):
+        if dropped_BQ is not None:
+            layout.drop(rows, dropped_BQ)
             self.steps.forget(rows)
         ends = [query // CHUNK * CHUNK for query in following]
         if self.chooser.first is None or ends == layout.border[rows]:
