@@ -35,6 +35,7 @@ TESTED_BY = {
     "export/gguf/": "export/gguf/test_write.py",
     "generate/": "generate/test_decoder.py",
     "memory/": "memory/test_cache.py",
+    "memory/held/": "memory/test_cache.py",
     "models/": "models/opening/test_load.py",
     "models/families/": "models/families/test_adapter.py",
     "models/opening/explain.py": "models/opening/test_load.py",
