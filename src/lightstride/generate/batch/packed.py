@@ -27,7 +27,12 @@ from torch import Tensor, nn
 MOST_OF_FREE_MEMORY = 0.25
 """Share of the memory that is free which the copies may take."""
 
-TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+TOGETHER = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("query", "key", "value"),
+    ("gate_proj", "up_proj"),
+    ("gate", "up"),
+)
 """Layers of a module that are given the same columns."""
 
 Linear = Callable[[Tensor], Tensor]

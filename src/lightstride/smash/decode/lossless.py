@@ -116,7 +116,7 @@ class Lossless:
         for tree, count in zip(trees, choice.counts, strict=True):
             tree.cut(1 + count)
         self.trees = {row.key: tree for row, tree in zip(rows, trees, strict=True)}
-        resting = pace.rests > 0 and not self.reads_prompts
+        resting = pace.rests > 0 and not is_asked and not self.reads_prompts
         self.taps = [] if resting else self.all_taps
         return [
             Columns.chain(tree.tokens)
@@ -176,7 +176,7 @@ class Lossless:
                 for row, pool in zip(rows, pools, strict=True)
             ]
             found = drafter.propose(rows, self.features(rows, drafter), budgets)
-            cost += drafter.cost(most)
+            cost += drafter.cost(found)
             pools = [
                 pooled([pool, self.pacing.corrected(more.guesses, number)])
                 for pool, more in zip(pools, found, strict=True)

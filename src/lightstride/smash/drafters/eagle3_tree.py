@@ -23,9 +23,10 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.nn.utils.rnn import pad_sequence
 
+from lightstride.generate.batch.packed import packed_layers
 from lightstride.generate.rows import Row
 from lightstride.smash.drafters.guesses import Budget, Guesses, Kept
-from lightstride.smash.drafters.levels import propose_levels
+from lightstride.smash.drafters.levels import levels_of, propose_levels
 from lightstride.smash.model.eagle3 import Attend, Eagle3Head
 
 STEP_COST = 0.07
@@ -64,15 +65,15 @@ class Eagle3Tree:
         self.contexts: WeakKeyDictionary[Row, HeadContext] = WeakKeyDictionary()
         """Forgotten with the row."""
 
-    def cost(self, num_guesses: int) -> float:
+    def cost(self, found: Sequence[Guesses]) -> float:
         """The head's layer for each level."""
-        return STEP_COST * min(num_guesses, MAX_DEPTH)
+        return STEP_COST * levels_of(found)
 
     def accept(self, rows: Sequence[Row], kept: Sequence[Kept]) -> None:
         """Note the tokens, and fuse their features."""
-        parts = self.head.fuse(torch.cat([each.taps_KTD for each in kept])[None])[0].split(
-            [len(each.tokens) for each in kept]
-        )
+        taps_KTD = torch.cat([each.taps_KTD for each in kept])
+        with packed_layers(self.head):
+            parts = self.head.fuse(taps_KTD[None])[0].split([len(each.tokens) for each in kept])
         config = self.head.config
         for row, each, states_KD in zip(rows, kept, parts, strict=True):
             if row not in self.contexts:
@@ -91,9 +92,10 @@ class Eagle3Tree:
             first = [rows[row].pending[-1] for row in growing]
             return HeadFrontier(self.head, self.embed, contexts, first)
 
-        return propose_levels(
-            rows, budgets, frontier_of, last=MAX_DEPTH, least_hits=MIN_LEVEL_PROBABILITY
-        )
+        with packed_layers(self.head):
+            return propose_levels(
+                rows, budgets, frontier_of, last=MAX_DEPTH, least_hits=MIN_LEVEL_PROBABILITY
+            )
 
 
 class HeadFrontier:

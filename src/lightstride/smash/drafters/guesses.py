@@ -86,8 +86,8 @@ class Drafter(Protocol):
     reads_context: bool
     """Whether `accept` must be told of every token, the prompts' too."""
 
-    def cost(self, num_guesses: int) -> float:
-        """Cost of so many guesses a row, in forwards of the base over one column of all rows."""
+    def cost(self, found: Sequence[Guesses]) -> float:
+        """What these proposals cost, in forwards of the base over one column of all rows."""
         ...
 
     def propose(

@@ -73,6 +73,11 @@ def propose_levels(
     return [Guesses(guesses) for guesses in found]
 
 
+def levels_of(found: Sequence[Guesses]) -> int:
+    """Levels that were grown for these guesses, of all rows together."""
+    return max((guess.depth for each in found for guess in each.guesses), default=0)
+
+
 def add_level(
     likeliest: tuple[list[list[float]], list[list[int]]],
     tips: Sequence[tuple[int, int]],

@@ -40,7 +40,7 @@ class LookupDrafter:
     def __init__(self, history: LookupHistory) -> None:
         self.history = history
 
-    def cost(self, num_guesses: int) -> float:
+    def cost(self, found: Sequence[Guesses]) -> float:
         """Nothing."""
         return 0.0
 

@@ -11,15 +11,13 @@ from torch import Tensor
 from lightstride.generate.batch.packed import packed_layers
 from lightstride.generate.rows import Row
 from lightstride.smash.drafters.guesses import Budget, Guesses, Kept
-from lightstride.smash.drafters.levels import propose_levels
+from lightstride.smash.drafters.levels import levels_of, propose_levels
 from lightstride.smash.model.body import SmashBody
 from lightstride.smash.model.modules import MicroCache
 
 STEP_COST = 0.07
 """A micro step in forwards of SmolLM2-135M over one column of as many rows: by processor time on
 one thread of a Zen 4, in bfloat16 and with packed weights (LOG.md, "drafts that pay")."""
-USUAL_LEVELS = 3
-"""Levels that are mostly grown: the more the likelier they are to be right."""
 MIN_LEVEL_PROBABILITY = 0.2
 """Grow another level while a row's guesses on it sum to at least this probability.
 
@@ -36,9 +34,9 @@ class MicroTree:
         self.model = model
         self.taps: Sequence[int] = model.taps
 
-    def cost(self, num_guesses: int) -> float:
+    def cost(self, found: Sequence[Guesses]) -> float:
         """A micro step for each level."""
-        return STEP_COST * min(num_guesses, self.model.config.max_segment - 1, USUAL_LEVELS)
+        return STEP_COST * levels_of(found)
 
     def propose(
         self, rows: Sequence[Row], taps_BTD: Tensor | None, budgets: Sequence[Budget]

@@ -114,7 +114,7 @@ class SharedDrafter:
     def __init__(self, answers: SharedAnswers | None) -> None:
         self.answers = answers
 
-    def cost(self, num_guesses: int) -> float:
+    def cost(self, found: Sequence[Guesses]) -> float:
         """Nothing."""
         return 0.0
 
