@@ -30,7 +30,7 @@ import msgspec
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lightstride.checkpoint import is_smashed
+from lightstride.checkpoint import base_of, open_decoder
 from lightstride.errors import DataError, ModelError
 from lightstride.generate.chat_template import chat_tokens, token_ids
 from lightstride.memory.attention import heads_of
@@ -40,8 +40,7 @@ from lightstride.memory.masked import masked_hidden
 from lightstride.memory.plan import SINKS, Keep, MemoryPlan
 from lightstride.memory.plan_files import MemoryFile, check_belongs, read_plans
 from lightstride.models.fingerprint import fingerprint
-from lightstride.models.opening.load import load_model, load_tokenizer, locate
-from lightstride.smash.model.graft_files import read_config
+from lightstride.models.opening.load import load_tokenizer, locate
 from memory_yardsticks import evicted_hidden, in_bits, packed_weights, stored_hidden
 from output import add_output, finish, run_or_say
 
@@ -230,8 +229,7 @@ def run(flags: argparse.Namespace) -> None:
     if file is None:
         raise ModelError(f"{source} has no memory plan")
     tokenizer = load_tokenizer(source)
-    base = read_config(source).base if is_smashed(source) else source
-    model = load_model(base, dtype=torch.float32)
+    model = base_of(open_decoder(source, dtype=torch.float32, kv=1.0))
     for plan in file.plans.values():
         check_belongs(plan, heads_of(model), fingerprint(model), source)
     texts = read_documents(flags.documents, tokenizer)

@@ -17,7 +17,7 @@ from lightstride.generate.rows import Row
 from lightstride.smash.decode.costs import CostTable, costs_of
 from lightstride.smash.decode.decoder import SmashDecoder
 from lightstride.smash.decode.lossless import RAGGED, Lossless, drafts_of, follow_trees
-from lightstride.smash.decode.pacing import Pacing
+from lightstride.smash.decode.pacing import Pacing, pacing_of
 from lightstride.smash.drafters.guesses import ROOT, Budget, Guess, Guesses, Kept, Tree
 from lightstride.smash.hub import SmashModel
 
@@ -166,6 +166,19 @@ def test_exact_is_refused_where_more_than_one_column_is_believed() -> None:
 
 def test_fewer_guesses_a_row_in_batches() -> None:
     assert [drafts_of(rows) for rows in (1, 2, 4, 8, 16, 64)] == [16, 16, 16, 8, 4, 4]
+
+
+def test_a_tree_that_is_asked_for_is_drafted_in_every_step_of_a_rest() -> None:
+    model = toy(sharp(BASES["llama"]()))
+    asked = Settings(max_new_tokens=LENGTH, mode="lossless", tree=8, lookup=0)
+    pace = pacing_of(model).of_rows(1)
+    steps = []
+    for rests in (0, 1000):
+        pace.rests = rests
+        answer = generate(SmashDecoder(model, byte_tokenizer()), PROMPTS[:1], asked)[0]
+        steps.append(answer.macro_steps)
+        assert pace.rests == rests
+    assert steps[0] == steps[1] < LENGTH
 
 
 def test_only_unlike_rows_are_charged_for_being_unlike() -> None:

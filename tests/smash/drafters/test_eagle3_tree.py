@@ -9,7 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from helpers.headed_toys import DRAFTED, KINDS, random_head
 from helpers.smash_toys import a_row
-from lightstride.smash.drafters.eagle3_tree import Eagle3Tree
+from lightstride.smash.drafters.eagle3_tree import STEP_COST, Eagle3Tree
 from lightstride.smash.drafters.guesses import ROOT, Budget, Guess, Kept
 from lightstride.smash.model.eagle3 import Eagle3Head
 
@@ -98,16 +98,11 @@ def test_guesses_are_those_of_a_head_that_reads_everything_anew(changes: dict[st
         for row in rows:
             row.pending = [77]
         found = drafter.propose(rows, torch.zeros(2, 3, 32), budgets)
+        assert drafter.cost(found) == pytest.approx(3 * STEP_COST)
         for text, each, guesses, budget in zip(texts, taps, found, budgets, strict=True):
             wanted = likely(head, [*text, 77], each[: len(text)], budget)
             got = branches(guesses.guesses)
             assert max(map(len, got)) == budget.depth
-            print(
-                len(got),
-                len(wanted),
-                {b: (got.get(b), wanted.get(b)) for b in {*got} ^ {*wanted}},
-                len(guesses.guesses),
-            )
             assert got == pytest.approx(wanted, rel=1e-3)
 
 

@@ -30,8 +30,9 @@ from lightstride.smash.drafters.levels import levels_of, propose_levels
 from lightstride.smash.model.eagle3 import Attend, Eagle3Head
 
 STEP_COST = 0.07
-"""A level in forwards of SmolLM2-135M over one column: the share of its bytes that are read, not
-timed (LOG.md, "EAGLE-3 heads")."""
+"""A level in forwards of SmolLM2-135M over one column: by processor time on one thread of a Zen 4,
+in bfloat16 and with packed weights, what is read of the context counted in (LOG.md, "micro decoder
+and head")."""
 MAX_DEPTH = 7
 """Most tokens of a branch; heads are trained on chains of 3 to 7."""
 MIN_LEVEL_PROBABILITY = 0.2
