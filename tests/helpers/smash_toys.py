@@ -21,6 +21,22 @@ LIKELY = (7, 11, 65, 66, 150)
 """The only tokens that a sharp base says."""
 
 
+def fewer_queries_llama(block: int) -> PreTrainedModel:
+    """A Llama of which one block has one query head for each KV head, the other two."""
+    model = tiny_llama(tied=False)
+    adapter = adapter_for(model.config)
+    changed = adapter.blocks(model)[block]
+    attention = adapter.read(changed, "attention")
+    kept = [*range(8), *range(16, 24)]
+    fewer = {
+        **attention,
+        "query": attention["query"][kept],
+        "output": attention["output"][:, kept],
+    }
+    adapter.write(changed, "attention", fewer, AttentionShape(2, 2))
+    return model
+
+
 def uneven_llama() -> PreTrainedModel:
     """A Llama whose blocks have lost different parts, as after pruning."""
     model = tiny_llama(tied=False)

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from helpers.memory_toys import KEEPS, SLIDING, mixed_memory, one_row, read_columns
+from helpers.smash_toys import fewer_queries_llama
 from helpers.toys import TINY, tiny_llama
 from lightstride.memory.attention import heads_of
 from lightstride.memory.cache import Memory, MemoryCache
@@ -65,6 +66,19 @@ def test_chunks_and_single_tokens_are_the_masked_text(
             before = cache.allocated_bytes
             cache.pack()
             assert held_whole or cache.allocated_bytes < before
+    torch.testing.assert_close(torch.cat(found), slow_logits(model, tokens_T, memory), **CLOSE)
+
+
+@pytest.mark.parametrize("block", [0, 1])
+def test_blocks_may_differ_in_query_heads_of_a_kv_head(block: int) -> None:
+    model = fewer_queries_llama(block)
+    memory = mixed_memory(model, keeps=[Keep(0, 20)])
+    tokens_T = text(90)
+    cache = one_row(model, memory)
+    found = []
+    for start, end in itertools.pairwise((0, 60, 66, 67, 72, 90)):
+        found.append(read_columns(model, cache, tokens_T[None, start:end], columns(start, end))[0])
+        cache.settle(torch.ones(1, end - start, dtype=torch.bool))
     torch.testing.assert_close(torch.cat(found), slow_logits(model, tokens_T, memory), **CLOSE)
 
 

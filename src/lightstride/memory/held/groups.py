@@ -74,6 +74,8 @@ class Groups:
         self.rows = slice(0, 0)
         self.positions_BQ = torch.zeros((0, 0), dtype=torch.long)
         self.masks: dict[int, Tensor | None] = {}
+        self.folded: dict[tuple[int, int], Tensor] = {}
+        """What `mask` made, by rule and number of query heads."""
         self.crossings: dict[int, Crossing] = {}
         self.places: dict[int, Places] = {}
 
@@ -109,6 +111,7 @@ class Groups:
         self.rows = rows
         self.positions_BQ = positions_BQ
         self.crossings = {}
+        self.folded.clear()
         for rule, layout in enumerate(self.layouts):
             slots_BQ = layout.reserve(rows, self.positions_BQ)
             self.places[rule] = Places.of(rows, slots_BQ, self.device)
@@ -190,17 +193,19 @@ class Groups:
         return attend(query_BHQd, found[0], found[1], mask, scale)
 
     def mask(self, rule: int, dtype: torch.dtype, folded: int) -> Tensor | None:
-        """What is added to the logits of all heads of a rule, (B, 1, R, W), made once: for so
-        many query heads in one."""
-        mask = self.masks[rule]
-        if mask is not None and mask.dim() == 3:
-            mask = mask[:, None]
+        """What is added to the logits of all heads of a rule, (B, 1, R, W), made once for so many
+        query heads of a KV head; layers may differ in that."""
+        mask_BQW, key = self.masks[rule], (rule, folded)
+        if mask_BQW is None:
+            return None
+        if key not in self.folded:
+            mask = mask_BQW[:, None]
             if not mask.is_floating_point():
                 mask = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -math.inf)
             if mask.shape[2] > 1:
                 mask = torch.cat([mask] * folded, 2)
-            self.masks[rule] = mask = mask.to(dtype)
-        return mask
+            self.folded[key] = mask.to(dtype)
+        return self.folded[key]
 
     def chosen_mask(self, layer: int, rule: int, crossing: Crossing) -> Tensor:
         """What each new column sees where chunks become old within a forward, (B, G, Q, W)."""

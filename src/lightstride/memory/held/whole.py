@@ -72,8 +72,8 @@ class Whole:
         """What is added to the logits of all heads; Q is 1 where nothing moves on within it."""
         self.there_B1QW: Tensor | None = None
         """What is added where a new column may not see another; None: that is in the above."""
-        self.folded_B1RW: Tensor | None = None
-        """The same for as many query heads as share a KV head."""
+        self.folded: dict[int, Tensor] = {}
+        """The same, (B, 1, R, W), by how many query heads a KV head has: layers may differ."""
         self.chunks: Chunks | None = None
         """Chunks of which heads choose within the forward."""
         self.steps = StepMasks(self.changes)
@@ -97,7 +97,8 @@ class Whole:
         layout = self.layout
         self.rows, self.positions_BQ = rows, positions_BQ
         self.places = Places.of(rows, layout.reserve(rows, positions_BQ), self.device)
-        self.there_B1QW = self.folded_B1RW = self.added_BFQW = self.chunks = None
+        self.there_B1QW = self.added_BFQW = self.chunks = None
+        self.folded.clear()
         queries = positions_BQ.amax(1).tolist()
         ends = [self.chooser.border(query) for query in queries]
         crosses = any(end > done for end, done in zip(ends, layout.border[rows], strict=True))
@@ -167,11 +168,11 @@ class Whole:
         added_BGQW = self.added_of(layer)
         if self.there_B1QW is None:
             return added_BGQW
-        if self.folded_B1RW is None:
-            self.folded_B1RW = torch.cat([self.there_B1QW] * folded, 2)
+        if folded not in self.folded:
+            self.folded[folded] = torch.cat([self.there_B1QW] * folded, 2)
         if added_BGQW.shape[2] > 1:
             added_BGQW = torch.cat([added_BGQW] * folded, 2)
-        return added_BGQW + self.folded_B1RW
+        return added_BGQW + self.folded[folded]
 
     def added_of(self, layer: int) -> Tensor:
         """The same but for what is not there, (B, G, Q, W)."""
