@@ -43,10 +43,11 @@ def level_bytes(decoder: Decoder) -> int:
 
 def learned(folder: Path) -> dict[str, object] | None:
     """How long a drafter learned, and from how much, where its folder says so."""
-    if not (folder / "result.json").exists():
-        return None
-    training = read_result(folder / "result.json")["numbers"]["training"]
-    return {key: training[key] for key in ("seconds", "steps", "answers", "answer_tokens")}
+    path = folder / "result.json"
+    training = read_result(path)["numbers"].get("training") if path.exists() else None
+    return training and {
+        key: training[key] for key in ("seconds", "steps", "answers", "answer_tokens")
+    }
 
 
 def ways_of(decoder: Decoder, flags: argparse.Namespace, new_tokens: int) -> dict[str, Way]:
@@ -65,6 +66,7 @@ def ways_of(decoder: Decoder, flags: argparse.Namespace, new_tokens: int) -> dic
 
 
 def measure(
+    folders: Mapping[str, Path],
     decoders: Mapping[str, Decoder],
     domains: Mapping[str, Sequence[Tokens]],
     flags: argparse.Namespace,
@@ -80,16 +82,16 @@ def measure(
         runs = take_turns(ways, prompts, 1, flags.repeats)
         for name in decoders:
             mine = {
-                each.split("/")[1]: kept
+                each.removeprefix(f"{name}/"): kept
                 for each, kept in runs.items()
-                if each.split("/")[0] == name
+                if each.startswith(f"{name}/")
             }
             found[name][domain] = summary(mine)
             report(name, domain, mine)
     return {
         name: {
             "level_bytes": level_bytes(decoder),
-            "learned": learned(flags.folders[name]),
+            "learned": learned(folders[name]),
             "domains": found[name],
         }
         for name, decoder in decoders.items()
@@ -129,6 +131,8 @@ def main() -> int:
     flags = parse()
     try:
         folders = {path.name: path for path in flags.models}
+        if len(folders) < len(flags.models):
+            raise ConfigError("two models have the same name; rename a folder")
         decoders = {
             name: open_decoder(str(path), dtype=getattr(torch, flags.dtype))
             for name, path in folders.items()
@@ -142,8 +146,7 @@ def main() -> int:
             generate(
                 decoder, next(iter(domains.values()))[:1], Settings(max_new_tokens=WARM_TOKENS)
             )
-        flags.folders = folders
-        numbers = measure(decoders, domains, flags)
+        numbers = measure(folders, decoders, domains, flags)
     except LightstrideError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

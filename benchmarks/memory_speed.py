@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from lightstride.checkpoint import base_of, open_decoder
 from lightstride.errors import ModelError
 from lightstride.memory.attention import heads_of, read_by
 from lightstride.memory.cache import Memory, MemoryCache, full_plan
@@ -27,8 +28,7 @@ from lightstride.memory.plan import MemoryPlan
 from lightstride.memory.plan_files import check_belongs, read_plans
 from lightstride.memory.scores import Scores
 from lightstride.models.fingerprint import fingerprint
-from lightstride.models.opening.load import load_model, locate
-from lightstride.smash.model.graft_files import read_config
+from lightstride.models.opening.load import locate
 from output import add_output, finish, run_or_say
 
 BUILT_IN = "smollm2-135m-smash"
@@ -109,7 +109,7 @@ def run(flags: argparse.Namespace) -> None:
     file = read_plans(Path(locate(flags.plan)))
     if file is None:
         raise ModelError(f"{flags.plan} has no memory plan")
-    model = load_model(read_config(flags.plan).base, dtype=torch.bfloat16)
+    model = base_of(open_decoder(flags.plan, dtype=torch.bfloat16, kv=1.0))
     plans = {"1": full_plan(model)}
     for budget, plan in file.plans.items():
         check_belongs(plan, heads_of(model), fingerprint(model), flags.plan)

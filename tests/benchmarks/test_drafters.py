@@ -41,3 +41,5 @@ def test_a_model_without_a_drafter_is_refused(
     save_smashed_and_prompts(tmp_path)
     assert run([tmp_path / "base"], tmp_path / "prompts.jsonl", monkeypatch) == 2
     assert "has no drafter" in capsys.readouterr().err
+    assert run([tmp_path / "base", tmp_path / "base"], tmp_path / "prompts.jsonl", monkeypatch) == 2
+    assert "two models have the same name" in capsys.readouterr().err

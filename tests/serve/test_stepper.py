@@ -54,7 +54,7 @@ def test_two_models_are_stepped_by_one_thread_that_ends_with_them() -> None:
         assert opened[0].threads == opened[1].threads
         assert len(opened[0].threads) == 1
     busy.join(30)
-    end = time.monotonic() + 10
-    while stepper.thread is not None:
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    stepper.join()
+    assert not stepper.runs
+    assert stepper.thread is not None
+    assert not stepper.thread.is_alive()

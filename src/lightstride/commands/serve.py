@@ -48,13 +48,14 @@ def serve(config: ServeConfig) -> Mapping[str, object]:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="lightstride: %(message)s")
     begin = time.perf_counter()
     limits = Limits(rows=config.rows, queue=config.queue, answer_seconds=config.timeout)
+    stepper = Stepper()
     with closing(listen(config.host, config.port)) as bound:
         port = bound.getsockname()[1]
         host = f"[{config.host}]" if ":" in config.host else config.host
         # Opened in a thread that ends: OpenMP keeps a pool for every thread that has computed, and
         # where pools have more threads than there are cores they sleep between products.
         with lean.without_compiler(), ThreadPoolExecutor(1) as opener:
-            models = opener.submit(open_models, config, limits).result()
+            models = opener.submit(open_models, config, limits, stepper).result()
         service = Service(
             models=models,
             limits=limits,
@@ -82,14 +83,14 @@ def serve(config: ServeConfig) -> Mapping[str, object]:
         sys.modules.setdefault("pydantic.v1", cast("ModuleType", None))
         app = build(service, key=config.key, hosts=hosts, origins=config.cors)
         Server(app, service, grace=config.grace, on_ready=say_ready).run(sockets=[bound])
+        stepper.join()
     return {"models": list(service.models), "host": config.host, "port": port}
 
 
-def open_models(config: ServeConfig, limits: Limits) -> dict[str, ServedModel]:
+def open_models(config: ServeConfig, limits: Limits, stepper: Stepper) -> dict[str, ServedModel]:
     """The models by their names; whatever was opened is closed again where one cannot be."""
     device = pick_device(config.device)
     dtype = pick_dtype(config.dtype, suitable_dtype(device))
-    stepper = Stepper()
     models: dict[str, ServedModel] = {}
     try:
         for source in config.models:
@@ -115,6 +116,7 @@ def open_models(config: ServeConfig, limits: Limits) -> dict[str, ServedModel]:
     except BaseException:
         for model in models.values():
             model.close()
+        stepper.join()
         raise
     return models
 

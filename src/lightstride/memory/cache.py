@@ -51,11 +51,10 @@ class MemoryCache:
         self.rows = slice(0, 0)
         self.positions_BQ = torch.zeros((0, 0), dtype=torch.long)
 
-    def empty(self) -> "Whole | Groups":
+    def empty(self) -> Whole:
         """What holds the first entries."""
         memory = self.memory
-        parts = memory.plan, memory.kind, memory.scores, self.sliding, self.device
-        return Whole(*parts, self.dtype)
+        return Whole(memory.plan, memory.kind, memory.scores, self.sliding, self.device, self.dtype)
 
     @property
     def num_rows(self) -> int:

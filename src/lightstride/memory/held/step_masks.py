@@ -45,8 +45,8 @@ class StepMasks:
             self.added_RFW[rows, :, places.start] = 0
         return self.added_RFW[rows, :, None, :width]
 
-    def made(self, queries: list[int], rows: slice, added_BF1W: Tensor) -> Tensor:
-        """Remember a mask that was made for queries; the same."""
+    def made(self, queries: list[int], rows: slice, added_BF1W: Tensor) -> None:
+        """Remember a mask that was made for queries."""
         added_BFW = added_BF1W[:, :, 0]
         num_rows, (_, num_heads, width) = len(self.until), added_BFW.shape
         if len(self.added_RFW) != num_rows or width > self.added_RFW.shape[2]:
@@ -56,4 +56,3 @@ class StepMasks:
         self.added_RFW[rows, :, :width] = added_BFW
         self.added_RFW[rows, :, width:] = -math.inf
         self.until[rows] = [self.changes.after(query) for query in queries]
-        return added_BF1W

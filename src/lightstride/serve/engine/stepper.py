@@ -7,6 +7,9 @@ that has computed, and where pools have more threads than there are cores all of
 import threading
 from typing import Protocol
 
+LAST_STEP_SECONDS = 10
+"""Longest wait for a step that is on its way."""
+
 
 class Stepped(Protocol):
     """An engine, as its thread sees it."""
@@ -30,14 +33,25 @@ class Stepper:
         self.engines: list[Stepped] = []
         self.has_news = False
         self.thread: threading.Thread | None = None
+        self.runs = False
+        """Whether the thread is to go on; it may take a moment to end after that."""
 
     def add(self, engine: Stepped) -> None:
         """Step an engine from now on."""
         with self.lock:
             self.engines.append(engine)
-            if self.thread is None:
+            if not self.runs:
+                self.runs = True
                 self.thread = threading.Thread(target=self.run, name="engine", daemon=True)
                 self.thread.start()
+
+    def join(self) -> None:
+        """Wait until the thread has ended, where all engines were stopped.
+
+        A process that ends while its pool of threads is taken down is aborted.
+        """
+        if self.thread is not None:
+            self.thread.join(LAST_STEP_SECONDS)
 
     def wake(self) -> None:
         """Let the thread see what changed in some engine's queue; the lock is held."""
@@ -54,7 +68,7 @@ class Stepper:
             with self.lock:
                 while not any(engine.has_work for engine in self.engines):
                     if not self.engines:
-                        self.thread = None
+                        self.runs = False
                         return
                     self.lock.wait()
                 ready = [engine for engine in self.engines if engine.has_work]
