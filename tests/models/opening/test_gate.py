@@ -8,13 +8,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import PreTrainedModel
 
 from helpers.toys import byte_tokenizer, tiny_llama
 from lightstride import cli
 from lightstride.checkpoint import open_decoder, save_checkpoint
 from lightstride.errors import ModelError
+from lightstride.models.families.registry import adapter_for
 from lightstride.models.opening.gate import check_folder, read_header, weight_files
 from lightstride.models.opening.load import load_model, load_tokenizer
+from lightstride.models.opening.skeleton import one_block
+from lightstride.models.rebuild import block_shapes
+from lightstride.models.shapes import FFNShape, Site
 
 
 @pytest.fixture
@@ -46,6 +52,29 @@ def test_a_config_out_of_its_types_is_refused(folder: Path, name: str) -> None:
     put(folder, "config.json", **values)
     with pytest.raises(ModelError, match=message):
         load_model(str(folder))
+
+
+def test_layers_of_their_own_widths_are_counted(tmp_path: Path) -> None:
+    """Of more than ten layers transformers pads the numbers."""
+    model = thin_llama()
+    save_checkpoint(model, byte_tokenizer(), tmp_path / "thin")
+    own = json.loads((tmp_path / "thin" / "config.json").read_text())["per_layer_config"]
+    assert min(own) == "00"
+    loaded = load_model(str(tmp_path / "thin"))
+    assert block_shapes(loaded) == block_shapes(model)
+    first = one_block(loaded.config, torch.float32, "cpu")
+    assert block_shapes(first)[Site(0, "ffn")] == FFNShape(3)
+
+
+def thin_llama() -> PreTrainedModel:
+    """A Llama of twelve layers that are much narrower than its config says of all."""
+    model = tiny_llama(num_layers=12, num_channels=256)
+    adapter = adapter_for(model.config)
+    for index, block in enumerate(adapter.blocks(model)):
+        ffn, kept = adapter.read(block, "ffn"), 3 + index % 2
+        fewer = {"gate": ffn["gate"][:kept], "up": ffn["up"][:kept], "down": ffn["down"][:, :kept]}
+        adapter.write(block, "ffn", fewer, FFNShape(kept))
+    return model
 
 
 def test_deep_nesting_is_refused(folder: Path) -> None:

@@ -349,6 +349,15 @@ def check_least(folder: Path, config: Mapping[str, object], tensors: Mapping[str
         )
 
 
+def layers_own(config: Mapping[str, object]) -> dict[int, dict[str, object]]:
+    """What layers of a config have of their own, by number; of more than ten, files say "07"."""
+    found = config.get("per_layer_config")
+    if not isinstance(found, dict):
+        return {}
+    numbers = {key: int(key) for key in found if re.fullmatch("[0-9]{1,9}", str(key))}
+    return {each: found[key] for key, each in numbers.items() if isinstance(found[key], dict)}
+
+
 def least_channels(values: Mapping[str, object]) -> int:
     """FFN channels that a layer of these values has at least; with experts it may have one FFN."""
     sizes = [
@@ -373,10 +382,9 @@ def least_parameters(config: Mapping[str, object]) -> int:
     total = size(config, "vocab_size") * size(config, "word_embed_proj_dim", hidden)
     if config.get("model_type") in LEARNED_POSITIONS:
         total += size(config, "max_position_embeddings") * hidden
-    own = config.get("per_layer_config")
+    own = layers_own(config)
     for layer in range(size(config, "num_hidden_layers")):
-        found = own.get(str(layer)) if isinstance(own, dict) else None
-        values = {**config, **found} if isinstance(found, dict) else config
+        values = {**config, **own.get(layer, {})}
         heads = 0 if "skip" in values else size(values, "num_attention_heads")
         width = size(values, "head_dim", hidden // heads if heads else 0)
         channels = least_channels(values)

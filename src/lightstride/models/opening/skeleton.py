@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from lightstride.errors import ModelError
 from lightstride.models.families.registry import adapter_for
 from lightstride.models.opening.explain import errors_explained
+from lightstride.models.opening.gate import layers_own
 from lightstride.models.opening.load import load_config, locate
 
 FEW_TOKENS = 256
@@ -80,6 +81,5 @@ def first_block(config: PreTrainedConfig) -> PreTrainedConfig:
     if values.get("layer_types"):
         values["layer_types"] = values["layer_types"][:1]
     if values.get("per_layer_config"):
-        overrides = values["per_layer_config"]
-        values["per_layer_config"] = {"0": overrides.get("0", {})}
+        values["per_layer_config"] = {0: layers_own(values).get(0, {})}
     return type(config).from_dict(values)
