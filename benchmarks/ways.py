@@ -2,11 +2,15 @@
 
 Used by `scaling.py --ways SHAPE`.  `135M` is SmolLM2-135M itself; the others are random weights of
 real shapes, generated tensor by tensor, so that nothing larger than a tensor is in memory.
+
+Before each run `prune --dry-run`'s own code says what it will cost on this machine; that stands
+beside what it did cost, with the ratio of the two: time by stage, memory and disk at their peak.
 """
 
 import hashlib
 import json
 import shutil
+import stat
 import sys
 import tempfile
 import time
@@ -18,7 +22,9 @@ import psutil
 import torch
 from torch import Tensor
 
+from lightstride.commands.outputs import RESULT
 from lightstride.commands.pruning.count import count_run
+from lightstride.commands.pruning.dry_run import on_machine
 from lightstride.config import PruneConfig
 from lightstride.models.opening.load import local_folder
 from lightstride.models.opening.shards import Shards
@@ -32,6 +38,7 @@ from lightstride.models.saving import (
     write_shard,
 )
 from lightstride.prune.ways import Room, Way, footprint_of
+from lightstride.results import read_result
 from random_llama import Sizes, llama_config
 
 BUILT_IN = "smollm2-135m"
@@ -105,10 +112,23 @@ def settings(model: str, output: Path, changes: Mapping[str, object]) -> PruneCo
     return PruneConfig(**{**FLAGS, **changes}, model=model, output=str(output))  # type: ignore[arg-type]
 
 
-def foreseen(config: PruneConfig, way: Way) -> dict[str, int]:
-    """What the forecast says of the memory of each stage."""
+def least_memory(config: PruneConfig, way: Way) -> str:
+    """The `--memory` that a run needs in one of the ways."""
     run = count_run(config.resolved())
-    return footprint_of(way, run.runner, config.sparsity, 0, Room(), run.held_out_tokens).memory
+    size = footprint_of(way, run.runner, config.sparsity, 0, Room(), run.held_out_tokens)
+    return f"{max(size.memory.values())}B"
+
+
+def foreseen(config: PruneConfig) -> dict[str, object]:
+    """What `--dry-run` says of a run on this machine."""
+    found = on_machine(count_run(config.resolved()), "here")
+    return {
+        "way": found.way,
+        "seconds": found.seconds,
+        "memory": found.footprint.memory,
+        "disk": found.footprint.disk,
+        "rates": vars(found.rates),
+    }
 
 
 def words_of(config: PruneConfig) -> list[str]:
@@ -124,33 +144,70 @@ def words_of(config: PruneConfig) -> list[str]:
 
 
 def run_alone(config: PruneConfig, log: Path) -> dict[str, object]:
-    """Make a run in a process of its own; its times and the peak of its memory."""
+    """Make a run in a process of its own; its times, and the peaks of its memory and disk."""
     start = time.perf_counter()
     with log.open("w") as told:
         child = psutil.Popen(
             [sys.executable, "-m", "lightstride", *words_of(config)], stdout=told, stderr=told
         )
-        seen = watched(child)
+        seen = watched(child, [Path(config.output), Path(config.work_folder)])
     if child.returncode:
         raise SystemExit(f"exit code {child.returncode}:\n{log.read_text()[-2000:]}")
-    return {"seconds": round(time.perf_counter() - start, 1), **seen}
+    seconds = round(time.perf_counter() - start, 1)
+    stages = read_result(Path(config.output) / RESULT)["numbers"]["stages"]
+    return {"seconds": seconds, **seen, "stages": stages}
 
 
-def watched(child: psutil.Popen) -> dict[str, object]:
-    """Processor time and peak memory of a process, looked at until it ends.
+def watched(child: psutil.Popen, folders: Sequence[Path]) -> dict[str, object]:
+    """Processor time, peak memory and peak disk of a process, looked at until it ends.
 
     Not what the system says afterwards: that counts the memory of whoever started the process.
     """
-    peak, times = 0, None
+    peak, disk, times = 0, 0, None
     while child.poll() is None:
         with suppress(psutil.Error, OSError, StopIteration):
             text = Path(f"/proc/{child.pid}/status").read_text()
             line = next(line for line in text.splitlines() if line.startswith("VmHWM"))
             peak = max(peak, 1024 * int(line.split()[1]))
             times = child.cpu_times()
+        disk = max(disk, disk_of(child.pid, folders))
         time.sleep(0.1)
     assert times is not None
-    return {"cpu_seconds": round(times.user + times.system, 1), "peak_bytes": peak}
+    used = round(times.user + times.system, 1)
+    return {"cpu_seconds": used, "peak_bytes": peak, "disk_bytes": disk}
+
+
+def disk_of(process: int, folders: Sequence[Path]) -> int:
+    """Bytes of all files in these folders, and of files without a name that a process has open."""
+    named = [path for folder in folders for path in folder.rglob("*")]
+    total = 0
+    for path in [*named, *Path(f"/proc/{process}/fd").glob("*")]:
+        with suppress(OSError):
+            found = path.stat()
+            nameless = found.st_nlink == 0
+            if stat.S_ISREG(found.st_mode) and nameless == (path.parent.name == "fd"):
+                total += found.st_size
+    return total
+
+
+def ratios(measured: Mapping[str, object], said: Mapping[str, object]) -> dict[str, object]:
+    """Measured over foreseen: every stage and their sum, memory and disk.
+
+    Time by the clock, and of the processor for each thread: the first counts what else ran here.
+    """
+    seconds: Mapping[str, float] = said["seconds"]  # type: ignore[assignment]
+    memory: Mapping[str, int] = said["memory"]  # type: ignore[assignment]
+    spent: Mapping[str, Mapping[str, float]] = measured["stages"]  # type: ignore[assignment]
+    clocks = {"clock": ("seconds", 1), "processor": ("processor_seconds", torch.get_num_threads())}
+    found: dict[str, object] = {
+        "memory": int(str(measured["peak_bytes"])) / max(memory.values()),
+        "disk": int(str(measured["disk_bytes"])) / int(str(said["disk"])),
+    }
+    for clock, (key, threads) in clocks.items():
+        stages = {name: spent[name][key] / threads for name, told in seconds.items() if told}
+        parts = {name: value / seconds[name] for name, value in stages.items()}
+        found[clock] = {**parts, "all": sum(stages.values()) / sum(seconds.values())}
+    return found
 
 
 def weights_hash(folder: Path) -> str:
@@ -173,16 +230,16 @@ def compare(
     with tempfile.TemporaryDirectory(dir=folder) as work:
         for way in ways:
             output = Path(work) / way
-            stages = foreseen(settings(model, output, changes), way)
             given = None
             if way != "resident":
-                given = memory or f"{max(stages.values())}B"
+                given = memory or least_memory(settings(model, output, changes), way)
             config = settings(model, output, {**changes, "memory": given})
+            said = foreseen(config)
             measured = run_alone(config, folder / f"{shape}-{way}.log")
             plan = json.loads((output / "lightstride.json").read_text())["plan"]
             plans.add(json.dumps(plan, sort_keys=True))
             weights.add(weights_hash(output))
-            measured |= {"memory": given, "foreseen": stages}
+            measured |= {"memory": given, "foreseen": said, "ratio": ratios(measured, said)}
             row["ways"][way] = measured  # type: ignore[index]
             print(shape, way, measured, file=sys.stderr)
             shutil.rmtree(output)

@@ -69,6 +69,14 @@ def test_the_result_holds_all_sizes(made: PruneConfig) -> None:
     sizes = result["numbers"]["sizes"]
     assert isinstance(sizes, list)
     assert [size["asked"] for size in sizes] == [0.3, 0.5]
+    stages = result["numbers"]["stages"]
+    assert isinstance(stages, dict)
+    names = {"supernets", "searches", "closing rounds", "perplexities", "saving"}
+    assert set(stages) == names
+    whole = result["numbers"]["seconds"]
+    assert isinstance(whole, float)
+    assert 0 < sum(each["seconds"] for each in stages.values()) <= whole
+    assert all(each["processor_seconds"] > 0 for each in stages.values())
     for size in sizes:
         assert size["sparsity"] >= size["asked"]
         assert size["perplexity"] > 1

@@ -77,7 +77,12 @@ def prune_alone(config: PruneConfig) -> Mapping[str, object]:
     sizes = [finish_size(run, share, results) for share, results in found.items()]
     result: Mapping[str, object] = {}
     if rank() == 0:
-        numbers = {"dense": dense, "sizes": sizes, "seconds": time.perf_counter() - started}
+        numbers = {
+            "dense": dense,
+            "sizes": sizes,
+            "seconds": time.perf_counter() - started,
+            "stages": run.runner.clock.as_dict(),
+        }
         record = run.runner.work / "search.jsonl"
         with printed(sizes_table([dense, *sizes])):
             if record.exists():
@@ -150,7 +155,8 @@ def finish_size(run: PruneRun, share: float, results: Sequence[RoundResult]) -> 
         }
         write_sealed(note, numbers)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        save_checkpoint(smaller, run.tokenizer, folder, record=record)
+        with runner.clock("saving"):
+            save_checkpoint(smaller, run.tokenizer, folder, record=record)
         for part in ("closing", "healing"):
             shutil.rmtree(runner.work / f"{part}-{name}", ignore_errors=True)
     barrier()
@@ -172,16 +178,17 @@ def heal_and_measure(run: PruneRun, smaller: PreTrainedModel, plan: Plan, name: 
     runner, config = run.runner, run.config
     healing = Healing(passes=config.heal, learning_rate=config.heal_rate, seed=config.seed)
     folder = runner.work / f"healing-{name}"
-    heal(
-        smaller,
-        run.model,
-        run.adapter,
-        runner.calibration_NL,
-        healing,
-        folder,
-        title=f"healing {name}",
-        progress=True,
-    )
+    with runner.clock("healing"):
+        heal(
+            smaller,
+            run.model,
+            run.adapter,
+            runner.calibration_NL,
+            healing,
+            folder,
+            title=f"healing {name}",
+            progress=True,
+        )
     return measure(run, Resident(smaller), plan, name)
 
 
@@ -190,13 +197,14 @@ def measure(run: PruneRun, source: WeightSource, plan: Plan, name: str) -> Numbe
     if rank() > 0:
         return {}
     parameters = list(empty_with_widths(source.model, source.shapes).parameters())
-    held_out = perplexity(
-        source if source.streamed else source.model,
-        run.texts.held_out,
-        batch_size=4,
-        spill=run.runner.spill_folder,
-        progress=True,
-    )
+    with run.runner.clock("perplexities"):
+        held_out = perplexity(
+            source if source.streamed else source.model,
+            run.texts.held_out,
+            batch_size=4,
+            spill=run.runner.spill_folder,
+            progress=True,
+        )
     return {
         "name": name,
         "sparsity": sparsity(plan, run.geometry),

@@ -38,6 +38,7 @@ from lightstride.prune.fitness import DenseAnswer, Fitness, FitnessSettings
 from lightstride.prune.space.even import even_plans
 from lightstride.prune.space.narrow import limit_for, narrow, uniform_plan
 from lightstride.prune.space.plan import Plan, Space, kind_cost
+from lightstride.prune.stopwatch import Stopwatch
 from lightstride.prune.sweep import SweptFitness
 from lightstride.search.evaluation_log import Evaluate, EvaluationLog
 from lightstride.search.evolution import EvolutionSettings, evolve
@@ -172,6 +173,7 @@ class RoundRunner:
     progress: bool = False
     progress_for: ProgressFor[Plan] = no_progress
     """Gives the function to call after each generation of a search."""
+    clock: Stopwatch = field(default_factory=Stopwatch)
 
     def __post_init__(self) -> None:
         self.answers: dict[int, DenseAnswer] = {}
@@ -226,7 +228,8 @@ class RoundRunner:
             middle = tasks[len(tasks) // 2].centre
             count = self.settings.early_windows(len(self.calibration_NL))
             levels = self.shapes_of(task.space for task in tasks)
-            supernet = self.supernet_for(folder, self.calibration_NL[:count], levels, middle)
+            with self.clock("supernets"):
+                supernet = self.supernet_for(folder, self.calibration_NL[:count], levels, middle)
             finished = [
                 self.search(task, supernet) if result is None else result
                 for task, result in zip(tasks, finished, strict=True)
@@ -285,7 +288,7 @@ class RoundRunner:
 
     def search(self, task: SearchTask, supernet: Supernet) -> RoundResult:
         """Search a supernet; the result is also written to the work folder."""
-        with ExitStack() as stack:
+        with self.clock("searches"), ExitStack() as stack:
             title = f"{task.share:.4g}, round {task.round}"
             on_generation = stack.enter_context(self.progress_for(title))
             fitness = self.fitness(supernet, stack)
@@ -355,7 +358,8 @@ class RoundRunner:
         shapes = {site: (shape,) for site, shape in plan.shapes.items()}
         folder = self.work / f"closing-{name_of(share)}"
         correction = self.settings.correction
-        supernet = self.supernet_for(folder, self.calibration_NL, shapes, plan, correction)
+        with self.clock("closing rounds"):
+            supernet = self.supernet_for(folder, self.calibration_NL, shapes, plan, correction)
         return ChosenLevels(supernet, plan.shapes)
 
     def load_result(self, task: SearchTask) -> RoundResult | None:
