@@ -58,7 +58,7 @@ class RecoverConfig(PresetCommand):
     """Rank of updates that are merged at the end; 0 lets whole weights learn."""
     learn_head: bool = False
     """Let the output layer learn too, and with it the embedding where the two share weights."""
-    learning_rate: float = 1e-4
+    learning_rate: float = 3e-4
     """Largest learning rate."""
     step_tokens: int = 1024
     """Tokens of a step, over all processes."""

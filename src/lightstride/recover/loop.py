@@ -68,7 +68,7 @@ class Recovery:
     """Most minutes; the schedule then ends with them, if the passes do not end before."""
     clock: ClockName = "wall"
     """What the minutes count: time, or processor time by thread."""
-    learning_rate: float = 1e-4
+    learning_rate: float = 3e-4
     """Largest learning rate; it rises at first and falls by a cosine to nothing."""
     step_tokens: int = 1024
     """Tokens of a step, over all processes."""
