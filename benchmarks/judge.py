@@ -53,7 +53,7 @@ class Judge:
         if count and source != flags.model:
             compared = fidelity(decoder.model, self.dense.model, self.windows_NL[:count])
             found["fidelity"] = asdict(compared)
-        rights = last_word_accuracy(decoder.model, decoder.tokenizer, self.passages, WINDOW)
+        rights = last_word_accuracy(decoder, self.passages, WINDOW)
         found["last_words"] = {"right": sum(rights) / len(rights), "passages": len(rights)}
         if flags.prompts:
             found["loops"] = looping_share(decoder, self.prompt_tokens(decoder))

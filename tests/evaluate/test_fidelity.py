@@ -1,5 +1,7 @@
 """Fidelity against whole logits, and a model against itself."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -7,7 +9,9 @@ from helpers.divergence import plain_divergence
 from helpers.toys import tiny_llama
 from lightstride.errors import ModelError
 from lightstride.evaluate.fidelity import fidelity
+from lightstride.evaluate.passes import Spill
 from lightstride.models import sliced_logits
+from lightstride.models.opening.source import Resident
 
 WINDOWS = torch.randint(0, 256, (3, 24), generator=torch.Generator().manual_seed(3))
 
@@ -26,6 +30,16 @@ def test_slices_give_what_whole_logits_give(monkeypatch: pytest.MonkeyPatch) -> 
         float((theirs.argmax(-1) == ours.argmax(-1)).double().mean())
     )
     assert found.num_tokens == WINDOWS.numel()
+
+
+@pytest.mark.parametrize("spilled", [False, True])
+def test_block_by_block_as_in_memory(spilled: bool, tmp_path: Path) -> None:
+    dense, other = tiny_llama(seed=0), tiny_llama(seed=1)
+    whole = fidelity(other, dense, WINDOWS)
+    spills = (Spill(tmp_path / "a"), Spill(tmp_path / "b")) if spilled else (None, None)
+    assert fidelity(Resident(other), Resident(dense), WINDOWS, spills) == whole
+    assert fidelity(Resident(other), dense, WINDOWS) == whole
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_model_is_faithful_to_itself() -> None:

@@ -4,7 +4,10 @@ import pytest
 
 from helpers.toys import byte_tokenizer, tiny_llama
 from lightstride.errors import DataError
+from lightstride.evaluate.block_reader import BlockReader
 from lightstride.evaluate.last_words import last_word_accuracy, passages
+from lightstride.generate import PlainDecoder
+from lightstride.models.opening.source import Resident
 
 
 def test_a_short_record_is_a_passage() -> None:
@@ -35,5 +38,7 @@ def test_a_text_without_such_words_is_refused() -> None:
 
 def test_every_passage_is_right_or_wrong() -> None:
     asked = [("He took the lamp to the", " x"), ("one two", " three")]
-    found = last_word_accuracy(tiny_llama(), byte_tokenizer(), asked, 512)
+    model, tokenizer = tiny_llama(), byte_tokenizer()
+    found = last_word_accuracy(PlainDecoder(model, tokenizer), asked, 512)
+    assert last_word_accuracy(BlockReader(Resident(model), tokenizer), asked, 512) == found
     assert found in ([False, False], [True, False], [False, True], [True, True])

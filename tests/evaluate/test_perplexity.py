@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from helpers.toys import TINY, byte_tokenizer, tiny_llama
 from lightstride.data.windows import strided_windows
 from lightstride.errors import ModelError
+from lightstride.evaluate.passes import Spill
 from lightstride.evaluate.perplexity import perplexity, token_losses
 from lightstride.models import sliced_logits as logits
 from lightstride.models.opening.streamed import open_streamed
@@ -103,5 +104,5 @@ def test_block_by_block_as_whole(tmp_path: Path) -> None:
         source = open_streamed(str(tmp_path / name), dtype=torch.float32)
         found = perplexity(source, windows, batch_size=2)
         assert found.value == pytest.approx(expected.value, rel=1e-6)
-        assert perplexity(source, windows, batch_size=2, spill=tmp_path / "spill") == found
+        assert perplexity(source, windows, batch_size=2, spill=Spill(tmp_path / "spill")) == found
         assert not (tmp_path / "spill").exists()

@@ -3,34 +3,36 @@
 import importlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from lightstride.checkpoint import open_decoder, plans_of, read_record
-from lightstride.commands.evaluating.fidelity import compare, comparison_text
-from lightstride.commands.evaluating.streamed import streamed_perplexity, too_large
+from lightstride.checkpoint import plans_of, read_record
+from lightstride.commands.evaluating.fidelity import compare, comparison_text, open_whole
+from lightstride.commands.evaluating.streamed import (
+    TOKENS_PER_SEQUENCE,
+    blockwise,
+    open_blocks,
+)
 from lightstride.commands.outputs import printed, result_writer, save_result
 from lightstride.config import EvaluateConfig
 from lightstride.data.documents import read_documents
 from lightstride.data.prompts import read_prompts
 from lightstride.data.windows import Windows, strided_windows
 from lightstride.errors import ConfigError
+from lightstride.evaluate.block_reader import BlockReader, weights_of
 from lightstride.evaluate.outcome import Retained, TaskResult, retained
 from lightstride.evaluate.perplexity import Perplexity, perplexity
 from lightstride.evaluate.tables import MEAN, retained_table, score_table
 from lightstride.generate import Decoder
-from lightstride.models.device import pick_device, pick_dtype, suitable_dtype
-from lightstride.models.opening.load import load_config, load_tokenizer, locate
+from lightstride.models.opening.load import load_config, locate
 from lightstride.results import Numbers
 
-TOKENS_PER_SEQUENCE = 128
-"""Tokens in a task's batch for each sequence of --batch-size."""
 ROLES = ("calibration", "search", "recovery")
 
 
@@ -100,22 +102,30 @@ def check_inputs(config: EvaluateConfig) -> None:
             read_documents(text, enough_characters=1)
     if config.loops is not None:
         read_prompts([config.loops], limit=1)
+    answered = []
     if config.task_names:
-        named_tasks(config)
+        answered = load_harness().tasks_of_answers(named_tasks(config))
+    check_memory(config, answered)
+
+
+def check_memory(config: EvaluateConfig, answered: Sequence[str]) -> None:
+    """ConfigError where `--memory` is too little for what is asked, answers to tasks among it."""
+    models = [name for name in (config.model, config.against) if name is not None]
+    for name in models:
+        if blockwise([name], config) is not None and answered:
+            raise ConfigError(
+                f"--memory {config.memory}: {name} is larger, so it is read block by block, and "
+                f"{', '.join(answered)} asks for answers, which needs the whole of it in memory"
+            )
+    if config.is_compared:
+        blockwise(models, config)
 
 
 def measure_model(source: str, config: EvaluateConfig) -> ModelReport:
-    """Open a model and measure what the configuration asks for."""
-    large = too_large(source, config)
-    if large is not None:
-        return measure_streamed(source, large, config)
-    device = pick_device(config.device)
-    decoder = open_decoder(
-        source,
-        dtype=pick_dtype(config.dtype, suitable_dtype(device)),
-        device=device,
-        trust_remote_code=config.trust_remote_code,
-    )
+    """Open a model, or its blocks one by one, and measure what the configuration asks for."""
+    how = blockwise([source], config)
+    reader = open_whole(source, config) if how is None else open_blocks(source, how, config)
+    batch_size = config.batch_size if how is None else how.batch_size
     record = read_record(source) if Path(source).is_dir() else {}
     data: dict[str, str] = {}
     seconds: dict[str, float] = {}
@@ -123,42 +133,23 @@ def measure_model(source: str, config: EvaluateConfig) -> ModelReport:
     text = None
     if config.perplexity is not None:
         start = time.perf_counter()
-        windows = read_windows(decoder.tokenizer, config)
-        text = perplexity(decoder.model, windows, batch_size=config.batch_size, progress=True)
+        windows = read_windows(reader.tokenizer, config)
+        model, spill = weights_of(reader)
+        text = perplexity(model, windows, batch_size=batch_size, spill=spill, progress=True)
         seconds["perplexity"] = time.perf_counter() - start
         data[config.perplexity] = windows.sha256
         warnings = told_leaks(source, windows, record)
-    tasks = run_tasks(decoder, config, seconds)
-    parameters = list(decoder.model.parameters())
+    tasks = run_tasks(reader, config, TOKENS_PER_SEQUENCE * batch_size, seconds)
+    parameters = list(reader.model.parameters())
     return ModelReport(
         source=source,
         parameters=sum(p.numel() for p in parameters),
-        weight_bytes=sum(p.numel() * p.element_size() for p in parameters),
+        weight_bytes=sum(p.nbytes for p in parameters),
         perplexity=text,
         tasks=tuple(tasks),
         seconds=seconds,
         warnings=tuple(warnings),
         data=data | {one.task: one.data_hash for one in tasks},
-    )
-
-
-def measure_streamed(source: str, model: PreTrainedModel, config: EvaluateConfig) -> ModelReport:
-    """The perplexity of a model that is read block by block; `model` has no weights."""
-    assert config.perplexity is not None
-    start = time.perf_counter()
-    tokenizer = load_tokenizer(source, trust_remote_code=config.trust_remote_code)
-    windows = read_windows(tokenizer, config)
-    text = streamed_perplexity(source, model, windows, config)
-    record = read_record(source) if Path(source).is_dir() else {}
-    return ModelReport(
-        source=source,
-        parameters=sum(p.numel() for p in model.parameters()),
-        weight_bytes=sum(p.nbytes for p in model.parameters()),
-        perplexity=text,
-        tasks=(),
-        seconds={"perplexity": time.perf_counter() - start},
-        warnings=tuple(told_leaks(source, windows, record)),
-        data={config.perplexity: windows.sha256},
     )
 
 
@@ -183,17 +174,26 @@ def read_windows(tokenizer: PreTrainedTokenizerBase, config: EvaluateConfig) -> 
 
 
 def run_tasks(
-    decoder: Decoder, config: EvaluateConfig, seconds: dict[str, float]
+    reader: Decoder | BlockReader,
+    config: EvaluateConfig,
+    batch_tokens: int,
+    seconds: dict[str, float],
 ) -> list[TaskResult]:
-    """Results of the configured tasks; the time of each goes to `seconds`."""
+    """Results of the configured tasks; the time of each goes to `seconds`.
+
+    A model that is read block by block is read once for all of them, and so has one time.
+    """
     if not config.task_names:
         return []
     harness, tasks = load_harness(), named_tasks(config)
-    model = harness.HarnessModel(decoder, batch_tokens=TOKENS_PER_SEQUENCE * config.batch_size)
-    results = []
-    for name, task in tasks.items():
+    model = harness.HarnessModel(reader, batch_tokens=batch_tokens)
+    runs = {name: {name: task} for name, task in tasks.items()}
+    if isinstance(reader, BlockReader):
+        runs = {"tasks": dict(tasks)}
+    results: list[TaskResult] = []
+    for name, some in runs.items():
         start = time.perf_counter()
-        results.append(harness.run_task(model, name, task, limit=config.limit))
+        results += harness.run_together(model, some, limit=config.limit).values()
         seconds[name] = time.perf_counter() - start
     return results
 

@@ -25,6 +25,7 @@ from lightstride.commands.pruning.setup import PruneRun, open_run
 from lightstride.config import PruneConfig
 from lightstride.distributed import barrier, rank
 from lightstride.errors import WorkError
+from lightstride.evaluate.passes import Spill
 from lightstride.evaluate.perplexity import perplexity
 from lightstride.files import whole_file
 from lightstride.files.read import Count, Finite
@@ -197,12 +198,13 @@ def measure(run: PruneRun, source: WeightSource, plan: Plan, name: str) -> Numbe
     if rank() > 0:
         return {}
     parameters = list(empty_with_widths(source.model, source.shapes).parameters())
+    folder = run.runner.spill_folder
     with run.runner.clock("perplexities"):
         held_out = perplexity(
             source if source.streamed else source.model,
             run.texts.held_out,
             batch_size=4,
-            spill=run.runner.spill_folder,
+            spill=None if folder is None else Spill(folder),
             progress=True,
         )
     return {

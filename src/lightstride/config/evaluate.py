@@ -78,8 +78,8 @@ class EvaluateConfig(ModelCommand):
     ] = None
     """Solved examples before each question."""
     memory: OptionalSize = None
-    """Most memory to use, such as 20GiB: a model too large for it is read block by block, which
-    only --perplexity can."""
+    """Most memory to use, such as 20GiB: a model too large for it is read block by block, once for
+    a text and once for all tasks; answers (--loops, gsm8k) and --yardsticks need all of it."""
     batch_size: int = 8
     """Sequences at once."""
     output: Output = "evaluation"

@@ -4,6 +4,7 @@
 
 told as its mean and its 99th percentile, with the share of positions at which both find the same
 token likeliest.  Both models read the same windows; logits are made a slice of positions at a time.
+Each may lie in memory or be read block by block; then hidden states of all windows are kept.
 
 Shapes: N windows, L tokens in each, P positions of a slice, C of them that a core keeps close,
 V vocabulary, T positions of all windows.
@@ -16,7 +17,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lightstride.errors import ModelError
-from lightstride.evaluate.perplexity import logits_in_slices
+from lightstride.evaluate.passes import Spill
+from lightstride.evaluate.text_logits import Slices, text_logits
+from lightstride.models.opening.source import WeightSource
 from lightstride.models.sliced_logits import cached_rows
 
 
@@ -34,17 +37,26 @@ class Fidelity:
     """Positions compared."""
 
 
-def fidelity(model: PreTrainedModel, dense: PreTrainedModel, windows_NL: Tensor) -> Fidelity:
+@torch.inference_mode()
+def fidelity(
+    model: PreTrainedModel | WeightSource,
+    dense: PreTrainedModel | WeightSource,
+    windows_NL: Tensor,
+    spills: tuple[Spill | None, Spill | None] = (None, None),
+) -> Fidelity:
     """The model against the dense one at all positions; ModelError for another vocabulary."""
-    sizes = [each.get_output_embeddings().weight.shape[0] for each in (model, dense)]
+    sizes = [vocabulary(each) for each in (model, dense)]
     if sizes[0] != sizes[1]:
         raise ModelError(f"vocabularies of {sizes[0]:,} and {sizes[1]:,} tokens cannot be compared")
-    losses, same = [], []
-    for window_L in windows_NL:
-        found_T, same_T = window_divergence(model, dense, window_L[None])
-        losses.append(found_T)
-        same.append(same_T)
-    losses_T, same_T = torch.cat(losses).double(), torch.cat(same)
+    windows, found = windows_NL.split(1), []
+    with (
+        text_logits(model, windows, spills[0], title="fidelity") as ours,
+        text_logits(dense, windows, spills[1], title="fidelity, against") as theirs,
+    ):
+        for number in range(len(windows)):
+            found.append(window_divergence(ours(number), theirs(number)))
+    losses_T, same_T = (torch.cat(parts) for parts in zip(*found, strict=True))
+    losses_T = losses_T.double()
     return Fidelity(
         mean=float(losses_T.mean()),
         p99=float(losses_T.quantile(0.99)),
@@ -53,15 +65,18 @@ def fidelity(model: PreTrainedModel, dense: PreTrainedModel, windows_NL: Tensor)
     )
 
 
-@torch.inference_mode()
-def window_divergence(
-    model: PreTrainedModel, dense: PreTrainedModel, window_1L: Tensor
-) -> tuple[Tensor, Tensor]:
-    """KL and whether the likeliest tokens are the same, both (L,), on the CPU."""
+def vocabulary(model: PreTrainedModel | WeightSource) -> int:
+    """Tokens that a model tells apart."""
+    bare = model.model if isinstance(model, WeightSource) else model
+    size: int = bare.get_output_embeddings().weight.shape[0]
+    return size
+
+
+def window_divergence(ours: Slices, theirs: Slices) -> tuple[Tensor, Tensor]:
+    """KL and whether the likeliest tokens are the same, both (L,), on the CPU, of one window."""
     losses, same = [], []
-    ours = logits_in_slices(model, window_1L.to(model.device))
-    theirs = logits_in_slices(dense, window_1L.to(dense.device))
-    for (_, ours_1PV), (_, theirs_1PV) in zip(ours, theirs, strict=True):
+    for (start, ours_1PV), (other, theirs_1PV) in zip(ours, theirs, strict=True):
+        assert start == other
         step = cached_rows(ours_1PV[0])
         pairs = zip(ours_1PV[0].split(step), theirs_1PV[0].split(step), strict=True)
         for ours_CV, theirs_CV in pairs:

@@ -8,10 +8,10 @@ off after a word, as all do in OpenAI's file of LAMBADA, is a passage: its last 
 import re
 from collections.abc import Iterator, Sequence
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
 from lightstride.errors import DataError
+from lightstride.evaluate.block_reader import BlockReader, weights_of
 from lightstride.evaluate.loglikelihood import score
+from lightstride.generate import Decoder
 
 WORDS = 60
 """Words of a passage before the last."""
@@ -58,16 +58,15 @@ def repeated_words(words: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def last_word_accuracy(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    asked: Sequence[tuple[str, str]],
-    max_length: int,
+    reader: Decoder | BlockReader, asked: Sequence[tuple[str, str]], max_length: int
 ) -> list[bool]:
     """For every passage, whether each token of its last word is the model's likeliest."""
     pairs = []
     for context, word in asked:
-        tokens = tokenizer.encode(context, add_special_tokens=False)
-        whole = tokenizer.encode(context + word, add_special_tokens=False)
+        tokens = reader.tokenizer.encode(context, add_special_tokens=False)
+        whole = reader.tokenizer.encode(context + word, add_special_tokens=False)
         kept = len(tokens) if whole[: len(tokens)] == tokens else len(tokens) - 1
         pairs.append((whole[: max(1, kept)], whole[max(1, kept) :]))
-    return [one.is_greedy for one in score(model, pairs, max_length=max_length)]
+    model, spill = weights_of(reader)
+    scores = score(model, pairs, max_length=max_length, spill=spill, title="last words")
+    return [one.is_greedy for one in scores]

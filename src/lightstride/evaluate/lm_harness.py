@@ -15,7 +15,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import yaml
@@ -30,12 +30,14 @@ from msgspec import Meta
 
 from lightstride.data.records import read_text
 from lightstride.errors import ConfigError, DataError, NetworkError
+from lightstride.evaluate.block_reader import BlockReader, weights_of
 from lightstride.evaluate.loglikelihood import score
 from lightstride.evaluate.outcome import Metric, TaskResult
 from lightstride.files.read import parse_json
 from lightstride.generate import Decoder, Settings, generate
 from lightstride.models.opening.explain import causes_of
 from lightstride.models.opening.load import is_local
+from lightstride.models.opening.source import WeightSource
 from lightstride.progress import Bar
 
 HEADLINES = ("acc_norm,none", "acc,none")
@@ -80,9 +82,13 @@ class Solved(msgspec.Struct):
 
 
 class HarnessModel(HFLM):  # type: ignore[misc]  # lm-eval has no types
-    """lm-eval's Hugging Face model, with its two expensive calls replaced."""
+    """lm-eval's Hugging Face model, with its two expensive calls replaced.
 
-    def __init__(self, decoder: Decoder, *, batch_tokens: int = 2048) -> None:
+    One that is read block by block has log-likelihoods only: all that are asked in one call are
+    found in one pass over its weights.
+    """
+
+    def __init__(self, decoder: Decoder | BlockReader, *, batch_tokens: int = 2048) -> None:
         super().__init__(
             pretrained=decoder.model, tokenizer=decoder.tokenizer, backend="causal", batch_size=1
         )
@@ -99,18 +105,23 @@ class HarnessModel(HFLM):  # type: ignore[misc]  # lm-eval has no types
     ) -> list[tuple[float, bool]]:
         """Log-likelihood and greediness of every request, in their order."""
         del override_bs
-        with Bar(total=len(requests), desc="scoring", disable=disable_tqdm) as bar:
+        model, spill = weights_of(self.decoder)
+        is_hidden = disable_tqdm or isinstance(model, WeightSource)  # whose bar counts blocks
+        with Bar(total=len(requests), desc="scoring", disable=is_hidden) as bar:
             scores = score(
-                self.model,
+                model,
                 [(context, continuation) for _, context, continuation in requests],
                 max_length=self.max_length,
                 batch_tokens=self.batch_tokens,
+                spill=spill,
                 done=bar.update,
+                title="" if disable_tqdm else "scoring",
             )
         return [(one.log_likelihood, one.is_greedy) for one in scores]
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
         """Text generated after every prompt up to its stop strings, in their order."""
+        assert not isinstance(self.decoder, BlockReader), "it cannot answer"
         texts: list[str] = [""] * len(requests)
         prompts = [self.tok_encode(request.args[0]) for request in requests]
         order = sorted(range(len(requests)), key=lambda index: -len(prompts[index]))
@@ -246,11 +257,28 @@ def load_from_hub(names: Sequence[str]) -> Mapping[str, dict[str, Task]]:
     return loaded
 
 
+def tasks_of_answers(tasks: Mapping[str, Task]) -> list[str]:
+    """The tasks that ask for answers and not for log-likelihoods."""
+    return [name for name, task in tasks.items() if task.OUTPUT_TYPE == "generate_until"]
+
+
 def run_task(model: HarnessModel, name: str, task: Task, *, limit: int | None = None) -> TaskResult:
     """Result of one task on its first `limit` items (all of them with None)."""
+    return run_together(model, {name: task}, limit=limit)[name]
+
+
+def run_together(
+    model: HarnessModel, tasks: Mapping[str, Task], *, limit: int | None = None
+) -> dict[str, TaskResult]:
+    """Results of tasks whose log-likelihoods are asked in one call."""
     output = evaluate(
-        lm=model, task_dict={"tasks": {name: task}}, limit=limit, bootstrap_iters=BOOTSTRAPS
+        lm=model, task_dict={"tasks": dict(tasks)}, limit=limit, bootstrap_iters=BOOTSTRAPS
     )
+    return {name: result_of(name, output) for name in tasks}
+
+
+def result_of(name: str, output: Mapping[str, Any]) -> TaskResult:
+    """A task's part of what lm-eval says."""
     numbers = output["results"][name]
     metrics = {
         key: Metric(float(value), as_number(numbers.get(key.replace(",", "_stderr,"))))

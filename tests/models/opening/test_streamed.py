@@ -73,6 +73,32 @@ def test_one_block_is_there_at_a_time(tied: bool, tmp_path: Path) -> None:
     assert is_empty(source)
 
 
+@pytest.mark.parametrize("name", TINY)
+def test_blocks_are_called_alike_without_embedding_and_head(name: str, tmp_path: Path) -> None:
+    source = open_streamed(saved(TINY[name](), tmp_path / "m"), dtype=torch.float32)
+    model, adapter = source.model, source.adapter
+    ends = {id(end) for end in (model.get_input_embeddings(), model.get_output_embeddings())}
+    calls = []
+    for context in (source.embedding, source.outside_blocks):
+        with torch.no_grad(), context(), recorders(model, adapter) as stand_ins:
+            adapter.decoder(model)(TOKENS_BL, use_cache=False)
+            is_there = [not s.module._parameters[s.own_name].is_meta for s in source.slots]
+        calls.append([stand_in.call for stand_in in stand_ins])
+    at_ends = [
+        there for there, s in zip(is_there, source.slots, strict=True) if id(s.module) in ends
+    ]
+    assert not any(at_ends)
+    assert is_empty(source)
+    for one, other in zip(*calls, strict=True):
+        assert one.kwargs.keys() == other.kwargs.keys()
+        tensors = [
+            (value, other.kwargs[key])
+            for key, value in one.kwargs.items()
+            if isinstance(value, torch.Tensor)
+        ]
+        assert all(torch.equal(*pair) for pair in tensors)
+
+
 def test_a_shard_that_goes_or_shrinks_is_one_line(tmp_path: Path) -> None:
     folder = saved(tiny_llama(num_layers=4), tmp_path / "m")
     source = open_streamed(folder, dtype=torch.float32)

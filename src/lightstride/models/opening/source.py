@@ -7,6 +7,7 @@ model's modules at hand all the time; their weights are there for as long as it 
         for block in blocks: ...        the next one is asked for
     with source.embedding(): ...        all that is needed before the first block
     with source.head(): ...             and after the last
+    with source.outside_blocks(): ...   what it takes to ask the model how it calls its blocks
 
 A model in memory is the simple case: nothing moves, unless it lies on the CPU and is computed
 elsewhere.
@@ -61,6 +62,10 @@ class WeightSource(ABC):
         """Inside, all is there that comes after the blocks; input embeddings may be zero."""
 
     @abstractmethod
+    def outside_blocks(self) -> AbstractContextManager[None]:
+        """Inside, the decoder runs if others stand in for its blocks; embeddings may be zero."""
+
+    @abstractmethod
     def tensor(self, name: str) -> Tensor:
         """A parameter that belongs to no block."""
 
@@ -98,7 +103,7 @@ class Resident(WeightSource):
         with placed(outer_modules(self.model, self.adapter), self.device):
             yield
 
-    head = embedding
+    head = outside_blocks = embedding
 
     def tensor(self, name: str) -> Tensor:
         return self.model.get_parameter(name).detach()

@@ -224,9 +224,20 @@ class Streamed(WeightSource):
 
     @contextmanager
     def head(self) -> Iterator[None]:
+        with self.without_embeddings():
+            yield
+
+    @contextmanager
+    def outside_blocks(self) -> Iterator[None]:
+        with self.without_embeddings(self.model.get_output_embeddings()):
+            yield
+
+    @contextmanager
+    def without_embeddings(self, *skipped: nn.Module) -> Iterator[None]:
+        """Inside, all is there but blocks and these; embeddings are zero."""
         embeddings = self.model.get_input_embeddings()
         assert embeddings is not None
-        slots = self.outside(embeddings)
+        slots = self.outside(embeddings, *skipped)
         with self.filled(slots, self.read(slots)), zero_embeddings(embeddings, self):
             yield
 

@@ -50,6 +50,9 @@ class CutSource(WeightSource):
     def head(self) -> AbstractContextManager[None]:
         return self.whole.head()
 
+    def outside_blocks(self) -> AbstractContextManager[None]:
+        return self.whole.outside_blocks()
+
     def tensor(self, name: str) -> Tensor:
         return self.whole.tensor(name)
 
