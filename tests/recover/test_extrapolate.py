@@ -23,3 +23,23 @@ def test_a_power_law_is_seen_to_its_end(exponent: float) -> None:
 def test_a_loss_that_does_not_fall_stays() -> None:
     found = extrapolate(TOKENS, [3.0, 3.1, 3.2, 3.2, 3.3], 1e6)
     assert found.perplexity >= math.exp(3.0)
+    assert found.low <= found.perplexity <= found.high
+
+
+@pytest.mark.parametrize(
+    ("steps", "losses", "end", "came"),
+    [
+        ([5, 9, 13, 17], [3.7785, 3.6865, 3.6849, 3.6862], 79, 36.08),
+        ([5, 9, 14, 18], [3.7532, 3.6804, 3.6805, 3.6715], 36, 38.30),
+        ([5, 9, 14, 18], [3.7744, 3.7606, 3.6915, 3.6799], 36, 37.49),
+        ([5, 9, 14, 18], [3.9328, 3.8606, 3.8394, 3.7617], 36, 41.77),
+    ],
+)
+def test_the_end_of_real_runs_is_in_the_range(
+    steps: list[float], losses: list[float], end: float, came: float
+) -> None:
+    """A 25% cut of SmolLM2-135M: ten minutes, and four at three learning rates (LOG.md)."""
+    found = extrapolate(steps, losses, end)
+    assert found.low < came < found.high
+    assert found.perplexity == pytest.approx(came, rel=0.03)
+    assert found.high < 1.2 * found.low

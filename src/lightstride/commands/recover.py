@@ -31,7 +31,7 @@ from lightstride.training.checkpoint import Progress
 from lightstride.work import open_work
 
 EARLY_LOOKS = 5
-"""Measurements that the forecast is made from."""
+"""Measurements until the forecast; the first is before the training, the others make it."""
 LEAST_STEPS = 12
 """Steps that a forecast needs: from four of them it said 33.5 where 30.5 came (`LOG.md`)."""
 EARLY_SECONDS = 30.0
@@ -73,10 +73,11 @@ class Watch:
         seen = at.evaluations[:EARLY_LOOKS]
         if len(seen) < EARLY_LOOKS or at.step == 0:
             return None
-        steps = [float(str(each["step"])) for each in seen]
-        losses = [float(str(each["nll"])) for each in seen]
+        learned = [each for each in seen if each["step"]]
+        steps = [float(str(each["step"])) for each in learned]
+        losses = [float(str(each["nll"])) for each in learned]
         seconds = float(str(seen[-1]["seconds"]))
-        if len(set(steps)) < EARLY_LOOKS or steps[-1] < LEAST_STEPS:
+        if len(set(steps)) < EARLY_LOOKS - 1 or steps[-1] < LEAST_STEPS:
             return None
         return extrapolate(steps, losses, steps[-1] / seconds * self.whole)
 

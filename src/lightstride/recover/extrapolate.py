@@ -5,9 +5,9 @@ The held-out loss falls about like a power of the tokens read,
     nll(t) = a + b (1 + t / t0)^-c
 
 with t0 the tokens of the first measurement.  For each c of a grid, a and b are the least-squares
-ones; all curves that fit the points about as well as the best one speak, each with the end that it
-sees, and their spread is the error.  The last part of a training, in which the learning rate
-falls, gives more than the curve knows; so the spread leans to the better side.
+ones; every curve speaks for the end that it sees, the louder the better it fits, with the standard
+error of its prediction.  What is said is their mean, and the range of what they see.  A measurement
+before the training is left out by the caller: while the learning rate rises, little is gained.
 """
 
 import math
@@ -17,8 +17,8 @@ from dataclasses import dataclass
 EXPONENTS = tuple(0.1 * number for number in range(1, 16))
 NOISE = 2e-3
 """Nats by which a measurement may be off a curve that is right."""
-FALLING_RATE = 0.15
-"""Share of the whole gain that the falling learning rate may add."""
+DEVIATIONS = 1.5
+"""Standard deviations that the range reaches to either side."""
 
 
 @dataclass(frozen=True)
@@ -34,30 +34,47 @@ class Forecast:
         return dict(vars(self))
 
 
+@dataclass(frozen=True)
+class Curve:
+    """The best curve of one exponent: its end, that end's standard error, and how it fits."""
+
+    end: float
+    deviation: float
+    squared_error: float
+    falls: bool
+
+
 def extrapolate(tokens: Sequence[float], losses: Sequence[float], end: float) -> Forecast:
     """The perplexity after `end` tokens, from held-out losses in nats after some; three or more."""
     assert len(tokens) == len(losses) >= 3
     first = next(count for count in tokens if count > 0)
-    fits = [curve(tokens, losses, first, c) for c in EXPONENTS]
-    best = min(error for _, _, error in fits)
-    allowed = best + NOISE**2 * len(tokens)
-    ends = [
-        a + b * (1 + end / first) ** -c
-        for c, (a, b, error) in zip(EXPONENTS, fits, strict=True)
-        if error <= allowed and b >= 0
-    ] or [min(losses)]
-    middle = sum(ends) / len(ends)
-    lowest = min(ends) - FALLING_RATE * max(0.0, losses[0] - middle)
-    return Forecast(math.exp(middle), math.exp(lowest), math.exp(max(ends)))
+    curves = [fitted(tokens, losses, first, c, end) for c in EXPONENTS]
+    falling = [curve for curve in curves if curve.falls]
+    if not falling:
+        best = min(losses)
+        return Forecast(math.exp(best), math.exp(best), math.exp(max(losses)))
+    least = min(curve.squared_error for curve in falling)
+    variance = max(NOISE**2, least / (len(tokens) - 2))
+    weights = [math.exp((least - curve.squared_error) / (2 * variance)) for curve in falling]
+    total = sum(weights)
+    parts = list(zip(weights, falling, strict=True))
+    middle = sum(weight * curve.end for weight, curve in parts) / total
+    spread = sum(w * ((c.end - middle) ** 2 + c.deviation**2) for w, c in parts) / total
+    reach = DEVIATIONS * math.sqrt(spread)
+    return Forecast(math.exp(middle), math.exp(middle - reach), math.exp(middle + reach))
 
 
-def curve(
-    tokens: Sequence[float], losses: Sequence[float], first: float, exponent: float
-) -> tuple[float, float, float]:
-    """Level, height and squared error of the best curve with this exponent."""
+def fitted(
+    tokens: Sequence[float], losses: Sequence[float], first: float, exponent: float, end: float
+) -> Curve:
+    """The least-squares curve with this exponent, at its end."""
     xs = [(1 + count / first) ** -exponent for count in tokens]
-    mean_x, mean_y = sum(xs) / len(xs), sum(losses) / len(losses)
+    count, mean_x, mean_y = len(xs), sum(xs) / len(xs), sum(losses) / len(losses)
     spread = sum((x - mean_x) ** 2 for x in xs)
     b = sum((x - mean_x) * (y - mean_y) for x, y in zip(xs, losses, strict=True)) / spread
     a = mean_y - b * mean_x
-    return a, b, sum((a + b * x - y) ** 2 for x, y in zip(xs, losses, strict=True))
+    error = sum((a + b * x - y) ** 2 for x, y in zip(xs, losses, strict=True))
+    x_end = (1 + end / first) ** -exponent
+    noise = max(NOISE, math.sqrt(error / (count - 2)))
+    deviation = noise * math.sqrt(1 / count + (x_end - mean_x) ** 2 / spread)
+    return Curve(a + b * x_end, deviation, error, b >= 0)
