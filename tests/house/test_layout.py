@@ -14,6 +14,7 @@ BENCHMARKS = TESTS.parent / "benchmarks"
 
 # Tests of what many modules do together, each in the room that it is about most.
 FEATURES = {
+    "commands/pruning/test_two_nodes.py",
     "commands/test_prune_resume.py",
     "models/opening/test_no_code.py",
     "prune/test_no_attention.py",

@@ -1,6 +1,7 @@
 """GGUF files: read as the models that they were written from, converted once, or refused."""
 
 import hashlib
+import os
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from helpers.agree import assert_close_logits
 from helpers.cuts import cut_block, logits
+from helpers.processes import run_ranks
 from helpers.toys import (
     tiny_gemma3,
     tiny_llama,
@@ -18,6 +20,7 @@ from helpers.toys import (
     tiny_qwen3,
 )
 from helpers.trained_tokenizer import trained_tokenizer
+from lightstride import distributed
 from lightstride.errors import ModelError, UnknownFamilyError
 from lightstride.export.gguf.weights import ModelWeights
 from lightstride.export.gguf.write import write_gguf
@@ -155,3 +158,25 @@ def test_built_in_model_in_pieces_is_put_together(sound, tmp_path, monkeypatch):
         with pytest.raises(ModelError, match="damaged; install them again"):
             load_model("toy")
         assert not list(tmp_path.glob("cache/*/*"))
+
+
+def convert_in_own_cache(folder: Path) -> None:
+    """What every rank does: convert into a cache that no other rank has."""
+    distributed.init()
+    os.environ["LIGHTSTRIDE_CACHE"] = str(folder / str(distributed.rank()))
+    assert load_model(str(folder / "toy.gguf")).config.architectures == ["LlamaForCausalLM"]
+    distributed.close()
+
+
+def test_every_rank_converts_for_itself(tmp_path: Path) -> None:
+    """transformers writes models on rank 0 alone."""
+    write(tiny_llama(), tmp_path / "toy.gguf")
+    run_ranks(convert_in_own_cache, 2, tmp_path)
+    first, second = (
+        {path.name: path.read_bytes() for path in (tmp_path / rank).glob("converted/*/*")}
+        for rank in ("0", "1")
+    )
+    for files in (first, second):
+        files.pop("conversion.json")  # it has the time that it took
+    assert first == second
+    assert {"config.json", "generation_config.json", "model.safetensors"} <= set(first)

@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from tokenizers import pre_tokenizers
 from torch import Tensor
 from transformers import (
@@ -100,12 +101,25 @@ def gguf_as_folder(source: Source) -> Path:
             model = read_model(path, metadata)
             tokenizer = read_tokenizer(path, metadata)
             with quiet():
-                model.save_pretrained(folder)
+                save_model(model, folder)
                 tokenizer.save_pretrained(folder)
             seconds = time.perf_counter() - started
             sys.stderr.write(f"lightstride: converted {source.name} in {seconds:.0f} s\n")
 
     return kept(source, VERSION, convert)
+
+
+def save_model(model: PreTrainedModel, folder: Path) -> None:
+    """Write config and weights, whatever the process's rank is.
+
+    transformers' own writes nothing but on rank 0, which may have a cache of its own elsewhere.
+    """
+    model.config.architectures = [type(model).__name__]
+    model.config.dtype = str(model.dtype).removeprefix("torch.")
+    model.config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+    weights = {name: each.detach().contiguous() for name, each in model.named_parameters()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 @contextmanager
