@@ -36,11 +36,11 @@ def test_removal_cost_is_the_loss_of_the_best_refit(removed: list[int]) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("chunk", [1, 3])
-def test_removal_order_is_brute_force_greedy(seed: int, chunk: int) -> None:
+@pytest.mark.parametrize(("chunk", "panel"), [(1, 1), (1, 5), (3, 6), (3, 128)])
+def test_removal_order_is_brute_force_greedy(seed: int, chunk: int, panel: int) -> None:
     weight_OI, inputs_NI = layer(3, 14, seed=seed)
     inverse_II = torch.cholesky_inverse(cholesky(add_ridge(gram(inputs_NI), 0.01)[0]))
-    order = removal_order(weight_OI, inverse_II, 12, chunk).tolist()
+    order = removal_order(weight_OI, inverse_II, 12, chunk, panel).tolist()
     left = list(range(14))
     for first in range(0, 12, chunk):
         gone = order[first : first + chunk]

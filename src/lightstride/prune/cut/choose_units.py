@@ -8,7 +8,8 @@ Paper: optimal brain surgeon (Hassibi & Stork, 1993), in blocks; Tyr-the-Pruner,
 2503.09657, eq. 4 and 7-10.  We differ: its first-order term is zero at the dense weights and
 left out, and attention loses whole KV groups and equal numbers of queries of each kept group.
 
-Shapes: O outputs, I inputs (C channels, or heads of size d), K kept, R removed inputs.
+Shapes: O outputs, I inputs (C channels, L live ones, S of a round; or heads of size d), K kept,
+R removed inputs.
 """
 
 import itertools
@@ -21,6 +22,10 @@ from torch import Tensor
 
 from lightstride.errors import ConfigError
 from lightstride.models.shapes import NO_ATTENTION, AttentionKept, AttentionShape
+
+PANEL = 128
+"""Channels that go between two products over the whole inverse Gram matrix: enough rows for their
+full speed."""
 
 
 def cholesky(gram_II: Tensor) -> Tensor:
@@ -44,23 +49,24 @@ def cholesky_in_place(gram_II: Tensor, *, upper: bool = False) -> Tensor:
 
 
 def removal_order(
-    weight_OC: Tensor, inverse_gram_CC: Tensor, num_removed: int, chunk: int
+    weight_OC: Tensor, inverse_gram_CC: Tensor, num_removed: int, chunk: int, panel: int = PANEL
 ) -> Tensor:
     """All channels, the `num_removed` that go in the order of going, then the rest, shape (C,).
 
-    Each round removes the `chunk` channels that are cheapest alone.  What is left stays in the
-    top left corner of one work matrix: the channels of a round are first swapped to its end.
+    Each round removes the `chunk` channels that are cheapest alone; `panel` channels go between
+    two products that bring the inverse Gram matrix up to date.  What is left stays in the top left
+    corner of the work matrices: the channels of a panel are swapped to their end.
     """
-    num_outputs, num_live = weight_OC.shape
-    table = torch.cat([weight_OC.T.float(), inverse_gram_CC.float()], dim=1)
+    weight_CO = weight_OC.T.to(torch.float32, copy=True).contiguous()
+    inverse_CC = inverse_gram_CC.to(torch.float32, copy=True).contiguous()
+    num_live = len(weight_CO)
     labels_C = torch.arange(num_live, device=weight_OC.device)
     order: list[Tensor] = []
     stop = num_live - num_removed
     while num_live > stop:
-        count = min(chunk, num_live - stop)
-        costs_C = table[:num_live, :num_outputs].square().sum(1)
-        costs_C /= table.diagonal(num_outputs)[:num_live]
-        chosen = costs_C.topk(count, largest=False).indices
+        count = min(panel, num_live - stop)
+        live = slice(num_live)
+        chosen = remove_panel(weight_CO[live], inverse_CC[live, live], count, chunk)
         order.append(labels_C[chosen])
         num_live -= count
         is_chosen = torch.zeros(num_live + count, dtype=torch.bool, device=chosen.device)
@@ -69,19 +75,40 @@ def removal_order(
         outside = num_live + (~is_chosen[num_live:]).nonzero().flatten()
         here, there = torch.cat([inside, outside]), torch.cat([outside, inside])
         labels_C[here] = labels_C[there]
-        table[here] = table[there]
-        table[:, num_outputs + here] = table[:, num_outputs + there]
-        eliminate_removed(table, num_outputs, num_live, count)
+        weight_CO[here] = weight_CO[there]
+        inverse_CC[here] = inverse_CC[there]
+        inverse_CC[:, here] = inverse_CC[:, there]
     return torch.cat([*order, labels_C[:stop]])
 
 
-def eliminate_removed(table: Tensor, num_outputs: int, num_live: int, count: int) -> None:
-    """Take the `count` channels after the live ones out of `[W^T | P]`, in place."""
-    end = num_outputs + num_live
-    gone = slice(num_live, num_live + count)
-    block_RR = table[gone, end : end + count]
-    pull = torch.linalg.solve(block_RR, table[gone, :end])
-    table[:num_live, :end].addmm_(table[:num_live, end : end + count], pull, alpha=-1)
+def remove_panel(weight_LO: Tensor, inverse_LL: Tensor, count: int, chunk: int) -> Tensor:
+    """Remove `count` of the live channels, `chunk` at a time, in place; which, as they went.
+
+    The weights, and the diagonal that costs need, change in every round.  The rest of the inverse
+    Gram matrix changes once, at the end: P - sum_t rows_t^T pull_t, one product of `count` rows.
+    """
+    num_live, num_outputs = weight_LO.shape
+    rows_RL, pulls_RL = weight_LO.new_empty(2, count, num_live)
+    diagonal_L = inverse_LL.diagonal().clone()
+    is_gone_L = torch.zeros_like(diagonal_L, dtype=torch.bool)
+    gone: list[Tensor] = []
+    for start in range(0, count, chunk):
+        costs_L = torch.linalg.vector_norm(weight_LO, dim=1).square_() / diagonal_L
+        costs_L.masked_fill_(is_gone_L, torch.inf)
+        chosen = costs_L.topk(min(chunk, count - start), largest=False).indices
+        new = slice(start, start + len(chosen))
+        rows_SL = inverse_LL[chosen].addmm_(rows_RL[:start, chosen].T, pulls_RL[:start], alpha=-1)
+        targets = torch.cat([weight_LO[chosen], rows_SL], dim=1)
+        pull_SO, pulls_RL[new] = torch.linalg.solve(rows_SL[:, chosen], targets).split(
+            [num_outputs, num_live], dim=1
+        )
+        rows_RL[new] = rows_SL
+        weight_LO.addmm_(rows_SL.T, pull_SO, alpha=-1)
+        diagonal_L -= (rows_SL * pulls_RL[new]).sum(0)
+        is_gone_L[chosen] = True
+        gone.append(chosen)
+    inverse_LL.addmm_(rows_RL.T, pulls_RL, alpha=-1)
+    return torch.cat(gone)
 
 
 def head_columns(heads: Sequence[int], head_dim: int) -> Tensor:
