@@ -1,6 +1,7 @@
 """Recovery of toys: closer to the dense model, exact after a kill, unharmed by bad steps."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from helpers.toys import tiny_llama
 from lightstride.errors import ConfigError, WorkError
 from lightstride.models.families.registry import adapter_for
 from lightstride.recover import loop as room
-from lightstride.recover.loop import Recovery, Rows, gradients, recover, steps_of
+from lightstride.recover.loop import OptimizerName, Recovery, Rows, gradients, recover, steps_of
 from lightstride.recover.optimizer import MasterAdam
 from lightstride.recover.said import SaidRows
 from lightstride.recover.student import Learning, Student
@@ -41,6 +42,22 @@ def test_a_cut_model_comes_closer_to_the_dense_one(variant: str, tmp_path: Path)
     assert all(torch.equal(tensor, untouched[n]) for n, tensor in weights(dense).items())
     assert {parameter.dtype for parameter in smaller.parameters()} == {torch.bfloat16}
     assert not any(parameter.requires_grad for parameter in smaller.parameters())
+
+
+@pytest.mark.parametrize("variant", ["llama", "qwen3_moe"])
+def test_a_factored_second_moment_learns_as_well_in_half_the_memory(
+    variant: str, tmp_path: Path
+) -> None:
+    dense = VARIANTS[variant]().to(torch.bfloat16)
+    found, needed = [], []
+    for name in ("adam", "factored"):
+        smaller = cut(dense)
+        quick = replace(QUICK, optimizer=name)
+        adapter = adapter_for(dense.config)
+        recover(smaller, dense, adapter, ROWS, quick, tmp_path / name, announce=needed.append)
+        found.append(distance(dense, smaller, WINDOWS))
+    assert found[1] < 1.1 * found[0]
+    assert needed[1] < 0.65 * needed[0]
 
 
 @pytest.mark.parametrize("rank", [0, 4])
@@ -106,14 +123,20 @@ def test_every_pass_reads_every_row_once_in_an_order_of_its_own() -> None:
     assert steps == steps_of(7, 10, two)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dtype", "optimizer"),
+    [(torch.float32, "adam"), (torch.bfloat16, "adam"), (torch.bfloat16, "factored")],
+)
 def test_killed_at_any_moment_and_resumed_gives_the_same_weights(
-    dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype,
+    optimizer: OptimizerName,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     dense = tiny_llama(num_layers=2).to(dtype)
     adapter = adapter_for(dense.config)
-    whole = cut(dense)
-    recover(whole, dense, adapter, ROWS, QUICK, tmp_path / "whole")
+    whole, quick = cut(dense), replace(QUICK, optimizer=optimizer)
+    recover(whole, dense, adapter, ROWS, quick, tmp_path / "whole")
     for moment in (1, 5, 8, 12):
         calls, folder = 0, tmp_path / f"killed-{moment}"
 
@@ -127,9 +150,9 @@ def test_killed_at_any_moment_and_resumed_gives_the_same_weights(
         with monkeypatch.context() as patch:
             patch.setattr(room, "gradients", interrupted)
             with pytest.raises(KeyboardInterrupt):
-                recover(cut(dense), dense, adapter, ROWS, QUICK, folder)
+                recover(cut(dense), dense, adapter, ROWS, quick, folder)
         resumed = cut(dense)
-        recover(resumed, dense, adapter, ROWS, QUICK, folder)
+        recover(resumed, dense, adapter, ROWS, quick, folder)
         assert_same_weights(resumed, whole)
 
 

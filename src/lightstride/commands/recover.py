@@ -168,6 +168,7 @@ def train(
         minutes=config.minutes,
         clock=config.clock,
         learning_rate=config.learning_rate,
+        optimizer=config.optimizer,
         step_tokens=config.step_tokens,
         top_k=config.top_k,
         cache_bytes=int(config.cache_gib * 2**30),

@@ -16,6 +16,7 @@ from lightstride.config.base import (
 
 LossOn = Literal["answers", "all"]
 ClockName = Literal["wall", "processor"]
+OptimizerName = Literal["adam", "factored"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,8 @@ class RecoverConfig(PresetCommand):
     """Let the output layer learn too, and with it the embedding where the two share weights."""
     learning_rate: float = 3e-4
     """Largest learning rate."""
+    optimizer: OptimizerName = "adam"
+    """Adam takes 12 bytes a weight; with a factored second moment, 6."""
     step_tokens: int = 1024
     """Tokens of a step, over all processes."""
     top_k: int = 64
@@ -78,6 +81,7 @@ class RecoverConfig(PresetCommand):
         require(bool(self.text or self.answers), "--text", "''", "a source, or --answers given")
         require_choice("--loss-on", self.loss_on, LossOn)
         require_choice("--clock", self.clock, ClockName)
+        require_choice("--optimizer", self.optimizer, OptimizerName)
         for source in self.text:
             name, weight = split_weight(source)
             require(bool(name) and weight > 0, "--text", repr(source), "SOURCE or SOURCE:WEIGHT")

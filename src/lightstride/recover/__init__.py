@@ -2,7 +2,8 @@
 
 teacher    what the dense model says, once    said    kept on disk for further passes
 losses    KL in slices with its gradient    attention    plain products on a CPU
-student    which weights learn    optimizer    Adam over bf16 weights
+student    which weights learn
+optimizer  Adam over bf16 weights    factored    with its second moment as means of rows and columns
 pace       learning rates by steps and minutes    loop    steps, checkpoints, a clean stop
 extrapolate   the perplexity at the end, from the first minutes
 """

@@ -25,6 +25,7 @@ from lightstride.distributed import broadcast_object, rank, world_size
 from lightstride.errors import ConfigError
 from lightstride.models.families.adapter import Adapter
 from lightstride.progress import Bar
+from lightstride.recover.factored import FactoredAdam
 from lightstride.recover.optimizer import MasterAdam
 from lightstride.recover.pace import Pace, counted, read_pace, timed
 from lightstride.recover.said import SaidRows
@@ -39,6 +40,8 @@ Look = Callable[[Progress], None]
 MOST_SKIPPED = 5
 """Steps in a row that may be left out."""
 ClockName = Literal["wall", "processor"]
+OptimizerName = Literal["adam", "factored"]
+OPTIMIZERS: dict[OptimizerName, type[MasterAdam]] = {"adam": MasterAdam, "factored": FactoredAdam}
 FIRST_GUESS = 1000
 """Steps of a training by minutes, before one is timed."""
 
@@ -70,6 +73,8 @@ class Recovery:
     """What the minutes count: time, or processor time by thread."""
     learning_rate: float = 3e-4
     """Largest learning rate; it rises at first and falls by a cosine to nothing."""
+    optimizer: OptimizerName = "adam"
+    """What remembers the gradients; factored takes half the memory."""
     step_tokens: int = 1024
     """Tokens of a step, over all processes."""
     warmup: float = 0.05
@@ -156,11 +161,11 @@ def recover(
     weights.  ConfigError where one step after the other has no finite gradient.
     """
     student = Student(smaller, adapter, learning or Learning())
+    optimizer = optimizer_of(student, recovery)
     if announce is not None:
-        announce(student.bytes_needed)
+        announce(student.gradient_bytes + optimizer.bytes_needed)
     kept = SaidRows(folder / "said", recovery.cache_bytes // world_size())
     teacher = Dense(dense, adapter, recovery.top_k, kept)
-    optimizer = adam_of(student, recovery.learning_rate)
     store = TrainingFolder(folder)
     at = store.load(student, optimizer)
     steps = steps_of(len(rows.tokens_NL), rows.tokens_NL.shape[1], recovery)
@@ -197,9 +202,11 @@ def recover(
     return at
 
 
-def adam_of(student: Student, rate: float) -> MasterAdam:
+def optimizer_of(student: Student, recovery: Recovery) -> MasterAdam:
     """The optimizer of all that learns."""
-    return MasterAdam([{"params": student.learned(), "lr": rate, "peak": rate}])
+    rate = recovery.learning_rate
+    group: dict[str, object] = {"params": student.learned(), "lr": rate, "peak": rate}
+    return OPTIMIZERS[recovery.optimizer]([group])
 
 
 def take_step(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 PIECE = 1 << 16
 """Weights of a piece on a CPU: its six numbers each fit a core's cache."""
 STATE_BYTES = 12
-"""Bytes of a weight's master and moments."""
+"""Bytes of a bf16 weight's master and moments."""
 
 
 class MasterAdam(torch.optim.Optimizer):
@@ -33,6 +33,46 @@ class MasterAdam(torch.optim.Optimizer):
         eps: float = 1e-8,
     ) -> None:
         super().__init__(groups, {"lr": 1e-4, "betas": betas, "eps": eps, "scale": 1.0})
+
+    @property
+    def bytes_needed(self) -> int:
+        """Memory of the states of all weights."""
+        return sum(self.bytes_of(p) for group in self.param_groups for p in group["params"])
+
+    @staticmethod
+    def fresh(parameter: nn.Parameter) -> dict[str, Tensor]:
+        """The state of a weight that has not moved yet."""
+        zeros = torch.zeros_like(
+            parameter, dtype=torch.float32, memory_format=torch.contiguous_format
+        )
+        state = {"step": torch.zeros(()), "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
+        return state | master_of(parameter)
+
+    @staticmethod
+    def bytes_of(parameter: nn.Parameter) -> int:
+        """Bytes of such a state."""
+        return parameter.numel() * (8 if parameter.dtype == torch.float32 else STATE_BYTES)
+
+    @staticmethod
+    def move(parameter: nn.Parameter, state: dict[str, Tensor], group: dict[str, Any]) -> None:
+        """One step of one weight, a piece after the other."""
+        (b1, b2), eps, rate, scale = group["betas"], group["eps"], group["lr"], group["scale"]
+        step = float(state["step"])
+        rate, root = rate / (1 - b1**step), math.sqrt(1 - b2**step)
+        assert parameter.is_contiguous()
+        weight = parameter.detach()
+        master = state.get("master", weight)
+        tensors = (weight, master, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
+        size = PIECE if parameter.device.type == "cpu" else max(1, parameter.numel())
+        flat = (tensor.reshape(-1).split(size) for tensor in tensors if tensor is not None)
+        for weight_P, master_P, gradient_P, mean_P, square_P in zip(*flat, strict=True):
+            scaled_P = gradient_P.float() * scale
+            mean_P.lerp_(scaled_P, 1 - b1)
+            square_P.mul_(b2).addcmul_(scaled_P, scaled_P, value=1 - b2)
+            torch.sqrt(square_P, out=scaled_P).div_(root).add_(eps)
+            master_P.addcdiv_(mean_P, scaled_P, value=-rate)
+            if master is not weight:
+                weight_P.copy_(master_P)
 
     @torch.no_grad()
     def clip(self, largest: float) -> float:
@@ -57,36 +97,13 @@ class MasterAdam(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     state = self.state[parameter]
                     if not state:
-                        state.update(fresh(parameter))
+                        state.update(self.fresh(parameter))
                     state["step"] += 1
-                    move(parameter, state, group)
+                    self.move(parameter, state, group)
 
 
-def fresh(parameter: nn.Parameter) -> dict[str, Tensor]:
-    """The state of a weight that has not moved yet."""
-    zeros = torch.zeros_like(parameter, dtype=torch.float32, memory_format=torch.contiguous_format)
-    state = {"step": torch.zeros(()), "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
-    if parameter.dtype != torch.float32:
-        state["master"] = parameter.detach().float().contiguous()
-    return state
-
-
-def move(parameter: nn.Parameter, state: dict[str, Tensor], group: dict[str, Any]) -> None:
-    """One step of one weight, a piece after the other."""
-    (b1, b2), eps, rate, scale = group["betas"], group["eps"], group["lr"], group["scale"]
-    step = float(state["step"])
-    rate, root = rate / (1 - b1**step), math.sqrt(1 - b2**step)
-    assert parameter.is_contiguous()
-    weight = parameter.detach()
-    master = state.get("master", weight)
-    tensors = (weight, master, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
-    size = PIECE if parameter.device.type == "cpu" else max(1, parameter.numel())
-    flat = (tensor.reshape(-1).split(size) for tensor in tensors if tensor is not None)
-    for weight_P, master_P, gradient_P, mean_P, square_P in zip(*flat, strict=True):
-        scaled_P = gradient_P.float() * scale
-        mean_P.lerp_(scaled_P, 1 - b1)
-        square_P.mul_(b2).addcmul_(scaled_P, scaled_P, value=1 - b2)
-        torch.sqrt(square_P, out=scaled_P).div_(root).add_(eps)
-        master_P.addcdiv_(mean_P, scaled_P, value=-rate)
-        if master is not weight:
-            weight_P.copy_(master_P)
+def master_of(parameter: nn.Parameter) -> dict[str, Tensor]:
+    """The fp32 master, where a weight is not its own."""
+    if parameter.dtype == torch.float32:
+        return {}
+    return {"master": parameter.detach().float().contiguous()}

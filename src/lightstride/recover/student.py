@@ -19,7 +19,6 @@ from lightstride.models.families.adapter import Adapter
 from lightstride.models.head_logits import head_inputs
 from lightstride.recover.attention import plain_products
 from lightstride.recover.losses import top_k_loss
-from lightstride.recover.optimizer import STATE_BYTES
 from lightstride.training.top_k_kl import Teacher
 
 
@@ -78,9 +77,9 @@ class Student(nn.Module):
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     @property
-    def bytes_needed(self) -> int:
-        """Memory that learning takes beside the models: gradients, moments and masters."""
-        return sum(p.numel() * (p.element_size() + STATE_BYTES) for p in self.learned())
+    def gradient_bytes(self) -> int:
+        """Memory of all gradients."""
+        return sum(p.numel() * p.element_size() for p in self.learned())
 
     def forward(self, tokens_BL: Tensor, said: Teacher, weights_BL: Tensor) -> Tensor:
         """Weighted sum of KL(teacher | student) over all positions; the teacher has N of them."""

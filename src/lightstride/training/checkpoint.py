@@ -1,8 +1,9 @@
 """The checkpoint that a killed training goes on from: one file, whole or not there.
 
-`training.safetensors` holds the weights that learn, the optimizer's two moments, step and, where
-it keeps one, fp32 master of each, and, as text in its header, how far the training is.  Renamed
-into place, so that weights and step always belong together.
+`training.safetensors` holds the weights that learn, the optimizer's two moments (the second whole
+or as means of rows and columns), step and, where it keeps one, fp32 master of each, and, as text
+in its header, how far the training is.  Renamed into place, so that weights and step always belong
+together.
 """
 
 import hashlib
@@ -23,7 +24,7 @@ from lightstride.training.fsdp import like, whole
 
 TRAINING_FILE = "training.safetensors"
 VERSION = "1"
-STATE = ("exp_avg", "exp_avg_sq", "step", "master")
+STATE = ("exp_avg", "exp_avg_sq", "exp_avg_sq_row", "exp_avg_sq_col", "step", "master")
 SMOOTHING = 0.95
 KEPT_LOSSES = 200
 """Points of the learning curve that are kept."""
@@ -130,10 +131,18 @@ def fits(state: dict[str, Tensor], parameters: dict[str, nn.Parameter]) -> bool:
     if shapes != {name: parameter.shape for name, parameter in parameters.items()}:
         return False
     return all(
-        tensor.numel() == 1 if part == "step" else tensor.shape == shapes.get(name)
+        name in shapes and is_of(part, tensor, shapes[name])
         for key, tensor in state.items()
         for part, _, name in [key.partition(".")]
     )
+
+
+def is_of(part: str, tensor: Tensor, shape: torch.Size) -> bool:
+    """Whether a tensor has the shape of this part of the state of such a weight."""
+    if part == "step":
+        return tensor.numel() == 1
+    parts = {"exp_avg_sq_row": shape[:-1], "exp_avg_sq_col": shape[-1:]}
+    return tensor.shape == parts.get(part, shape)
 
 
 def state_hash(state: dict[str, Tensor], progress: str) -> str:
