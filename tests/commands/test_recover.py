@@ -162,6 +162,13 @@ def test_bad_numbers_are_one_line(flags: list[str], capsys: pytest.CaptureFixtur
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_memory_is_said_and_may_be_less(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recover(config_for(folder, "more", passes=1))
+    recover(config_for(folder, "less", passes=1, optimizer="factored", checkpoint_activations=True))
+    said = capsys.readouterr().err
+    assert said.count("GiB beside the models") == said.count("activations)") == 2
+
+
 def test_the_result_is_json(folder: Path) -> None:
     recover(config_for(folder, "json", passes=1))
     assert json.loads((folder / "json" / "result.json").read_text())["kind"] == "recover"

@@ -16,7 +16,15 @@ from helpers.toys import tiny_llama
 from lightstride.errors import ConfigError, WorkError
 from lightstride.models.families.registry import adapter_for
 from lightstride.recover import loop as room
-from lightstride.recover.loop import OptimizerName, Recovery, Rows, gradients, recover, steps_of
+from lightstride.recover.loop import (
+    Memory,
+    OptimizerName,
+    Recovery,
+    Rows,
+    gradients,
+    recover,
+    steps_of,
+)
 from lightstride.recover.optimizer import MasterAdam
 from lightstride.recover.said import SaidRows
 from lightstride.recover.student import Learning, Student
@@ -49,15 +57,16 @@ def test_a_factored_second_moment_learns_as_well_in_half_the_memory(
     variant: str, tmp_path: Path
 ) -> None:
     dense = VARIANTS[variant]().to(torch.bfloat16)
-    found, needed = [], []
-    for name in ("adam", "factored"):
-        smaller = cut(dense)
-        quick = replace(QUICK, optimizer=name)
+    found: list[float] = []
+    needed: list[Memory] = []
+    names: tuple[OptimizerName, ...] = ("adam", "factored")
+    for name in names:
+        smaller, quick = cut(dense), replace(QUICK, optimizer=name)
         adapter = adapter_for(dense.config)
         recover(smaller, dense, adapter, ROWS, quick, tmp_path / name, announce=needed.append)
         found.append(distance(dense, smaller, WINDOWS))
     assert found[1] < 1.1 * found[0]
-    assert needed[1] < 0.65 * needed[0]
+    assert needed[1].optimizer < 0.55 * needed[0].optimizer
 
 
 @pytest.mark.parametrize("rank", [0, 4])

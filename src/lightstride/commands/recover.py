@@ -6,6 +6,7 @@ A killed run goes on with `--resume`, from the last checkpoint in its work folde
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ from lightstride.models.families.registry import adapter_for
 from lightstride.models.fingerprint import fingerprint
 from lightstride.models.opening.load import load_model, load_tokenizer
 from lightstride.recover.extrapolate import Forecast, extrapolate
-from lightstride.recover.loop import Recovery
+from lightstride.recover.loop import Memory, Recovery
 from lightstride.recover.loop import recover as learn
 from lightstride.recover.student import Learning
 from lightstride.training.checkpoint import Progress
@@ -156,12 +157,9 @@ def train(
 ) -> Progress:
     """Learn to the end of the minutes, or of the passes."""
 
-    def announce(num_bytes: int) -> None:
+    def announce(memory: Memory) -> None:
         if rank() == 0:
-            sys.stderr.write(
-                f"lightstride: learning takes {num_bytes / 2**30:.2f} GiB beside the models, and "
-                f"up to {config.cache_gib:g} GiB of disk for what the dense model says\n"
-            )
+            sys.stderr.write(f"lightstride: {memory_sentence(memory, config)}\n")
 
     recovery = Recovery(
         passes=config.passes,
@@ -181,10 +179,25 @@ def train(
         texts.rows,
         recovery,
         Path(config.work_folder) / "training",
-        learning=Learning(rank=config.rank, head=config.learn_head),
+        learning=Learning(
+            rank=config.rank,
+            head=config.learn_head,
+            checkpoint_activations=config.checkpoint_activations,
+        ),
         look=watch,
         announce=announce,
         progress=True,
+    )
+
+
+def memory_sentence(memory: Memory, config: RecoverConfig) -> str:
+    """What learning takes beside the models."""
+    parts = {name: f"{num_bytes / 2**30:.2f}" for name, num_bytes in asdict(memory).items()}
+    whole = sum(asdict(memory).values()) / 2**30
+    return (
+        f"learning takes {whole:.2f} GiB beside the models ({parts['optimizer']} the optimizer, "
+        f"{parts['gradients']} gradients, {parts['activations']} activations), and up to "
+        f"{config.cache_gib:g} GiB of disk for what the dense model says"
     )
 
 

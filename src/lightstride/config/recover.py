@@ -59,6 +59,8 @@ class RecoverConfig(PresetCommand):
     """Rank of updates that are merged at the end; 0 lets whole weights learn."""
     learn_head: bool = False
     """Let the output layer learn too, and with it the embedding where the two share weights."""
+    checkpoint_activations: bool = False
+    """Keep the blocks' inputs alone for the backward, and compute the rest there again."""
     learning_rate: float = 3e-4
     """Largest learning rate."""
     optimizer: OptimizerName = "adam"

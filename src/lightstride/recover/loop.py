@@ -61,6 +61,16 @@ class Rows:
         return Rows(tokens_NL, torch.ones(tokens_NL.shape))
 
 
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that learning takes in a process, beside the models."""
+
+    gradients: int
+    optimizer: int
+    activations: int
+    """Of the rows of a step."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recovery:
     """How long and how fast to learn."""
@@ -150,20 +160,20 @@ def recover(
     *,
     learning: Learning | None = None,
     look: Look | None = None,
-    announce: Callable[[int], None] | None = None,
+    announce: Callable[[Memory], None] | None = None,
     title: str = "recovering",
     progress: bool = False,
 ) -> Progress:
     """Train `smaller`, in place, to answer like `dense`; how it went.
 
-    `announce` is told, before the start, the bytes that learning takes beside the models.  Both
-    models are on the device where to compute.  Goes on from the checkpoint in `folder`, to the same
-    weights.  ConfigError where one step after the other has no finite gradient.
+    `announce` is told, before the start, the memory that learning takes.  Both models are on the
+    device where to compute.  Goes on from the checkpoint in `folder`, to the same weights.
+    ConfigError where one step after the other has no finite gradient.
     """
     student = Student(smaller, adapter, learning or Learning())
     optimizer = optimizer_of(student, recovery)
     if announce is not None:
-        announce(student.gradient_bytes + optimizer.bytes_needed)
+        announce(memory_of(student, optimizer, rows, recovery))
     kept = SaidRows(folder / "said", recovery.cache_bytes // world_size())
     teacher = Dense(dense, adapter, recovery.top_k, kept)
     store = TrainingFolder(folder)
@@ -207,6 +217,14 @@ def optimizer_of(student: Student, recovery: Recovery) -> MasterAdam:
     rate = recovery.learning_rate
     group: dict[str, object] = {"params": student.learned(), "lr": rate, "peak": rate}
     return OPTIMIZERS[recovery.optimizer]([group])
+
+
+def memory_of(student: Student, optimizer: MasterAdam, rows: Rows, recovery: Recovery) -> Memory:
+    """What learning takes; a row is read for it."""
+    tokens_1L = rows.tokens_NL[:1].long().to(next(student.parameters()).device)
+    mine = -(-rows_of_a_step(rows.tokens_NL.shape[1], recovery) // world_size())
+    activations = mine * student.activation_bytes(tokens_1L)
+    return Memory(student.gradient_bytes, optimizer.bytes_needed, activations)
 
 
 def take_step(
@@ -255,7 +273,7 @@ def gradients(student: Student, teacher: Dense, rows: Rows, chosen: list[int]) -
 
 def steps_of(num_rows: int, length: int, recovery: Recovery) -> list[list[int]]:
     """The rows of every step: each pass has every row once, in an order of its own."""
-    rows_per_step = max(1, recovery.step_tokens // length)
+    rows_per_step = rows_of_a_step(length, recovery)
     found = []
     for number in range(recovery.passes):
         order = list(range(num_rows))
@@ -264,6 +282,11 @@ def steps_of(num_rows: int, length: int, recovery: Recovery) -> list[list[int]]:
             order[start : start + rows_per_step] for start in range(0, num_rows, rows_per_step)
         ]
     return found
+
+
+def rows_of_a_step(length: int, recovery: Recovery) -> int:
+    """Rows of this length, over all processes."""
+    return max(1, recovery.step_tokens // length)
 
 
 def first_pace(num_steps: int, recovery: Recovery) -> Pace:

@@ -9,6 +9,7 @@ Shapes: B rows, L tokens, N = B * L positions, D hidden size; O outputs, I input
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel
 
 from lightstride.models.families.adapter import Adapter
 from lightstride.models.head_logits import head_inputs
+from lightstride.recover.activations import activation_bytes, checkpoint_blocks, release_blocks
 from lightstride.recover.attention import plain_products
 from lightstride.recover.losses import top_k_loss
 from lightstride.training.top_k_kl import Teacher
@@ -32,6 +34,8 @@ class Learning:
     """Whether the blocks' norms and biases learn too; not with a rank."""
     head: bool = False
     """Whether the head learns, and with it the embedding where they are one."""
+    checkpoint_activations: bool = False
+    """Whether blocks keep their inputs alone, and compute the rest again in the backward."""
 
 
 class LowRank(nn.Module):
@@ -60,6 +64,7 @@ class Student(nn.Module):
         self.decoder = adapter.decoder(model)
         self.head = [model.get_output_embeddings()]  # in a list: it is the decoder's where tied
         blocks = adapter.blocks(model)
+        self.blocks = tuple(blocks)  # the decoder's: no modules of their own
         if learning.rank:
             generator = torch.Generator().manual_seed(0)
             for linear in matrices(blocks):
@@ -71,6 +76,9 @@ class Student(nn.Module):
         if learning.head:
             self.learned_head = self.head[0]
             self.learned_head.weight.requires_grad_(True)
+        self.checkpoints = learning.checkpoint_activations
+        if self.checkpoints:
+            checkpoint_blocks(self.blocks, model.config)
 
     def learned(self) -> list[nn.Parameter]:
         """The weights that learn."""
@@ -81,11 +89,25 @@ class Student(nn.Module):
         """Memory of all gradients."""
         return sum(p.numel() * p.element_size() for p in self.learned())
 
+    def activation_bytes(self, tokens_1L: Tensor) -> int:
+        """Memory that blocks keep for the backward of a row; one is read to know."""
+        release_blocks(self.blocks)
+        inputs, whole = activation_bytes(partial(self.hidden, tokens_1L), self.decoder, self.blocks)
+        if not self.checkpoints:
+            return sum(whole)
+        checkpoint_blocks(self.blocks, self.config)
+        return sum(inputs) + max(whole)
+
+    def hidden(self, tokens_BL: Tensor) -> Tensor:
+        """The decoder's answers, (B, L, D)."""
+        with plain_products(self.config, tokens_BL.device, tokens_BL.shape[1]):
+            found = self.decoder(input_ids=tokens_BL, use_cache=False).last_hidden_state
+        assert isinstance(found, Tensor)
+        return found
+
     def forward(self, tokens_BL: Tensor, said: Teacher, weights_BL: Tensor) -> Tensor:
         """Weighted sum of KL(teacher | student) over all positions; the teacher has N of them."""
-        with plain_products(self.config, tokens_BL.device, tokens_BL.shape[1]):
-            hidden_BLD = self.decoder(input_ids=tokens_BL, use_cache=False).last_hidden_state
-        hidden_BLD = head_inputs(self.config, hidden_BLD)
+        hidden_BLD = head_inputs(self.config, self.hidden(tokens_BL))
         hidden_ND, weights_N = hidden_BLD.flatten(0, 1), weights_BL.flatten()
         counts_N = weights_N != 0
         if not bool(counts_N.all()):  # no logits where nothing counts
@@ -101,6 +123,7 @@ class Student(nn.Module):
         for linear in matrices(self.decoder):
             if parametrize.is_parametrized(linear, "weight"):
                 parametrize.remove_parametrizations(linear, "weight")
+        release_blocks(self.blocks)
         self.requires_grad_(False)
 
 
