@@ -5,7 +5,9 @@ from pathlib import Path
 import torch
 
 from helpers.rounds import MODEL, runner
+from lightstride.prune.cut.supernet import supernet_bytes
 from lightstride.prune.footprint import (
+    closing_bytes,
     disk_bytes,
     footprint,
     search_bytes,
@@ -23,8 +25,18 @@ def test_a_supernet_takes_the_disk_that_was_foreseen(tmp_path: Path) -> None:
     tensors = sum(path.stat().st_size for path in (tmp_path / "net").glob("*.safetensors"))
     headers = 8192 * len(job.space.sites)
     assert 0 < tensors - job.supernet_bytes([0.5]) < headers
-    checkpoints = disk_bytes(job, [0.5], 0) - job.supernet_bytes([0.5])
-    assert checkpoints == WEIGHTS - 4 * int(0.5 * job.space.geometry.prunable_parameters)
+
+
+def test_disk_is_that_of_the_fullest_moment(tmp_path: Path) -> None:
+    job = runner(tmp_path)
+    whole = {site: [job.space.geometry.shape(site)] for site in job.space.sites}
+    checkpoint = WEIGHTS - 4 * int(0.5 * job.space.geometry.prunable_parameters)
+    closing = disk_bytes(job, [0.5], 0) - checkpoint
+    assert closing == closing_bytes(job, 0.5)
+    assert 0 < closing < supernet_bytes(job.space.geometry, whole) + checkpoint
+    assert disk_bytes(job, [0.5, 0.5], 0) == 2 * checkpoint + closing
+    job.supernet_bytes = lambda shares: 10**9  # type: ignore[method-assign]
+    assert disk_bytes(job, [0.5, 0.5], 0) == 10**9
 
 
 def test_streams_grow_with_text_and_correction(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from lightstride.prune.forecast import (
     search_operations,
     sentence,
     supernet_operations,
+    target_operations,
 )
 from lightstride.prune.space.budget import build_space, parameter_cost
 from lightstride.prune.space.plan import Plan
@@ -40,7 +41,11 @@ def test_a_correction_runs_a_second_stream(tmp_path: Path) -> None:
     one, two = (forecast(job, (0.5,))["closing rounds"] for job in (plain, corrected))
     tokens = plain.calibration_NL.numel()
     assert two.forward - one.forward == 2 * plain.space.geometry.prunable_parameters * tokens
-    assert two.solve == one.solve
+    geometry = plain.space.geometry
+    inputs = [geometry.num_inputs(geometry.shape(site)) for site in geometry.sites]
+    size = geometry.hidden_size
+    assert two.solve - one.solve == pytest.approx(sum(target_operations(i, size) for i in inputs))
+    assert two.gram - one.gram == pytest.approx(2 * tokens * size * sum(inputs))
 
 
 def test_perplexities_count_every_model_that_is_measured(tmp_path: Path) -> None:

@@ -52,12 +52,24 @@ class Footprint:
 
 
 def disk_bytes(runner: RoundRunner, shares: Sequence[float], passes: int) -> int:
-    """Disk for the largest supernet, all checkpoints and the state of healing."""
+    """Disk at its peak: while the largest supernet is searched, or when the last size is written.
+
+    Supernets are gone before the first checkpoint; a size's closing weights, and what heals it, are
+    there until it is written.
+    """
     geometry = runner.space.geometry
     whole = sum(parameter.numel() for parameter in runner.model.parameters())
     sizes = [whole - int(share * geometry.prunable_parameters) for share in shares]
     healing = STATE_BYTES * geometry.prunable_parameters if passes else 0
-    return runner.supernet_bytes(shares) + runner.model.dtype.itemsize * sum(sizes) + healing
+    closing = max(closing_bytes(runner, share) for share in shares)
+    written = runner.model.dtype.itemsize * sum(sizes) + closing + healing
+    return max(runner.supernet_bytes(shares), written)
+
+
+def closing_bytes(runner: RoundRunner, share: float) -> int:
+    """The weights of a closing round, as they are kept in the work folder."""
+    chosen = {site: [shape] for site, shape in runner.centre(share).shapes.items()}
+    return supernet_bytes(runner.space.geometry, chosen)
 
 
 def read_bytes_of(runner: RoundRunner, shares: Sequence[float]) -> int:
@@ -66,10 +78,7 @@ def read_bytes_of(runner: RoundRunner, shares: Sequence[float]) -> int:
     total = itemsize * sum(parameter.numel() for parameter in runner.model.parameters())
     for _, spaces in planned_searches(runner, shares):
         total += supernet_bytes(geometry, runner.shapes_of(spaces.values()))
-    for share in shares:
-        chosen = {site: [shape] for site, shape in runner.centre(share).shapes.items()}
-        total += supernet_bytes(geometry, chosen)
-    return total
+    return total + sum(closing_bytes(runner, share) for share in shares)
 
 
 def stream_bytes(runner: RoundRunner) -> int:

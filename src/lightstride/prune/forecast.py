@@ -7,7 +7,11 @@ model at hand:
               weights of those that a token is sent to
     gram      sum x x^T at every site: 2 * 9/16 I^2 a token (see `cut/gram.py`)
     solve     factorizing, removing and refitting: about (2 + 1/3 removed share) I^3 a site and
-              k^2 D a level of k inputs, in the mix of precisions of `cut/refit.py`
+              k^2 D a level of k inputs, in the mix of precisions of `cut/refit.py`; and the heads
+              of an attention that are tried (`head_choices.py`)
+
+A closing round that corrects drift sums the errors of its sites too, 2 I D a token, and solves for
+other targets, I^3 / 3 + 2 I^2 D a site.
 
 The rates are those of products that the run will do: a block on a batch of windows, the Gram
 matrix of one batch of FFN inputs, and the pruning of a site that is as wide as the FFN, up to a
@@ -26,9 +30,10 @@ from transformers import PreTrainedModel
 from lightstride.models.block_calls import recorders
 from lightstride.models.device import best_time
 from lightstride.models.families.adapter import Adapter
-from lightstride.models.shapes import FFNShape, Geometry, Shape, Site
+from lightstride.models.shapes import AttentionShape, FFNShape, Geometry, Shape, Site
 from lightstride.prune.cut.gram import add_gram
 from lightstride.prune.cut.refit import prune_ffn
+from lightstride.prune.head_choices import choice_operations
 from lightstride.prune.rounds import RoundRunner
 from lightstride.prune.space.plan import Plan, Space, active_parameters
 from lightstride.search.evolution import EvolutionSettings
@@ -85,9 +90,13 @@ def solve_operations(dense: int, widths: Sequence[int], outputs: int, *, nested:
 
 
 def supernet_operations(
-    geometry: Geometry, shapes: Sequence[tuple[Site, Sequence[Shape]]], num_tokens: int
+    geometry: Geometry,
+    shapes: Sequence[tuple[Site, Sequence[Shape]]],
+    num_tokens: int,
+    *,
+    drift: bool = False,
 ) -> Operations:
-    """Statistics on so many tokens, and all these levels."""
+    """Statistics on so many tokens, and all these levels; with or without a correction of drift."""
     gram = solve = forward = 0.0
     for site, levels in shapes:
         dense = geometry.num_inputs(geometry.shape(site))
@@ -98,11 +107,25 @@ def supernet_operations(
             sent = num_tokens * geometry.experts_per_token
             gram += 2 * GRAM_SHARE * experts[0] ** 2 * sent
             solve += expert_operations(experts, widths, outputs)
+            if drift:
+                gram += 2.0 * experts[0] * outputs * sent
+                solve += len(experts) * target_operations(experts[0], outputs)
             forward += 2.0 * dense * outputs * num_tokens  # by all experts' output weights
         else:
             gram += 2 * GRAM_SHARE * dense**2 * num_tokens
             solve += solve_operations(dense, widths, outputs, nested=site.kind == "ffn")
+            whole = geometry.shape(site)
+            if isinstance(whole, AttentionShape):
+                solve += choice_operations(whole, levels, geometry.head_dim, outputs)
+            if drift:
+                gram += 2.0 * dense * outputs * num_tokens
+                solve += target_operations(dense, outputs)
     return Operations(forward=forward, gram=gram, solve=solve)
+
+
+def target_operations(inputs: int, outputs: int) -> float:
+    """Solving for other targets than a site's own."""
+    return inputs**3 / 3 + 2.0 * inputs**2 * outputs
 
 
 def expert_operations(experts: Sequence[int], widths: Sequence[int], outputs: int) -> float:
@@ -206,7 +229,8 @@ def forecast(
             )
     for plan in centres.values():
         chosen = [(site, [shape]) for site, shape in plan.shapes.items()]
-        closing += supernet_operations(geometry, chosen, num_tokens)
+        drift = settings.closing_streams > 1
+        closing += supernet_operations(geometry, chosen, num_tokens, drift=drift)
         more = 2.0 * geometry.active_parameters * num_tokens
         closing += Operations(forward=(settings.closing_streams - 1) * more)
     plans = list(centres.values())

@@ -27,6 +27,9 @@ from lightstride.prune.cut.choose_units import (
     removal_order,
 )
 
+EXHAUSTIVE = 128
+"""So many ways to cut an attention are all tried."""
+
 
 @dataclass(frozen=True)
 class CutSite:
@@ -175,7 +178,7 @@ def prune_attention(
     dense: AttentionShape,
     *,
     damping: float = 0.01,
-    exhaustive: int = 128,
+    exhaustive: int = EXHAUSTIVE,
 ) -> list[CutSite]:
     """One level for each shape, in the order given.
 
