@@ -192,6 +192,9 @@ def test_grafts_are_gone_on_with(folder: Path, capsys: pytest.CaptureFixture[str
     third = config_of(folder, "on-recovered", model=str(folder / "recovered"), steps=1,
                       start_from=first.output)  # fmt: skip
     assert smash(third)["numbers"]["started_from"]["training"]["steps"] == 4
+    fourth = config_of(folder, "once-more", start_from=second.output, steps=1)
+    origin = smash(fourth)["numbers"]["started_from"]
+    assert origin["started_from"]["training"]["steps"] == 4
     capsys.readouterr()
     assert cli.main([*flags, other.output]) == 2
     assert "belong to another base" in capsys.readouterr().err.splitlines()[-1]

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from lightstride.commands.smashing.examples import Answers
 from lightstride.errors import DataError
 from lightstride.models.fingerprint import fingerprint
+from lightstride.models.opening.load import locate
 from lightstride.results import Numbers, read_result
 from lightstride.smash.model.eagle3 import Eagle3Head
 from lightstride.training.checkpoint import Progress
@@ -53,15 +54,18 @@ def head_facts(head: Eagle3Head, base: PreTrainedModel) -> Numbers:
 
 
 def start_provenance(source: str | None) -> Numbers | None:
-    """Provenance of the grafts or the head that this training began with."""
-    path = Path(source or "") / "result.json"
-    if not path.exists():
+    """Provenance of the grafts or head that a training began with, and of their own start."""
+    path = None if source is None else Path(locate(source)) / "result.json"
+    if path is None or not path.exists():
         return None
     before = read_result(path)
-    told = {key: before[key] for key in ("command", "created", "data")}
+    told: dict[str, object] = {key: before[key] for key in ("command", "created", "data")}
     training = before["numbers"].get("training")
     if "head" in before["numbers"]:  # taken from a publisher, not trained
         return {**told, "head": before["numbers"]["head"]}
     if not isinstance(training, dict):
         raise DataError(f"{path} is not the result of a training; remove it")
-    return {**told, "training": {key: value for key, value in training.items() if key != "losses"}}
+    told["training"] = {key: value for key, value in training.items() if key != "losses"}
+    if before["numbers"].get("started_from") is not None:
+        told["started_from"] = before["numbers"]["started_from"]
+    return told
