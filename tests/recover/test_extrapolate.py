@@ -33,13 +33,14 @@ def test_a_loss_that_does_not_fall_stays() -> None:
         ([5, 9, 14, 18], [3.7532, 3.6804, 3.6805, 3.6715], 36, 38.30),
         ([5, 9, 14, 18], [3.7744, 3.7606, 3.6915, 3.6799], 36, 37.49),
         ([5, 9, 14, 18], [3.9328, 3.8606, 3.8394, 3.7617], 36, 41.77),
+        ([6, 11, 16, 21], [4.2687, 4.1411, 4.1242, 4.0744], 620, 47.49),
     ],
 )
 def test_the_end_of_real_runs_is_in_the_range(
     steps: list[float], losses: list[float], end: float, came: float
 ) -> None:
-    """A 25% cut of SmolLM2-135M: ten minutes, and four at three learning rates (LOG.md)."""
+    """Cuts of SmolLM2-135M: 25%, ten minutes and four at three rates; 50%, an hour (LOG.md)."""
     found = extrapolate(steps, losses, end)
     assert found.low < came < found.high
     assert found.perplexity == pytest.approx(came, rel=0.03)
-    assert found.high < 1.2 * found.low
+    assert found.high < 1.6 * found.low
