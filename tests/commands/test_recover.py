@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from helpers.processes import run_ranks
 from helpers.prune_runs import config_of, make_inputs
+from helpers.recover_processes import command
 from helpers.toys import byte_tokenizer, tiny_llama
 from lightstride.checkpoint import ancestors_of, read_record
 from lightstride.cli import main
@@ -167,6 +169,27 @@ def test_memory_is_said_and_may_be_less(folder: Path, capsys: pytest.CaptureFixt
     recover(config_for(folder, "less", passes=1, optimizer="factored", checkpoint_activations=True))
     said = capsys.readouterr().err
     assert said.count("GiB beside the models") == said.count("activations)") == 2
+
+
+@pytest.mark.timeout(400)
+def test_processes_that_share_the_weights_out_save_what_one_does(folder: Path) -> None:
+    one = recover(config_for(folder, "alone", passes=1))
+    run_ranks(command, 2, config_for(folder, "together", passes=1), seconds=120)
+    two = json.loads((folder / "together" / "result.json").read_text())
+    weights, others = (load_model(str(folder / n)).state_dict() for n in ("alone", "together"))
+    for name, tensor in weights.items():
+        torch.testing.assert_close(others[name], tensor, rtol=1e-3, atol=2e-4)
+    numbers = one["numbers"]
+    assert isinstance(numbers, dict)
+    assert two["numbers"]["perplexity"] == pytest.approx(numbers["perplexity"], rel=1e-3)
+
+
+def test_the_first_version_of_fsdp_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ConfigError, match="--fsdp_version 2"):
+        recover(config_for(folder, "refused"))
 
 
 def test_the_result_is_json(folder: Path) -> None:

@@ -114,10 +114,10 @@ def test_the_teacher_is_asked_once_and_says_the_same(tmp_path: Path) -> None:
     dense = tiny_llama()
     kept = SaidRows(tmp_path / "said", 2 * 24 * 28 + 1000)
     teacher = Dense(dense, adapter_for(dense.config), top_k=4, kept=kept)
-    first = [teacher.say(number, WINDOWS[number]) for number in range(4)]
+    first = teacher.say([0, 1, 2, 3], WINDOWS[:4])
     assert sorted(path.stem for path in kept.folder.iterdir()) == ["0", "1"]
     for number, said in enumerate(first):
-        again = teacher.say(number, WINDOWS[number])
+        (again,) = teacher.say([number], WINDOWS[number : number + 1])
         assert torch.equal(again.token_NK, said.token_NK)
         assert torch.equal(again.log_probability_NK, said.log_probability_NK)
 

@@ -29,6 +29,7 @@ from lightstride.recover.loop import Memory, Recovery
 from lightstride.recover.loop import recover as learn
 from lightstride.recover.student import Learning
 from lightstride.training.checkpoint import Progress
+from lightstride.training.fsdp import is_asked_for, is_shared_out
 from lightstride.work import open_work
 
 EARLY_LOOKS = 5
@@ -49,6 +50,8 @@ class Watch:
         self.model, self.texts, self.config = model, texts, config
         self.whole = 60 * config.minutes
         self.spacing = min(EARLY_SECONDS, self.whole / 8)
+        self.final = float("nan")
+        self.final_seconds = 0.0
 
     def __call__(self, at: Progress) -> None:
         """Measure where it is due."""
@@ -62,10 +65,17 @@ class Watch:
             if len(at.evaluations) == EARLY_LOOKS and rank() == 0:
                 sys.stderr.write(f"\nlightstride: {self.sentence(at)}\n")
 
+    def end(self) -> None:
+        """Measure what has come of it."""
+        start = time.perf_counter()
+        self.final = self.nll()
+        self.final_seconds = time.perf_counter() - start
+
     def nll(self) -> float:
-        """Held-out loss in nats; the first process measures."""
+        """Held-out loss in nats."""
         found = 0.0
-        if rank() == 0:
+        decoder = adapter_for(self.model.config).decoder(self.model)
+        if rank() == 0 or is_shared_out(decoder):  # a forward then needs all processes
             found = perplexity(self.model, self.texts.held_out, batch_size=4).nll
         return distributed.broadcast_object(found)
 
@@ -106,8 +116,8 @@ def recover_alone(config: RecoverConfig) -> Mapping[str, object]:
     """The same, while no other run writes there."""
     record = read_record(config.model) if Path(config.model).is_dir() else {}
     teacher = config.teacher or recorded_teacher(config.model, record)
-    device = pick_device(config.device)
-    dtype = pick_dtype(config.dtype, suitable_dtype(device))
+    device = "cpu" if is_asked_for() else pick_device(config.device)
+    dtype = pick_dtype(config.dtype, suitable_dtype(pick_device(config.device)))
     tokenizer = load_tokenizer(config.model)
     check_vocabulary(tokenizer, load_tokenizer(teacher), teacher)
     smaller, dense = (
@@ -185,6 +195,8 @@ def train(
             checkpoint_activations=config.checkpoint_activations,
         ),
         look=watch,
+        at_end=watch.end,
+        shared_on=torch.device(pick_device(config.device)) if is_asked_for() else None,
         announce=announce,
         progress=True,
     )
@@ -192,24 +204,21 @@ def train(
 
 def memory_sentence(memory: Memory, config: RecoverConfig) -> str:
     """What learning takes beside the models."""
-    parts = {name: f"{num_bytes / 2**30:.2f}" for name, num_bytes in asdict(memory).items()}
-    whole = sum(asdict(memory).values()) / 2**30
+    sizes = {name: num_bytes for name, num_bytes in asdict(memory).items() if num_bytes}
+    parts = ", ".join(f"{num_bytes / 2**30:.2f} {name}" for name, num_bytes in sizes.items())
     return (
-        f"learning takes {whole:.2f} GiB beside the models ({parts['optimizer']} the optimizer, "
-        f"{parts['gradients']} gradients, {parts['activations']} activations), and up to "
-        f"{config.cache_gib:g} GiB of disk for what the dense model says"
+        f"learning takes {sum(sizes.values()) / 2**30:.2f} GiB beside the models ({parts}), "
+        f"and up to {config.cache_gib:g} GiB of disk for what the dense model says"
     )
 
 
 def measured(watch: Watch, at: Progress, texts: Texts, config: RecoverConfig) -> dict[str, object]:
     """The held-out loss at the end, and how it came to it."""
-    start = time.perf_counter()
-    final = watch.nll()
     found = watch.forecast(at)
     before = float(str(at.evaluations[0]["nll"]))
     tokens = at.step * config.step_tokens
     return {
-        "perplexity": float(torch.tensor(final, dtype=torch.float64).exp()),
+        "perplexity": float(torch.tensor(watch.final, dtype=torch.float64).exp()),
         "unrecovered": float(torch.tensor(before, dtype=torch.float64).exp()),
         "forecast": None if found is None else found.as_dict(),
         "steps": at.step,
@@ -219,7 +228,7 @@ def measured(watch: Watch, at: Progress, texts: Texts, config: RecoverConfig) ->
         "seconds": at.seconds,
         "processor_seconds": at.processor_seconds,
         "tokens_per_second": tokens / at.seconds if at.seconds else None,
-        "measuring_seconds": time.perf_counter() - start,
+        "measuring_seconds": watch.final_seconds,
         "losses": at.losses,
         "evaluations": at.evaluations,
     }

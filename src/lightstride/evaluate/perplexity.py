@@ -64,7 +64,7 @@ def perplexity(
     return Perplexity(inf if nll > LARGEST_EXPONENT else exp(nll), nll, len(losses))
 
 
-@torch.inference_mode()
+@torch.no_grad()  # whose buffers of shared-out weights training can use again
 def token_losses(
     model: PreTrainedModel | WeightSource,
     windows_NL: Tensor,

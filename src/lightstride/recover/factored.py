@@ -15,8 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-from lightstride.recover.optimizer import PIECE, MasterAdam, master_of
+from lightstride.recover.optimizer import PIECE, MasterAdam, master_of, summed
+from lightstride.training.fsdp import local
 
 TINY = torch.finfo(torch.float32).tiny
 """Under a mean of squares, where all gradients are zero."""
@@ -36,19 +38,19 @@ class FactoredAdam(MasterAdam):
         state = {
             "step": torch.zeros(()),
             "exp_avg": zeros,
-            "exp_avg_sq_row": torch.zeros(parameter.shape[:-1], device=parameter.device),
+            "exp_avg_sq_row": torch.zeros_like(parameter.detach()[..., 0], dtype=torch.float32),
             "exp_avg_sq_col": torch.zeros(parameter.shape[-1], device=parameter.device),
         }
         return state | master_of(parameter)
 
     @staticmethod
-    def bytes_of(parameter: nn.Parameter) -> int:
+    def bytes_of(weight: Tensor) -> int:
         """Bytes of such a state."""
-        if parameter.dim() < 2:
-            return MasterAdam.bytes_of(parameter)
-        columns = parameter.shape[-1]
-        means = 4 * (parameter.numel() // columns + columns)
-        return parameter.numel() * (2 if parameter.dtype == torch.float32 else 6) + means
+        if weight.dim() < 2:
+            return MasterAdam.bytes_of(weight)
+        columns = weight.shape[-1]
+        means = 4 * (weight.numel() // columns + columns)
+        return weight.numel() * (2 if weight.dtype == torch.float32 else 6) + means
 
     @staticmethod
     def move(parameter: nn.Parameter, state: dict[str, Tensor], group: dict[str, Any]) -> None:
@@ -58,22 +60,25 @@ class FactoredAdam(MasterAdam):
             return
         (b1, b2), eps, rate, scale = group["betas"], group["eps"], group["lr"], group["scale"]
         step = float(state["step"])
-        assert parameter.grad is not None
-        gradient_OI = parameter.grad.flatten(0, -2)
+        gradient_OI = local(parameter.grad).flatten(0, -2)
         rows, columns = gradient_OI.shape
-        size = max(1, PIECE // columns) if parameter.device.type == "cpu" else rows
-        row_O, column_I = state["exp_avg_sq_row"].view(rows), state["exp_avg_sq_col"]
+        size = max(1, PIECE // columns if parameter.device.type == "cpu" else rows)
+        row_O, column_I = local(state["exp_avg_sq_row"]).view(rows), state["exp_avg_sq_col"]
         sum_I = torch.zeros_like(column_I)
         for gradient_PI, row_P in zip(gradient_OI.split(size), row_O.split(size), strict=True):
             square_PI = (gradient_PI.float() * scale).square_()
             row_P.lerp_(square_PI.mean(1), 1 - b2)
             sum_I += square_PI.sum(0)
-        column_I.lerp_(sum_I / rows, 1 - b2)
-        root_O1 = (row_O / row_O.mean().clamp_min(TINY)).sqrt_()[:, None]
+        total = row_O.sum()
+        if isinstance(parameter, DTensor):
+            sum_I, total = summed(sum_I), summed(total)
+        all_rows = parameter.numel() // columns
+        column_I.lerp_(sum_I / all_rows, 1 - b2)
+        root_O1 = (row_O / (total / all_rows).clamp_min(TINY)).sqrt_()[:, None]
         root_I = (column_I / (1 - b2**step)).sqrt_()
-        weight_OI = parameter.detach().view(rows, columns)
-        master_OI = state.get("master", weight_OI).view(rows, columns)
-        mean_OI = state["exp_avg"].view(rows, columns)
+        weight_OI = local(parameter.detach()).view(rows, columns)
+        master_OI = local(state.get("master", weight_OI)).view(rows, columns)
+        mean_OI = local(state["exp_avg"]).view(rows, columns)
         tensors = (weight_OI, master_OI, mean_OI, gradient_OI, root_O1)
         for weight_PI, master_PI, mean_PI, gradient_PI, root_P1 in zip(
             *(tensor.split(size) for tensor in tensors), strict=True

@@ -19,6 +19,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from lightstride.distributed import broadcast_object, rank, world_size
@@ -32,6 +33,7 @@ from lightstride.recover.said import SaidRows
 from lightstride.recover.student import Learning, Student
 from lightstride.recover.teacher import Dense
 from lightstride.training.checkpoint import Progress, TrainingFolder
+from lightstride.training.fsdp import is_shared_out, put_together, share_out
 from lightstride.training.schedule import rate_at, set_rates
 from lightstride.training.top_k_kl import concatenate
 
@@ -68,7 +70,7 @@ class Memory:
     gradients: int
     optimizer: int
     activations: int
-    """Of the rows of a step."""
+    """Of the rows of a step; 0 where they were not counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,22 +162,23 @@ def recover(
     *,
     learning: Learning | None = None,
     look: Look | None = None,
+    at_end: Callable[[], None] | None = None,
+    shared_on: torch.device | None = None,
     announce: Callable[[Memory], None] | None = None,
     title: str = "recovering",
     progress: bool = False,
 ) -> Progress:
     """Train `smaller`, in place, to answer like `dense`; how it went.
 
-    `announce` is told, before the start, the memory that learning takes.  Both models are on the
-    device where to compute.  Goes on from the checkpoint in `folder`, to the same weights.
-    ConfigError where one step after the other has no finite gradient.
+    `announce` is told the memory that learning takes, before the start; `at_end` is called before
+    updates are merged.  Both models are on the device where to compute, or on the CPU, from where
+    blocks are shared out to devices of the kind `shared_on`; `smaller` ends whole on the CPU.
+    Goes on from the checkpoint in `folder`.  ConfigError where no gradient is finite any more.
     """
-    student = Student(smaller, adapter, learning or Learning())
-    optimizer = optimizer_of(student, recovery)
-    if announce is not None:
-        announce(memory_of(student, optimizer, rows, recovery))
     kept = SaidRows(folder / "said", recovery.cache_bytes // world_size())
     teacher = Dense(dense, adapter, recovery.top_k, kept)
+    student = Student(smaller, adapter, learning or Learning())
+    optimizer = prepared(student, teacher, smaller, rows, recovery, shared_on, announce)
     store = TrainingFolder(folder)
     at = store.load(student, optimizer)
     steps = steps_of(len(rows.tokens_NL), rows.tokens_NL.shape[1], recovery)
@@ -194,22 +197,51 @@ def recover(
             set_rates(optimizer, rate_at(share, recovery.warmup))
             is_finite = take_step(student, teacher, optimizer, rows, steps[number], recovery, at)
             in_a_row = 0 if is_finite else in_a_row + 1
-            if in_a_row >= MOST_SKIPPED:
-                raise ConfigError(not_finite(recovery.learning_rate, folder))
+            check_finite(in_a_row, recovery.learning_rate, folder)
             clock.note(at, number + 1)
             move_bar(bar, at, pace, clock, recovery)
             if shared(clock.since_save() >= 60 * recovery.save_minutes):
                 pace = planned(pace, at, clock, recovery, len(steps))
-                at.pace = pace.as_list
-                store.save(student, optimizer, at)
+                save(store, student, optimizer, at, pace)
                 clock.saved_at = time.monotonic()
         if look is not None:
             look(at)
-    at.pace = pace.as_list
-    store.save(student, optimizer, at)
+    if at_end is not None:
+        at_end()
+    save(store, student, optimizer, at, pace)
     kept.forget()
-    student.release()
+    finish(smaller, student)
     return at
+
+
+def prepared(
+    student: Student,
+    teacher: Dense,
+    smaller: PreTrainedModel,
+    rows: Rows,
+    recovery: Recovery,
+    shared_on: torch.device | None,
+    announce: Callable[[Memory], None] | None,
+) -> MasterAdam:
+    """The optimizer of all that learns, once weights are shared out; what it takes is announced."""
+    activations = 0
+    if shared_on is not None:
+        share_out(smaller, student.decoder, student.blocks, shared_on)
+        dense, adapter = teacher.model, teacher.adapter
+        share_out(dense, adapter.decoder(dense), adapter.blocks(dense), shared_on)
+    elif announce is not None:
+        activations = activation_bytes(student, rows, recovery)
+    optimizer = optimizer_of(student, recovery)
+    if announce is not None:
+        announce(Memory(student.gradient_bytes, optimizer.bytes_needed, activations))
+    return optimizer
+
+
+def finish(smaller: PreTrainedModel, student: Student) -> None:
+    """Let nothing learn any more: weights are whole, updates merged."""
+    if is_shared_out(student.decoder):
+        put_together(smaller, "cpu")
+    student.release()
 
 
 def optimizer_of(student: Student, recovery: Recovery) -> MasterAdam:
@@ -219,12 +251,11 @@ def optimizer_of(student: Student, recovery: Recovery) -> MasterAdam:
     return OPTIMIZERS[recovery.optimizer]([group])
 
 
-def memory_of(student: Student, optimizer: MasterAdam, rows: Rows, recovery: Recovery) -> Memory:
-    """What learning takes; a row is read for it."""
+def activation_bytes(student: Student, rows: Rows, recovery: Recovery) -> int:
+    """Of this process's rows of a step; one is read to know."""
     tokens_1L = rows.tokens_NL[:1].long().to(next(student.parameters()).device)
     mine = -(-rows_of_a_step(rows.tokens_NL.shape[1], recovery) // world_size())
-    activations = mine * student.activation_bytes(tokens_1L)
-    return Memory(student.gradient_bytes, optimizer.bytes_needed, activations)
+    return mine * student.activation_bytes(tokens_1L)
 
 
 def take_step(
@@ -255,19 +286,22 @@ def gradients(student: Student, teacher: Dense, rows: Rows, chosen: list[int]) -
     total = torch.zeros((), device=device)
     count = float(rows.weights_NL[chosen].sum())
     mine = chosen[rank() :: world_size()]
+    said = teacher.say(mine, rows.tokens_NL[mine])
     if mine and count:
-        said = concatenate([teacher.say(number, rows.tokens_NL[number]) for number in mine])
         tokens_BL = rows.tokens_NL[mine].long().to(device)
         weights_BL = rows.weights_NL[mine].to(device)
-        loss = student(tokens_BL, said, weights_BL) / count
+        loss = student(tokens_BL, concatenate(said), weights_BL) / count
         loss.backward()
         total = loss.detach()
+    elif is_shared_out(student.decoder):
+        student.take_part(rows.tokens_NL[chosen[:1]].long().to(device))
     if world_size() > 1:
         torch.distributed.all_reduce(total)
         for parameter in student.learned():
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            torch.distributed.all_reduce(parameter.grad)
+            if not isinstance(parameter, DTensor):  # whose gradients are summed
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                torch.distributed.all_reduce(parameter.grad)
     return float(total)
 
 
@@ -313,13 +347,22 @@ def is_over(recovery: Recovery, clock: Clock) -> bool:
     return recovery.minutes is not None and clock.seconds >= 60 * recovery.minutes
 
 
-def not_finite(rate: float, folder: Path) -> str:
-    """The message of a training that cannot go on."""
-    return (
-        f"{MOST_SKIPPED} steps in a row had a loss or a gradient that is not a finite number at "
-        f"--learning-rate {rate:g}; the last checkpoint is kept in {folder}: delete it and give a "
-        "lower rate"
-    )
+def save(
+    store: TrainingFolder, student: Student, optimizer: MasterAdam, at: Progress, pace: Pace
+) -> None:
+    """Write a checkpoint."""
+    at.pace = pace.as_list
+    store.save(student, optimizer, at)
+
+
+def check_finite(in_a_row: int, rate: float, folder: Path) -> None:
+    """ConfigError where so many steps in a row without a finite gradient are too many."""
+    if in_a_row >= MOST_SKIPPED:
+        raise ConfigError(
+            f"{MOST_SKIPPED} steps in a row had a loss or a gradient that is not a finite number "
+            f"at --learning-rate {rate:g}; the last checkpoint is kept in {folder}: delete it and "
+            "give a lower rate"
+        )
 
 
 def move_bar(bar: Bar, at: Progress, pace: Pace, clock: Clock, recovery: Recovery) -> None:

@@ -15,6 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from lightstride.training.fsdp import local
 
 PIECE = 1 << 16
 """Weights of a piece on a CPU: its six numbers each fit a core's cache."""
@@ -37,7 +40,7 @@ class MasterAdam(torch.optim.Optimizer):
     @property
     def bytes_needed(self) -> int:
         """Memory of the states of all weights."""
-        return sum(self.bytes_of(p) for group in self.param_groups for p in group["params"])
+        return sum(self.bytes_of(local(p)) for group in self.param_groups for p in group["params"])
 
     @staticmethod
     def fresh(parameter: nn.Parameter) -> dict[str, Tensor]:
@@ -49,9 +52,9 @@ class MasterAdam(torch.optim.Optimizer):
         return state | master_of(parameter)
 
     @staticmethod
-    def bytes_of(parameter: nn.Parameter) -> int:
+    def bytes_of(weight: Tensor) -> int:
         """Bytes of such a state."""
-        return parameter.numel() * (8 if parameter.dtype == torch.float32 else STATE_BYTES)
+        return weight.numel() * (8 if weight.dtype == torch.float32 else STATE_BYTES)
 
     @staticmethod
     def move(parameter: nn.Parameter, state: dict[str, Tensor], group: dict[str, Any]) -> None:
@@ -59,12 +62,13 @@ class MasterAdam(torch.optim.Optimizer):
         (b1, b2), eps, rate, scale = group["betas"], group["eps"], group["lr"], group["scale"]
         step = float(state["step"])
         rate, root = rate / (1 - b1**step), math.sqrt(1 - b2**step)
-        assert parameter.is_contiguous()
-        weight = parameter.detach()
-        master = state.get("master", weight)
-        tensors = (weight, master, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
+        weight = local(parameter.detach())
+        assert weight.is_contiguous()
+        master = local(state.get("master", weight))
+        means = (local(state[name]) for name in ("exp_avg", "exp_avg_sq"))
         size = PIECE if parameter.device.type == "cpu" else max(1, parameter.numel())
-        flat = (tensor.reshape(-1).split(size) for tensor in tensors if tensor is not None)
+        tensors = (weight, master, local(parameter.grad), *means)
+        flat = (tensor.reshape(-1).split(size) for tensor in tensors)
         for weight_P, master_P, gradient_P, mean_P, square_P in zip(*flat, strict=True):
             scaled_P = gradient_P.float() * scale
             mean_P.lerp_(scaled_P, 1 - b1)
@@ -77,13 +81,17 @@ class MasterAdam(torch.optim.Optimizer):
     @torch.no_grad()
     def clip(self, largest: float) -> float:
         """The norm of the whole gradient; the next step takes it as if it were at most this."""
-        parts = [
-            torch.linalg.vector_norm(parameter.grad, dtype=torch.float32)
+        gradients = [
+            parameter.grad
             for group in self.param_groups
             for parameter in group["params"]
             if parameter.grad is not None
         ]
-        norm = float(torch.stack(parts).norm())
+        shared = [each.to_local() for each in gradients if isinstance(each, DTensor)]
+        own = norm_of([each for each in gradients if not isinstance(each, DTensor)])
+        if shared:
+            own = torch.stack([own, summed(norm_of(shared).square()).sqrt()]).norm()
+        norm = float(own)
         for group in self.param_groups:
             group["scale"] = min(1.0, largest / (norm + 1e-6)) if math.isfinite(norm) else 0.0
         return norm
@@ -100,6 +108,18 @@ class MasterAdam(torch.optim.Optimizer):
                         state.update(self.fresh(parameter))
                     state["step"] += 1
                     self.move(parameter, state, group)
+
+
+def norm_of(tensors: list[Tensor]) -> Tensor:
+    """The norm of all of them in one, in fp32."""
+    parts = [torch.linalg.vector_norm(tensor, dtype=torch.float32) for tensor in tensors]
+    return torch.stack(parts).norm() if parts else torch.zeros(())
+
+
+def summed(tensor: Tensor) -> Tensor:
+    """The sum over all processes, in place."""
+    torch.distributed.all_reduce(tensor)
+    return tensor
 
 
 def master_of(parameter: nn.Parameter) -> dict[str, Tensor]:

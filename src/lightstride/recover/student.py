@@ -21,6 +21,7 @@ from lightstride.models.head_logits import head_inputs
 from lightstride.recover.activations import activation_bytes, checkpoint_blocks, release_blocks
 from lightstride.recover.attention import plain_products
 from lightstride.recover.losses import top_k_loss
+from lightstride.training.fsdp import local
 from lightstride.training.top_k_kl import Teacher
 
 
@@ -87,7 +88,7 @@ class Student(nn.Module):
     @property
     def gradient_bytes(self) -> int:
         """Memory of all gradients."""
-        return sum(p.numel() * p.element_size() for p in self.learned())
+        return sum(local(parameter).nbytes for parameter in self.learned())
 
     def activation_bytes(self, tokens_1L: Tensor) -> int:
         """Memory that blocks keep for the backward of a row; one is read to know."""
@@ -117,6 +118,10 @@ class Student(nn.Module):
                 weights_N[counts_N],
             )
         return top_k_loss(self.head[0], hidden_ND, said, weights_N)
+
+    def take_part(self, tokens_1L: Tensor) -> None:
+        """A forward and a backward, of a zero gradient, that other processes wait for."""
+        (0 * self.hidden(tokens_1L).float().sum()).backward()
 
     def release(self) -> None:
         """Merge updates into their matrices; nothing learns any more."""

@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lightstride.distributed import gather_objects
 from lightstride.models.families.adapter import Adapter
 from lightstride.models.head_logits import head_inputs
 from lightstride.models.sliced_logits import cached_rows
 from lightstride.recover.attention import plain_products
 from lightstride.recover.losses import PRODUCT_ROWS
 from lightstride.recover.said import SaidRows
+from lightstride.training.fsdp import is_shared_out
 from lightstride.training.top_k_kl import Teacher, concatenate, remember
 
 
@@ -34,14 +36,23 @@ class Dense:
     kept: SaidRows
     """What was said before."""
 
-    def say(self, number: int, tokens_L: Tensor) -> Teacher:
-        """Its distributions at all positions of a row, whose number names it."""
-        known = self.kept.recall(number, tokens_L)
-        if known is not None:
-            return known.to(self.model.device)
-        said = self.read(tokens_L)
-        self.kept.keep(number, tokens_L, said)
-        return said
+    def say(self, numbers: list[int], tokens_BL: Tensor) -> list[Teacher]:
+        """Its distributions at all positions of rows, which are named by numbers.
+
+        Processes that share the weights out read as many rows each.
+        """
+        pairs = dict(zip(numbers, tokens_BL, strict=True))
+        known = {number: self.kept.recall(number, pairs[number]) for number in numbers}
+        missing = [number for number, said in known.items() if said is None]
+        most = len(missing)
+        if is_shared_out(self.adapter.decoder(self.model)):
+            most = max(gather_objects(most))
+        for number in missing:
+            known[number] = said = self.read(pairs[number])
+            self.kept.keep(number, pairs[number], said)
+        for _ in range(most - len(missing)):
+            self.read(tokens_BL.new_zeros(tokens_BL.shape[1]))
+        return [said.to(self.model.device) for said in known.values() if said is not None]
 
     @torch.no_grad()
     def read(self, tokens_L: Tensor) -> Teacher:

@@ -113,11 +113,18 @@ class TrainingFolder:
                 parameter.copy_(like(state[f"weight.{name}"], parameter))
                 if f"step.{name}" in state:
                     optimizer.state[parameter] = {
-                        part: found if part == "step" else like(found, parameter)
+                        part: placed(part, found, parameter)
                         for part in STATE
                         if (found := state.get(f"{part}.{name}")) is not None
                     }
         return progress
+
+
+def placed(part: str, value: Tensor, parameter: nn.Parameter) -> Tensor:
+    """A part of the state of a weight, where the optimizer wants it."""
+    if part == "step":
+        return value
+    return value.to(parameter.device) if part == "exp_avg_sq_col" else like(value, parameter)
 
 
 def learned(learner: nn.Module) -> dict[str, nn.Parameter]:

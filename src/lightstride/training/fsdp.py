@@ -4,13 +4,45 @@ PyTorch's second version of FSDP (`torch.distributed.fsdp.fully_shard`) turns ea
 DTensor of which every process holds a part; a forward of the module gathers them.
 """
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from lightstride.distributed import world_size
+from lightstride.errors import ConfigError
+
+SECOND_VERSION = "weights are shared out by FSDP's second version: add --fsdp_version 2"
+
+
+def is_asked_for() -> bool:
+    """Whether `accelerate launch --use_fsdp` started this process and others."""
+    asked = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    if asked and os.environ.get("FSDP_VERSION") != "2":
+        raise ConfigError(SECOND_VERSION)
+    return asked and world_size() > 1
+
+
+def share_out(
+    model: nn.Module, decoder: nn.Module, blocks: Iterable[nn.Module], device: torch.device
+) -> None:
+    """Let every process hold a part of the blocks' weights, and all of the others, on a device.
+
+    A block is whole while it computes.  Gradients are summed over the processes.
+    """
+    mesh = init_device_mesh(device.type, (world_size(),))
+    for block in blocks:
+        shared = fully_shard(block, mesh=mesh, reshard_after_forward=True)
+        shared.set_gradient_divide_factor(1.0)
+        shared.set_force_sum_reduction_for_comms(True)
+    model.to(device)
+    whole_here = {p for p in decoder.parameters() if not isinstance(p, DTensor)}
+    fully_shard(decoder, mesh=mesh, ignored_params=whole_here)
 
 
 def is_shared_out(module: nn.Module) -> bool:
@@ -74,13 +106,15 @@ def like(value: Tensor, parameter: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def put_together(module: nn.Module) -> None:
-    """Give every process the whole weights for good."""
+def put_together(module: nn.Module, device: str | None = None) -> None:
+    """Give every process the whole weights for good, on a device if that is given."""
     found: dict[int, nn.Parameter] = {}
     for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.__class__ = type(part).__bases__[1]  # whose `to` moves ordinary weights
         for name, parameter in list(part.named_parameters(recurse=False)):
             if isinstance(parameter, DTensor):
                 if id(parameter) not in found:
-                    value = parameter.full_tensor()
+                    value = parameter.full_tensor().to(device)
                     found[id(parameter)] = nn.Parameter(value, parameter.requires_grad)
                 setattr(part, name, found[id(parameter)])

@@ -27,6 +27,7 @@ from lightstride.smash.data.examples import Example
 from lightstride.smash.data.packing import Batch, RowPlan, make_batch, plan_batches
 from lightstride.training.checkpoint import Progress, TrainingFolder
 from lightstride.training.fsdp import (
+    SECOND_VERSION,
     drop_untouched,
     is_shared_out,
     put_together,
@@ -189,7 +190,7 @@ def make_accelerator(learner: nn.Module) -> Accelerator:
 def share_out_whole(accelerator: Accelerator) -> None:
     """Let FSDP share out the learner as one module, from the weights that every process has."""
     if not accelerator.is_fsdp2:
-        raise ConfigError("weights are shared out by FSDP's second version: add --fsdp_version 2")
+        raise ConfigError(SECOND_VERSION)
     plugin = accelerator.state.fsdp_plugin
     plugin.auto_wrap_policy = "no_wrap"
     plugin.cpu_ram_efficient_loading = False
