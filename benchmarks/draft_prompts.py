@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lightstride.data.conversations import read_conversations
+from lightstride.errors import LightstrideError
 from lightstride.files import whole_file
 
 WRAPPED = ("### Instruction:\n", "\n\n### Response:")
@@ -123,7 +124,11 @@ def main() -> int:
     parser.add_argument("--code", type=int, default=900, help="functions of Python's library")
     parser.add_argument("--seed", type=int, default=1)
     flags = parser.parse_args()
-    rows = all_rows(flags)
+    try:
+        rows = all_rows(flags)
+    except LightstrideError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
     with whole_file(flags.file) as partial:
         partial.write_text("".join(f"{json.dumps(each)}\n" for each in rows), "utf-8")
     print(json.dumps({"prompts": len(rows)}))

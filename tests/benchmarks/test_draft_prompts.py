@@ -34,6 +34,16 @@ def test_prompts_of_all_kinds(
     assert any("Twice x." in turns[0] for turns in asked)
 
 
+def test_a_file_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "all.jsonl"
+    monkeypatch.setattr(sys, "argv", ["draft_prompts.py", str(out), "--chat", "nowhere.jsonl"])
+    assert load_benchmark("draft_prompts").main() == 2
+    assert capsys.readouterr().err.startswith("error: there is no prompt source 'nowhere.jsonl'")
+    assert not out.exists()
+
+
 def test_functions_of_the_library_have_heads_and_promises() -> None:
     heads = load_benchmark("draft_prompts").function_heads()
     assert len(heads) > 100
