@@ -84,7 +84,7 @@ def function_heads(least: int = 40, most: int = 900) -> list[str]:
             tree = ast.parse(text)
         except (SyntaxError, UnicodeDecodeError):
             continue
-        lines = text.splitlines()
+        lines = text.split("\n")  # as ast counts them: not at form feeds
         for node in tree.body:
             if isinstance(node, ast.FunctionDef) and len(ast.get_docstring(node) or "") >= least:
                 head = "\n".join(lines[node.lineno - 1 : node.body[0].end_lineno])

@@ -28,6 +28,7 @@ from lightstride.smash.train.start import train_settings
 ON_CPU = ("--device", "cpu", "--dtype", "float32")
 TIMED = (
     "second",
+    "stages",
     "created",
     "commit",
     "forecast",
