@@ -1,10 +1,13 @@
 """Memory, disk and reads, counted before a run."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 import torch
 
 from helpers.rounds import MODEL, runner
+from helpers.spaces import Weighted, moves_at, toy
 from lightstride.prune.cut.supernet import supernet_bytes
 from lightstride.prune.footprint import (
     closing_bytes,
@@ -12,7 +15,12 @@ from lightstride.prune.footprint import (
     footprint,
     search_bytes,
     stream_bytes,
+    tried_share,
 )
+from lightstride.prune.space.plan import Plan
+from lightstride.search.evaluation_log import EvaluationLog, Sample
+from lightstride.search.evolution import EvolutionSettings
+from lightstride.search.guided import GuidedSearch, GuidedSettings
 
 WEIGHTS = sum(parameter.nbytes for parameter in MODEL.parameters())
 
@@ -69,3 +77,23 @@ def test_healing_and_no_search(tmp_path: Path) -> None:
     assert healed.disk > footprint(job, [0.5]).disk
     assert search_bytes(runner(tmp_path, search=None), [0.5]) == 0
     assert footprint(runner(tmp_path, search=None), [0.5]).reads < healed.reads
+
+
+@pytest.mark.parametrize(("generations", "offspring"), [(1, 8), (1, 12), (6, 12)])
+def test_a_search_tries_the_share_of_levels_that_was_foreseen(
+    generations: int, offspring: int
+) -> None:
+    moves, centre = moves_at(toy(12), 0.5)
+    losses = [[(1 - cost / max(site)) ** 2 for cost in site] for site in moves.space.level_costs]
+    fitness, tried = Weighted(moves.space, 1), set()
+
+    def evaluate(plans: Sequence[Plan], sample: Sample) -> list[float]:
+        for plan in plans:
+            tried.update(enumerate(moves.levels(plan)))
+        return fitness(plans, sample)
+
+    settings = GuidedSettings(generations=generations, offspring=offspring)
+    GuidedSearch(moves, losses, settings, EvaluationLog(evaluate), 512).run(centre, 0)
+    share = len(tried) / sum(map(len, losses))
+    assert share == pytest.approx(tried_share(settings), rel=0.25)
+    assert tried_share(EvolutionSettings()) == 1

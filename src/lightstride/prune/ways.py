@@ -29,6 +29,7 @@ from lightstride.prune.footprint import (
     read_bytes_of,
     solve_bytes,
     stream_bytes,
+    tried_share,
 )
 from lightstride.prune.forecast import planned_searches
 from lightstride.prune.rounds import RoundRunner
@@ -97,14 +98,16 @@ def end_bytes(geometry: Geometry, itemsize: int) -> int:
 
 
 def largest_levels(runner: RoundRunner, shares: Sequence[float]) -> int:
-    """All levels of the block that has most of them."""
+    """The levels that are tried of the block that has most."""
     geometry, most = runner.space.geometry, 0
     for _, spaces in planned_searches(runner, shares):
         shapes: dict[Site, list[Shape]] = runner.shapes_of(spaces.values())
         for block in range(geometry.num_blocks):
             levels = [each for kind in KINDS for each in shapes[Site(block, kind)]]
             most = max(most, sum(geometry.parameters(each) for each in levels))
-    return runner.model.dtype.itemsize * most
+    search = runner.settings.search
+    share = tried_share(search) if search is not None else 0.0
+    return int(share * runner.model.dtype.itemsize * most)
 
 
 def fp32_outputs(geometry: Geometry) -> int:
