@@ -1,6 +1,7 @@
 """The measurements of `recover.py`: one model held against the dense one."""
 
 import argparse
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -42,26 +43,42 @@ class Judge:
             return PlainDecoder(quantized_copy(self.dense.model, source), self.dense.tokenizer)
         return open_decoder(source, dtype=torch.bfloat16)
 
-    def measured(self, source: str) -> dict[str, object]:
-        """All figures of one model."""
-        flags, decoder = self.flags, self.opened(source)
-        found: dict[str, object] = {
-            "parameters": sum(p.numel() for p in decoder.model.parameters()),
-            "perplexity": perplexity(decoder.model, self.windows_NL, progress=True).value,
+    def measured(self, source: str, known: Mapping[str, object]) -> dict[str, object]:
+        """All figures of one model that are asked for and not known."""
+        missing = {name: of for name, of in self.figures(source).items() if name not in known}
+        if not missing:
+            return {}
+        decoder = self.opened(source)
+        return {name: of(decoder) for name, of in missing.items()}
+
+    def figures(self, source: str) -> dict[str, Callable[[Decoder], object]]:
+        """How every figure that is asked for is made."""
+        flags = self.flags
+        found: dict[str, Callable[[Decoder], object]] = {
+            "parameters": lambda it: sum(each.numel() for each in it.model.parameters()),
+            "perplexity": lambda it: perplexity(it.model, self.windows_NL, progress=True).value,
+            "last_words": self.last_words,
         }
-        count = flags.fidelity_windows
-        if count and source != flags.model:
-            compared = fidelity(decoder.model, self.dense.model, self.windows_NL[:count])
-            found["fidelity"] = asdict(compared)
-        rights = last_word_accuracy(decoder, self.passages, WINDOW)
-        found["last_words"] = {"right": sum(rights) / len(rights), "passages": len(rights)}
+        if flags.fidelity_windows and source != flags.model:
+            found["fidelity"] = self.fidelity
         if flags.prompts:
-            found["loops"] = looping_share(decoder, self.prompt_tokens(decoder))
+            found["loops"] = lambda it: looping_share(it, self.prompt_tokens(it))
         if flags.instructions:
-            found["instructions"] = followed(decoder, make_instructions(flags.instructions))
+            asked = make_instructions(flags.instructions)
+            found["instructions"] = lambda it: followed(it, asked)
         if flags.tasks:
-            found["tasks"] = self.tasks(decoder)
+            found["tasks"] = self.tasks
         return found
+
+    def fidelity(self, decoder: Decoder) -> dict[str, object]:
+        """How far from the dense model."""
+        windows_NL = self.windows_NL[: self.flags.fidelity_windows]
+        return asdict(fidelity(decoder.model, self.dense.model, windows_NL))
+
+    def last_words(self, decoder: Decoder) -> dict[str, object]:
+        """Last words of passages that are right."""
+        rights = last_word_accuracy(decoder, self.passages, WINDOW)
+        return {"right": sum(rights) / len(rights), "passages": len(rights)}
 
     def prompt_tokens(self, decoder: Decoder) -> list[list[int]]:
         """The prompts by the model's chat template."""

@@ -16,8 +16,9 @@ use.  `dense` and its copies in Q8_0 and Q4_K_M are measured alike.  Perplexity 
 `protocol.py`; fidelity on the first of its windows; last words of passages of the test text, or
 of `--passages`; greedy answers to `--prompts` that loop or end; `--tasks` on their first items.
 
-Every row is a file of its own in the work folder, and is not made again; a recovery that was
-killed goes on.  The last line of stdout is one JSON document.
+Every row is a file of its own in the work folder; what it holds is not measured again, and what
+else is asked for is added.  A recovery that was killed goes on.  The last line of stdout is one
+JSON document.
 """
 
 import argparse
@@ -25,6 +26,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -119,15 +121,31 @@ def trained(method: str, cut: Path, row: str, minutes: float, flags: argparse.Na
     return recovered(cut, row, minutes, flags)
 
 
-def measure(
-    name: str, source: str, judge: Judge, flags: argparse.Namespace, **known: object
-) -> None:
-    """Measure a model and write its row; anything known of it is written too."""
+def measure(name: str, source: str, judge: Judge, flags: argparse.Namespace) -> dict[str, Any]:
+    """Write a row with all figures that are asked for; those that it has are kept."""
+    path = row_path(name, flags)
+    row = json.loads(path.read_text()) if path.exists() else {}
     start = time.process_time()
-    found = {**known, **judge.measured(source)}
-    found["judging_processor_seconds"] = round(time.process_time() - start, 1)
-    write_json(row_path(name, flags), found)
-    print(name, json.dumps(found), file=sys.stderr, flush=True)
+    found = judge.measured(source, row)
+    if found:
+        row |= found
+        spent = row.get("judging_processor_seconds", 0.0) + time.process_time() - start
+        row["judging_processor_seconds"] = round(spent, 1)
+        write_json(path, row)
+        print(name, json.dumps(found), file=sys.stderr, flush=True)
+    return row
+
+
+def measure_cut(
+    name: str, method: str, folder: Path, minutes: float, judge: Judge, flags: argparse.Namespace
+) -> dict[str, Any]:
+    """Let a cut model learn, unless it has; its row."""
+    source = flags.work / "models" / name if minutes else folder
+    path = row_path(name, flags)
+    if not path.exists():
+        learned = trained(method, folder, name, minutes, flags) if minutes else None
+        write_json(path, {"sparsity": removed_share(folder), "learning": learned})
+    return measure(name, str(source), judge, flags)
 
 
 def row_path(name: str, flags: argparse.Namespace) -> Path:
@@ -137,27 +155,22 @@ def row_path(name: str, flags: argparse.Namespace) -> Path:
     return folder / f"{name}.json"
 
 
-def run(flags: argparse.Namespace) -> dict[str, object]:
-    """Make all rows that are not there; all of them by name."""
-    judge = Judge(flags)
-    names = ["dense", *flags.yardsticks]
-    for name in names:
-        if not row_path(name, flags).exists():
-            measure(name, flags.model if name == "dense" else name, judge, flags)
+def run(flags: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """All rows by name; what is not there is made."""
+    judge, rows = Judge(flags), {}
+    for name in ("dense", *flags.yardsticks):
+        rows[name] = measure(name, flags.model if name == "dense" else name, judge, flags)
     for cut in flags.cuts:
         size, _, given = cut.partition("=")
         for method in flags.methods:
             folder = cut_folder(method, size, Path(given), flags)
             for minutes in (0.0, *flags.minutes):
-                row = f"{method}-{size}-{minutes:g}"
-                names.append(row)
-                if row_path(row, flags).exists():
-                    continue
-                learned = trained(method, folder, row, minutes, flags) if minutes else None
-                source = flags.work / "models" / row if minutes else folder
-                share = removed_share(folder)
-                measure(row, str(source), judge, flags, sparsity=share, learning=learned)
-    return {name: json.loads(row_path(name, flags).read_text()) for name in names}
+                name = f"{method}-{size}-{minutes:g}"
+                rows[name] = measure_cut(name, method, folder, minutes, judge, flags)
+    for row in rows.values():
+        if "tasks" in row and "tasks" in rows["dense"]:
+            row["tasks_kept"] = row["tasks"]["mean"] / rows["dense"]["tasks"]["mean"]
+    return rows
 
 
 def main() -> None:
