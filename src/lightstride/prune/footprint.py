@@ -4,8 +4,9 @@ What lies in memory at once, beside the weights of the dense model:
 
     statistics   the streams (two with a correction) and the inputs of a block's output weights,
                  T (s D + I_attention + I_ffn) b bytes; while the widest site is solved,
-                 I^2 (4 + 8 + 6) + 4 * 8 I D bytes: the Gram matrix, its factor and a part of it;
-                 of E experts W wide W^2 (8 E + 18) + 4 * 8 E W D, and I = E W for the streams
+                 12 I^2 + 36 I D bytes, the Gram matrix and its factor, weights in fp32 and fp64
+                 (of heads 28 I^2: the inverse and two copies more); of E experts W wide
+                 W^2 (8 E + 12) + 36 E W D, and I = E W for the streams
     search       the dense model's answers (6 k + 4 bytes a scored position) and weights of the cuts
                  that were tried, each at most half of `cache_bytes`; hidden states after every
                  block and some logits
@@ -107,7 +108,8 @@ def solve_bytes(geometry: Geometry) -> int:
         inputs, experts = geometry.num_inputs(geometry.shape(site)), geometry.experts(site)
         width = max(experts, default=inputs)
         grams = 2 * 4 * len(experts) * width**2  # as summed, and with tokens that are missing
-        return grams + width**2 * (4 + 8 + 6) + 4 * 8 * inputs * geometry.hidden_size
+        matrices = 28 if site.kind == "attention" else 12
+        return grams + matrices * width**2 + 36 * inputs * geometry.hidden_size
 
     return max(of(site) for site in geometry.sites)
 

@@ -30,6 +30,7 @@ from lightstride.prune.cut.refit import (
     prune_ffn,
     prune_site,
     refit,
+    solve_upper,
     weights_for_targets,
 )
 
@@ -234,3 +235,13 @@ def test_attention_has_every_shape_of_the_lattice(
     for shape, level in zip(shapes, levels, strict=True):
         assert level.kept.shape == shape
         assert level.output_OK.shape == (6, shape.num_heads * HEAD)
+
+
+@pytest.mark.parametrize("size", [1, 7, 16, 30])
+def test_solves_a_triangle_block_by_block(size: int) -> None:
+    torch.manual_seed(size)
+    whole = torch.randn(30, 30, dtype=torch.float64).triu() + 6 * torch.eye(30, dtype=torch.float64)
+    values = torch.randn(size, 5, dtype=torch.float64)
+    part = whole[:size, :size]
+    expected = torch.linalg.solve_triangular(part, values, upper=True)
+    assert torch.allclose(solve_upper(part, values, block=7), expected)

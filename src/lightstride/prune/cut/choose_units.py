@@ -55,10 +55,11 @@ def removal_order(
 
     Each round removes the `chunk` channels that are cheapest alone; `panel` channels go between
     two products that bring the inverse Gram matrix up to date.  What is left stays in the top left
-    corner of the work matrices: the channels of a panel are swapped to their end.
+    corner of the work matrices: the channels of a panel are swapped to their end.  An inverse in
+    contiguous fp32 is such a matrix, and is lost.
     """
     weight_CO = weight_OC.T.to(torch.float32, copy=True).contiguous()
-    inverse_CC = inverse_gram_CC.to(torch.float32, copy=True).contiguous()
+    inverse_CC = inverse_gram_CC.float().contiguous()
     num_live = len(weight_CO)
     labels_C = torch.arange(num_live, device=weight_OC.device)
     order: list[Tensor] = []

@@ -29,6 +29,8 @@ from lightstride.prune.cut.choose_units import (
 
 EXHAUSTIVE = 128
 """So many ways to cut an attention are all tried."""
+ROWS_AT_ONCE = 256
+"""Rows of a Gram matrix that are copied together."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class CutSite:
 
     kept: Kept
     output_OK: Tensor
-    """Refitted output weights, fp32; columns in the order of the kept units."""
+    """Refitted output weights, fp32 or as stored; columns in the order of the kept units."""
     loss: float
     """1/2 tr((W - V) H (W - V)^T) over all calibration tokens, the ridge not counted."""
     bias_O: Tensor | None = None
@@ -58,9 +60,12 @@ def add_ridge(
     """The Gram matrix in fp64 with the ridge on its diagonal, and the ridge; inputs in an order."""
     mean = float(gram_II.diagonal().double().mean())
     ridge = damping * mean if mean > 0 else 1.0
-    if order_I is not None:
-        gram_II = gram_II[order_I][:, order_I]
-    damped_II = gram_II.to(torch.float64, copy=True).contiguous()
+    damped_II = torch.empty_like(
+        gram_II, dtype=torch.float64, memory_format=torch.contiguous_format
+    )
+    for some in torch.arange(len(gram_II), device=gram_II.device).split(ROWS_AT_ONCE):
+        rows_RI = gram_II[some] if order_I is None else gram_II[order_I[some]][:, order_I]
+        damped_II[some] = rows_RI.double()
     damped_II.diagonal().add_(ridge)
     return damped_II, ridge
 
@@ -69,7 +74,7 @@ def damped_inverse(gram_II: Tensor, damping: float, dtype: torch.dtype = torch.f
     """Inverse of the Gram matrix with the ridge, made in fp64 and in one matrix's memory."""
     factor_II = cholesky_in_place(add_ridge(gram_II, damping)[0])
     inverse_II: Tensor = torch.cholesky_inverse(factor_II, out=factor_II)
-    return inverse_II.to(dtype)
+    return inverse_II.mT.to(dtype)  # symmetric, and contiguous so
 
 
 def refit(weight_OI: Tensor, gram_II: Tensor, kept_K: Tensor) -> Tensor:
@@ -87,11 +92,26 @@ def weights_for_targets(
     Cut in the place of `weight_OI` with the same damping, they are fitted to t all along.
     """
     damped_II, ridge = add_ridge(gram_II, damping)
-    target_IO = cross_IO.double() + ridge * weight_OI.double().T
+    fitted_IO: Tensor = cross_IO.double().add_(weight_OI.T, alpha=ridge)
     factor_II = cholesky_in_place(damped_II, upper=True)  # two solves need no copy of it
-    half_IO = torch.linalg.solve_triangular(factor_II.mT, target_IO, upper=False)
-    fitted_IO: Tensor = torch.linalg.solve_triangular(factor_II, half_IO, upper=True)
+    fitted_IO = torch.linalg.solve_triangular(factor_II.mT, fitted_IO, upper=False)
+    fitted_IO = torch.linalg.solve_triangular(factor_II, fitted_IO, upper=True)
     return fitted_IO.T.float()
+
+
+def solve_upper(factor_KK: Tensor, values_KO: Tensor, block: int = 512) -> Tensor:
+    """X of U X = Y for an upper triangle U, block by block from below, shape (K, O).
+
+    `torch.linalg.solve_triangular` would copy U where it is a part of a larger matrix.
+    """
+    found_KO = values_KO.clone()
+    for start in reversed(range(0, len(found_KO), block)):
+        own, below = slice(start, start + block), slice(start + block, None)
+        found_KO[own].addmm_(factor_KK[own, below], found_KO[below], alpha=-1)
+        found_KO[own] = torch.linalg.solve_triangular(
+            factor_KK[own, own], found_KO[own], upper=True
+        )
+    return found_KO
 
 
 def prune_site(
@@ -102,12 +122,13 @@ def prune_site(
     *,
     damping: float = 0.01,
     chunk: int = 16,
+    dtype: torch.dtype = torch.float32,
 ) -> list[CutSite]:
-    """One level for each shape, in the order given."""
+    """One level for each shape, in the order given; an FFN's refitted weights in this type."""
     if isinstance(dense, FFNShape):
         ffn_shapes = [shape for shape in shapes if isinstance(shape, FFNShape)]
         assert len(ffn_shapes) == len(shapes)
-        return prune_ffn(weight_OI, gram_II, ffn_shapes, damping=damping, chunk=chunk)
+        return prune_ffn(weight_OI, gram_II, ffn_shapes, damping=damping, chunk=chunk, dtype=dtype)
     attention_shapes = [shape for shape in shapes if isinstance(shape, AttentionShape)]
     assert len(attention_shapes) == len(shapes)
     return prune_attention(weight_OI, gram_II, attention_shapes, dense, damping=damping)
@@ -120,6 +141,7 @@ def prune_ffn(
     *,
     damping: float = 0.01,
     chunk: int = 16,
+    dtype: torch.dtype = torch.float32,
 ) -> list[CutSite]:
     """One cut for each width, in the order given; narrower ones keep some of wider ones' units."""
     num_channels = weight_OC.shape[1]
@@ -127,7 +149,7 @@ def prune_ffn(
     assert all(0 < width <= num_channels for width in widths)
     cuts = NestedCuts(weight_OC, gram_CC, num_channels - min(widths), damping, chunk)
     # The widest ones take most memory to solve: they come while few levels are kept.
-    levels = {width: cuts.level(width) for width in sorted(set(widths), reverse=True)}
+    levels = {width: cuts.level(width, dtype) for width in sorted(set(widths), reverse=True)}
     return [levels[width] for width in widths]
 
 
@@ -138,22 +160,26 @@ class NestedCuts:
         self, weight_OC: Tensor, gram_CC: Tensor, num_removed: int, damping: float, chunk: int
     ) -> None:
         self.weight_OC = weight_OC
-        alive_OC = weight_OC * (gram_CC.diagonal() > 0)
-        inverse_CC = damped_inverse(gram_CC, damping)
-        self.order_C = removal_order(alive_OC, inverse_CC, num_removed, chunk).flip(0)
-        self.weight_CO = weight_OC.double().T[self.order_C]
+        self.order_C = removal_order(
+            weight_OC * (gram_CC.diagonal() > 0),
+            damped_inverse(gram_CC, damping),
+            num_removed,
+            chunk,
+        ).flip(0)
         damped_CC, self.ridge = add_ridge(gram_CC, damping, self.order_C)
-        # L^T: parts of it are not copied
         self.factor_CC = cholesky_in_place(damped_CC, upper=True)
-        self.rotated_CO = self.factor_CC @ self.weight_CO
+        self.rotated_CO = self.factor_CC @ weight_OC.T[self.order_C].double()
 
     def fit(self, width: int) -> tuple[Tensor, float]:
         """Refitted weights (K, O) of the channels that go last, and their loss."""
-        fitted_KO = torch.linalg.solve_triangular(
-            self.factor_CC[:width, :width], self.rotated_CO[:width], upper=True
-        )
-        weight_CO = self.weight_CO
-        change = (fitted_KO - weight_CO[:width]).square_().sum() + weight_CO[width:].square().sum()
+        fitted_KO = solve_upper(self.factor_CC[:width, :width], self.rotated_CO[:width])
+        change = 0.0
+        for start in range(0, len(self.order_C), ROWS_AT_ONCE):
+            some = slice(start, start + ROWS_AT_ONCE)
+            kept_RO = fitted_KO[some]
+            change_RO = self.weight_OC[:, self.order_C[some]].T.double()
+            change_RO[: len(kept_RO)] -= kept_RO
+            change += float(change_RO.square_().sum())
         loss = (self.rotated_CO[width:].square().sum() - self.ridge * change) / 2
         return fitted_KO, max(float(loss), 0.0)
 
@@ -161,13 +187,13 @@ class NestedCuts:
         """Loss at a width."""
         return 0.0 if width == len(self.order_C) else self.fit(width)[1]
 
-    def level(self, width: int) -> CutSite:
-        """The cut to a width."""
+    def level(self, width: int, dtype: torch.dtype = torch.float32) -> CutSite:
+        """The cut to a width, with weights of a type."""
         if width == len(self.order_C):
             return dense_level(self.weight_OC, FFNShape(width))
         fitted_KO, loss = self.fit(width)
         channels_K, rank_K = self.order_C[:width].sort()
-        output_OK = fitted_KO[rank_K].T.float().contiguous()
+        output_OK = fitted_KO[rank_K].T.float().to(dtype).contiguous()
         return CutSite(FFNKept(tuple(channels_K.tolist())), output_OK, loss)
 
 

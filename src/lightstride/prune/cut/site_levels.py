@@ -6,6 +6,7 @@ Where a drift was measured, output weights are fitted to what undoes a part of i
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from lightstride.models.families.adapter import OUTPUT_NAME
@@ -29,6 +30,8 @@ class CutSettings:
     damping: float
     channel_step: int = 1
     """Widths of experts are multiples of this."""
+    dtype: torch.dtype = torch.float32
+    """Type of refitted weights, where it saves memory to have it at once."""
 
 
 def site_levels(
@@ -53,9 +56,16 @@ def site_levels(
         return prune_experts(weight_OI, gram_EWW, statistics.tokens_E, widths, dense, own)
     gram_II = statistics.gram
     if statistics.drift_IO is not None:
-        cross_IO = gram_II @ weight_OI.T + settings.correction * statistics.drift_IO
+        cross_IO = torch.addmm(statistics.drift_IO, gram_II, weight_OI.T, beta=settings.correction)
         weight_OI = weights_for_targets(weight_OI, gram_II, cross_IO, damping=settings.damping)
-    return prune_site(weight_OI, gram_II, shapes, geometry.shape(site), damping=settings.damping)
+    return prune_site(
+        weight_OI,
+        gram_II,
+        shapes,
+        geometry.shape(site),
+        damping=settings.damping,
+        dtype=settings.dtype,
+    )
 
 
 def expert_targets(

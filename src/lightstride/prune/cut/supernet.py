@@ -326,7 +326,9 @@ def build_supernet(
     """
     partial = folder.with_name(f"{folder.name}.partial")
     geometry, dense = source.geometry, source.dense_outputs()
-    settings = CutSettings(correction=correction, damping=damping, channel_step=channel_step)
+    settings = CutSettings(
+        correction=correction, damping=damping, channel_step=channel_step, dtype=torch.bfloat16
+    )
     builder = SupernetBuilder(partial, geometry, dense, shapes, centre, accumulation, settings)
     description = description_of(
         source, tokens_NL, builder, num_shards=num_shards, weigh_tokens=weigh_tokens

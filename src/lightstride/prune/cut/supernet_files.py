@@ -109,7 +109,7 @@ def rounded(level: CutSite, dense_OI: Tensor) -> CutSite:
     if is_dense(level, dense_OI):
         return level
     bias_O = None if level.bias_O is None else level.bias_O.bfloat16().float()
-    return CutSite(level.kept, level.output_OK.bfloat16().float(), level.loss, bias_O)
+    return CutSite(level.kept, level.output_OK.bfloat16(), level.loss, bias_O)
 
 
 def write_site(
