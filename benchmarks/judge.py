@@ -87,10 +87,11 @@ class Judge:
         return [chat_tokens(decoder.tokenizer, messages) for messages in said]
 
     def tasks(self, decoder: Decoder) -> dict[str, object]:
-        """The tasks' scores, and their mean."""
+        """The tasks' scores on their first items, and their mean."""
         flags = self.flags
         tasks = load_tasks(flags.tasks, task_data=flags.task_data and Path(flags.task_data))
         model = HarnessModel(decoder)
         results = [run_task(model, name, task, limit=flags.limit) for name, task in tasks.items()]
         scores = {one.task: one.metrics[one.metric].value for one in results}
-        return {**scores, "mean": sum(scores.values()) / len(scores)}
+        mean = sum(scores.values()) / len(scores)
+        return {**scores, "mean": mean, "most_items": flags.limit}
