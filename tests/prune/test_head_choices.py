@@ -12,10 +12,13 @@ from lightstride.prune.cut.choose_units import PartialCut
 from lightstride.prune.head_choices import choice_operations
 
 
-@pytest.mark.parametrize("exhaustive", [128, 0])
+@pytest.mark.parametrize("wanted", [(1, 2, 3), (2, 3), (3,)])
+@pytest.mark.parametrize(("exhaustive", "tree"), [(128, 8), (128, 1), (0, 8)])
 def test_choosing_heads_is_counted_as_it_is_done(
-    exhaustive: int, monkeypatch: pytest.MonkeyPatch
+    exhaustive: int, tree: int, wanted: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("lightstride.prune.head_choices.MOST_TREE_GROUPS", tree)
+    monkeypatch.setattr(choose_units, "MOST_TREE_GROUPS", tree)
     monkeypatch.setattr("lightstride.prune.head_choices.EXHAUSTIVE", exhaustive)
     done: list[float] = []
     cost, removing = choose_units.removal_cost, PartialCut.removing
@@ -34,7 +37,7 @@ def test_choosing_heads_is_counted_as_it_is_done(
     monkeypatch.setattr(choose_units, "removal_cost", costed)
     monkeypatch.setattr(PartialCut, "removing", removed)
     dense, size = AttentionShape(3, 3), 4
-    shapes = [AttentionShape(k, q) for k in (1, 2, 3) for q in (1, 2, 3)]
+    shapes = [AttentionShape(k, q) for k in (1, 2, 3) for q in wanted]
     rows = torch.randn(100, 9 * size, generator=torch.Generator().manual_seed(0)).double()
     choose_units.choose_heads(
         torch.randn(8, 9 * size).double(),

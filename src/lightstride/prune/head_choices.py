@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from math import comb
 
 from lightstride.models.shapes import NO_ATTENTION, AttentionShape, Shape
-from lightstride.prune.cut.choose_units import num_cuts
+from lightstride.prune.cut.choose_units import MOST_TREE_GROUPS, num_cuts
 from lightstride.prune.cut.refit import EXHAUSTIVE
+
+Wanted = dict[int, list[int]]
+"""Of each number of groups that is asked for, how many queries of each group go."""
 
 
 def choice_operations(
@@ -48,13 +51,44 @@ class ChoiceCounter:
     def all_ways(self, shapes: Sequence[AttentionShape]) -> float:
         """Every set of groups, and after it every set of queries in each."""
         groups, queries = self.dense.num_kv_heads, self.dense.queries_per_group
-        size, total = queries * self.head_dim, 0.0
-        for kept in {shape.num_kv_heads for shape in shapes}:
-            gone = [queries - s.queries_per_group for s in shapes if s.num_kv_heads == kept]
-            once = self.removal(groups * size, (groups - kept) * size)
-            once += sum(self.tree(kept * size, kept, count) for count in gone)
-            total += comb(groups, kept) * once
+        wanted: Wanted = {}
+        for shape in shapes:
+            gone = queries - shape.queries_per_group
+            wanted.setdefault(shape.num_kv_heads, []).append(gone)
+        whole = self.queries_gone(groups, wanted.get(groups, []))
+        if groups <= MOST_TREE_GROUPS:
+            return whole + self.ways_below(groups, groups, wanted)
+        fewer = [(kept, gone) for kept, gone in wanted.items() if kept < groups]
+        return whole + sum(
+            comb(groups, kept) * self.set_gone(groups, groups - kept, gone) for kept, gone in fewer
+        )
+
+    def ways_below(self, before: int, later: int, wanted: Wanted) -> float:
+        """One of the later groups goes, then one of those after it, as far as is asked for."""
+        total, left = 0.0, before - 1
+        for rest in reversed(range(later)):
+            below = {n: gone for n, gone in wanted.items() if left - rest <= n < left}
+            if below or left in wanted:
+                total += self.set_gone(before, 1, wanted.get(left, []), goes_on=bool(below))
+            if below:
+                total += self.ways_below(left, rest, below)
         return total
+
+    def set_gone(
+        self, before: int, count: int, queries: Sequence[int], *, goes_on: bool = False
+    ) -> float:
+        """So many of the groups go, then so many queries of each that is left; or it is asked."""
+        size = self.dense.queries_per_group * self.head_dim
+        if not goes_on and not any(queries):
+            return self.question(count * size)
+        return self.removal(before * size, count * size) + self.queries_gone(
+            before - count, queries
+        )
+
+    def queries_gone(self, groups: int, queries: Sequence[int]) -> float:
+        """Every way to take each of these numbers of queries out of each group."""
+        inputs = groups * self.dense.queries_per_group * self.head_dim
+        return sum(self.tree(inputs, groups, count) for count in queries if count)
 
     def tree(self, inputs: int, groups: int, count: int) -> float:
         """So many queries of each of so many groups, group after group."""

@@ -12,9 +12,11 @@ from lightstride.models.shapes import (
     AttentionShape,
     FFNShape,
 )
+from lightstride.prune.cut import choose_units
 from lightstride.prune.cut.choose_units import (
     PartialCut,
     cholesky,
+    choose_heads,
     removal_cost,
     removal_order,
 )
@@ -76,3 +78,21 @@ def test_singular_gram_without_damping_is_refused() -> None:
 def test_kept_columns_of_heads() -> None:
     kept = AttentionKept((0, 2), ((1,), (0,)))
     assert kept_inputs(kept, AttentionShape(3, 2), 2).tolist() == [2, 3, 8, 9]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("queries", [(1, 2), (2,), (1,)])
+def test_groups_that_go_one_by_one_are_those_that_go_together(
+    seed: int, queries: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dense = AttentionShape(5, 2)
+    weight_OI, inputs_NI = layer(8, dense.num_heads * HEAD, seed=seed)
+    inverse_II = torch.cholesky_inverse(cholesky(add_ridge(gram(inputs_NI), 0.01)[0]))
+    shapes = [AttentionShape(k, q) for k in (5, 4, 3, 1) for q in queries]
+
+    def chosen(most: int) -> dict[AttentionShape, AttentionKept]:
+        monkeypatch.setattr(choose_units, "MOST_TREE_GROUPS", most)
+        return choose_heads(weight_OI.double(), inverse_II, shapes, dense, 10_000)
+
+    assert chosen(8) == chosen(1)
+    assert {shape for shape in shapes if shape != dense} < set(chosen(8))

@@ -14,8 +14,9 @@ R removed inputs.
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ from torch import Tensor
 from lightstride.errors import ConfigError
 from lightstride.models.shapes import NO_ATTENTION, AttentionKept, AttentionShape
 
+MOST_TREE_GROUPS = 8
+"""So many KV groups go one after the other; of more, what has been removed would fill memory."""
 PANEL = 128
 """Channels that go between two products over the whole inverse Gram matrix: enough rows for their
 full speed."""
@@ -221,21 +224,75 @@ def num_cuts(shape: AttentionShape, dense: AttentionShape) -> int:
     return math.comb(dense.num_kv_heads, shape.num_kv_heads) * int(ways**shape.num_kv_heads)
 
 
+@dataclass(frozen=True)
+class GroupsGone:
+    """Whole groups that leave a cut."""
+
+    before: PartialCut
+    gone: tuple[int, ...]
+
+    @property
+    def num_left(self) -> int:
+        """Groups that stay."""
+        return len(self.before.groups) - len(self.gone)
+
+    @cached_property
+    def cut(self) -> PartialCut:
+        """The cut after it."""
+        return self.before.removing(self.before.heads_of(*self.gone))
+
+    def best(self, num_queries: int) -> tuple[float, AttentionKept]:
+        """The cheapest way to leave so many queries in each group, and its cost.
+
+        Where no query goes it is only asked: that takes a part of the operations of a removal.
+        """
+        heads = [head for head in self.before.heads if head[0] not in self.gone]
+        if self.gone and "cut" not in vars(self) and len(heads) == self.num_left * num_queries:
+            cost = self.before.cost + self.before.cost_of(self.before.heads_of(*self.gone))
+            return cost, replace(self.before, heads=tuple(heads)).kept
+        return best_queries(self.cut, self.cut.groups, num_queries)
+
+
 def best_cuts(
     start: PartialCut, shapes: Sequence[AttentionShape]
 ) -> dict[AttentionShape, AttentionKept]:
     """The cheapest of all ways to cut to each shape."""
     best: dict[AttentionShape, tuple[float, AttentionKept]] = {}
-    for num_groups in {shape.num_kv_heads for shape in shapes}:
-        for groups in itertools.combinations(start.groups, num_groups):
-            others = [group for group in start.groups if group not in groups]
-            cut = start.removing(start.heads_of(*others))
-            for shape in shapes:
-                if shape.num_kv_heads == num_groups:
-                    candidate = best_queries(cut, groups, shape.queries_per_group)
-                    if shape not in best or candidate[0] < best[shape][0]:
-                        best[shape] = candidate
+    counts = {shape.num_kv_heads for shape in shapes}
+    fewest_first = sorted(shapes, key=lambda shape: shape.queries_per_group)  # these need the cut
+    for removal in group_removals(start, counts):
+        for shape in fewest_first:
+            if shape.num_kv_heads == removal.num_left:
+                candidate = removal.best(shape.queries_per_group)
+                if shape not in best or candidate[0] < best[shape][0]:
+                    best[shape] = candidate
     return {shape: kept for shape, (_, kept) in best.items()}
+
+
+def group_removals(start: PartialCut, counts: Collection[int]) -> Iterator[GroupsGone]:
+    """Every way to leave so many groups; few groups go one after the other, all sets from one."""
+    if len(start.groups) in counts:
+        yield GroupsGone(start, ())
+    if len(start.groups) <= MOST_TREE_GROUPS:
+        yield from removals_below(start, start.groups, counts)
+        return
+    for num_groups in counts:
+        for groups in itertools.combinations(start.groups, len(start.groups) - num_groups):
+            if groups:
+                yield GroupsGone(start, groups)
+
+
+def removals_below(
+    cut: PartialCut, later: Sequence[int], counts: Collection[int]
+) -> Iterator[GroupsGone]:
+    """A tree of removals: one group goes, then one of those after it, as far as is asked for."""
+    for place, group in enumerate(later):
+        removal, rest = GroupsGone(cut, (group,)), later[place + 1 :]
+        below = [n for n in counts if removal.num_left - len(rest) <= n < removal.num_left]
+        if below:
+            yield from removals_below(removal.cut, rest, below)
+        if removal.num_left in counts:
+            yield removal
 
 
 def best_queries(
