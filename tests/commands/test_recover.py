@@ -1,6 +1,7 @@
 """`lightstride recover` on a pruned toy: its result, its record, and the mistakes it names."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,13 @@ from helpers.processes import run_ranks
 from helpers.prune_runs import config_of, make_inputs
 from helpers.recover_processes import command
 from helpers.toys import byte_tokenizer, tiny_llama
-from lightstride.checkpoint import ancestors_of, read_record
+from lightstride.checkpoint import ancestors_of, read_record, save_checkpoint
 from lightstride.cli import main
 from lightstride.commands.prune import prune
-from lightstride.commands.recover import Watch, recover
-from lightstride.commands.recover_texts import answer_rows, given_answers
+from lightstride.commands.recover import recover
+from lightstride.commands.recovering import dense
+from lightstride.commands.recovering.texts import answer_rows, given_answers
+from lightstride.commands.recovering.watch import Watch
 from lightstride.config import RecoverConfig
 from lightstride.config.recover import split_weight
 from lightstride.errors import ConfigError, DataError, ModelError
@@ -71,8 +74,8 @@ def test_the_result_is_better_of_the_same_shape_and_knows_its_texts(folder: Path
     record = read_record(folder / "recovered")
     assert record["plan"] == read_record(folder / "cut")["plan"]
     assert record["data"]["recovery"]["documents"]  # type: ignore[index]
-    dense = load_model(str(folder / "model"))
-    assert ancestors_of(folder / "recovered") == (fingerprint(cut), fingerprint(dense))
+    whole = load_model(str(folder / "model"))
+    assert ancestors_of(folder / "recovered") == (fingerprint(cut), fingerprint(whole))
     again = config_for(folder, "again", model=str(folder / "recovered"), passes=1, rank=2)
     assert recover(again)["kind"] == "recover"
 
@@ -132,12 +135,13 @@ def test_the_forecast_is_made_from_the_first_measurements(
     watch = Watch(tiny_llama(), None, config_for(folder, "x", minutes=60.0))  # type: ignore[arg-type]
     at = Progress()
     for minute in range(5):
-        at.step, at.seconds = 10 * minute, 30.0 * minute
+        at.step, at.seconds, at.seconds_ahead = 10 * minute, 30.0 * minute + 70, 70.0
         watch(at)
     assert len(at.evaluations) == 5
     found = watch.forecast(at)
     assert found is not None
     assert found.low <= found.perplexity <= found.high
+    assert at.evaluations[-1]["seconds"] == 120
     assert "after 60 minutes expect a perplexity of" in capsys.readouterr().err
 
 
@@ -190,6 +194,44 @@ def test_the_first_version_of_fsdp_is_refused(
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ConfigError, match="--fsdp_version 2"):
         recover(config_for(folder, "refused"))
+
+
+def config_within(folder: Path, memory: str, **changes: object) -> RecoverConfig:
+    deep = str(folder / "deep")
+    return config_for(folder, "small", memory=memory, teacher=deep, passes=1, **changes)
+
+
+def test_a_teacher_larger_than_memory_is_read_block_by_block(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_checkpoint(tiny_llama(num_layers=40), byte_tokenizer(), folder / "deep")
+    monkeypatch.setattr(dense, "size_text", lambda size: f"{size}B")
+    with pytest.raises(ConfigError, match="the least that works") as caught:
+        recover(config_within(folder, "1MB"))
+    least = str(caught.value).rsplit(" ", 1)[1]
+    with pytest.raises(ConfigError, match=f"the least that works is {least}"):
+        recover(config_within(folder, f"{int(least[:-1]) - 1}B"))
+    assert not (folder / "small.work").exists()
+    small = recover(config_within(folder, least))
+    assert "128 tokens at a time" in capsys.readouterr().err
+    whole = recover(config_within(folder, "8GiB", output=str(folder / "whole")))
+    assert "at a time" not in capsys.readouterr().err
+    ones, others = (load_model(str(folder / n)).state_dict() for n in ("small", "whole"))
+    assert all(torch.equal(tensor, others[name]) for name, tensor in ones.items())
+    first, second = (each["numbers"]["losses"] for each in (small, whole))  # type: ignore[index]
+    assert first == second
+
+
+def test_a_refusal_of_memory_is_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["recover", str(folder / "cut"), "-o", str(folder / "refused"), "--window", "32"]
+    words += ["--text", str(folder / "text.jsonl"), "--tokens", "256", "--held-out-tokens", "64"]
+    assert main([*words, "--memory", "1MB"]) == 2
+    assert re.search(r"the least that works is [\d.]+GiB$", capsys.readouterr().err.strip())
+    monkeypatch.setattr(dense, "is_asked_for", lambda: True)
+    with pytest.raises(ConfigError, match="--use_fsdp shares its blocks out"):
+        recover(config_for(folder, "refused", memory="8GiB"))
 
 
 def test_the_result_is_json(folder: Path) -> None:

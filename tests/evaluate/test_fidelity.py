@@ -9,9 +9,9 @@ from helpers.divergence import plain_divergence
 from helpers.toys import tiny_llama
 from lightstride.errors import ModelError
 from lightstride.evaluate.fidelity import fidelity
-from lightstride.evaluate.passes import Spill
 from lightstride.models import sliced_logits
 from lightstride.models.opening.source import Resident
+from lightstride.models.passes import Spill
 
 WINDOWS = torch.randint(0, 256, (3, 24), generator=torch.Generator().manual_seed(3))
 

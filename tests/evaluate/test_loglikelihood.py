@@ -10,13 +10,12 @@ from helpers.smash_toys import uneven_llama
 from helpers.toys import TINY, byte_tokenizer, tiny_llama
 from lightstride.checkpoint import save_checkpoint
 from lightstride.evaluate import loglikelihood as scoring
-from lightstride.evaluate import passes
 from lightstride.evaluate.loglikelihood import Score, batches, group_by_context, score
-from lightstride.evaluate.passes import Spill
-from lightstride.models import sliced_logits
+from lightstride.models import passes, sliced_logits
 from lightstride.models.opening.load import load_model
 from lightstride.models.opening.source import Resident
 from lightstride.models.opening.streamed import open_streamed
+from lightstride.models.passes import Spill
 
 
 def test_the_likeliest_continuation_is_called_greedy() -> None:

@@ -12,10 +12,10 @@ from transformers import PreTrainedModel
 from helpers.toys import TINY, byte_tokenizer, tiny_llama
 from lightstride.data.windows import strided_windows
 from lightstride.errors import ModelError
-from lightstride.evaluate.passes import Spill
 from lightstride.evaluate.perplexity import perplexity, token_losses
 from lightstride.models import sliced_logits as logits
 from lightstride.models.opening.streamed import open_streamed
+from lightstride.models.passes import Spill
 from lightstride.smash.hub import SmashModel
 
 WINDOWS = torch.randint(0, 256, (3, 40), generator=torch.Generator().manual_seed(0))

@@ -31,7 +31,7 @@ ALLOWED = {
     "distributed": {"errors"},
     "work": {"errors", "files", "distributed", "results"},
     "search": {"errors", "files", "distributed"},
-    "models": {"errors", "files"},
+    "models": {"errors", "files", "progress"},
     "data": {"errors", "files", "models"},
     "memory": {"errors", "files", "distributed", "search", "models"},
     "generate": {"errors", "config", "models", "memory"},

@@ -28,6 +28,7 @@ TESTED_BY = {
     "commands/": "commands/test_prune.py",
     "commands/evaluating/": "commands/test_evaluate.py",
     "commands/pruning/": "commands/test_prune.py",
+    "commands/recovering/": "commands/test_recover.py",
     "commands/smashing/": "commands/test_smash.py",
     "config/": "config/test_base.py",
     "data/records.py": "data/test_documents.py",

@@ -8,6 +8,7 @@ from lightstride.recover.pace import counted, read_pace, timed
 def test_steps_are_equal_shares() -> None:
     pace = counted(4)
     assert [pace.share(step) for step in range(6)] == [0, 0.25, 0.5, 0.75, 1, 1]
+    assert [pace.steps_left(step) for step in range(6)] == [4, 3, 2, 1, 1, 1]
 
 
 def test_minutes_stretch_what_is_left() -> None:

@@ -25,13 +25,13 @@ from lightstride.commands.pruning.setup import PruneRun, open_run
 from lightstride.config import PruneConfig
 from lightstride.distributed import barrier, rank
 from lightstride.errors import WorkError
-from lightstride.evaluate.passes import Spill
 from lightstride.evaluate.perplexity import perplexity
 from lightstride.files import whole_file
 from lightstride.files.read import Count, Finite
 from lightstride.files.sealed import read_sealed, write_sealed
 from lightstride.models.opening.skeleton import one_block
 from lightstride.models.opening.source import Resident, WeightSource
+from lightstride.models.passes import Spill
 from lightstride.models.rebuild import empty_with_widths
 from lightstride.progress import Bar
 from lightstride.prune.cut.cut_source import CutSource

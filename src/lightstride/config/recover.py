@@ -8,11 +8,13 @@ from tyro.conf import Positional, arg
 from lightstride.config.base import (
     FromPreset,
     OptionalPath,
+    OptionalSize,
     OptionalSource,
     PresetCommand,
     require,
     require_choice,
 )
+from lightstride.config.values import parse_size
 
 LossOn = Literal["answers", "all"]
 ClockName = Literal["wall", "processor"]
@@ -71,6 +73,9 @@ class RecoverConfig(PresetCommand):
     """Likeliest tokens of the dense model that are told apart; the rest counts as one more."""
     cache_gib: float = 2.0
     """Disk for what the dense model said, for further passes, in GiB."""
+    memory: OptionalSize = None
+    """Most memory of a process, such as 20GiB: where the dense model does not fit beside learning,
+    it is read from disk block by block, for the rows of many steps at a time."""
     seed: int = 0
     """Seed of everything random."""
     work: OptionalPath = None
@@ -90,6 +95,8 @@ class RecoverConfig(PresetCommand):
         for flag in ("minutes", "learning_rate", "cache_gib"):
             value = getattr(self, flag)
             require(value is None or value > 0, f"--{flag.replace('_', '-')}", value, "above 0")
+        if self.memory is not None:
+            parse_size("--memory", self.memory)
         require(
             not (self.rank and self.learn_head), "--learn-head", "with --rank", "without a rank"
         )

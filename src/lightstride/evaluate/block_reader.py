@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lightstride.evaluate.passes import Spill
 from lightstride.generate import Decoder
 from lightstride.models.opening.source import WeightSource
+from lightstride.models.passes import Spill
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lightstride.errors import ModelError
-from lightstride.evaluate.passes import Spill
 from lightstride.evaluate.text_logits import Slices, text_logits
 from lightstride.models.opening.source import WeightSource
+from lightstride.models.passes import Spill
 from lightstride.models.sliced_logits import cached_rows
 
 

@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lightstride.evaluate.passes import Piece, Spill, copy_rows, passed
 from lightstride.models.block_calls import logits_at
 from lightstride.models.opening.source import WeightSource
+from lightstride.models.passes import Piece, Spill, copy_rows, passed
 from lightstride.models.sliced_logits import log_totals, slice_rows
 
 Pair = tuple[Sequence[int], Sequence[int]]

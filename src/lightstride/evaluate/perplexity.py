@@ -17,9 +17,9 @@ from transformers import PreTrainedModel
 
 from lightstride.data.windows import Windows
 from lightstride.errors import ModelError
-from lightstride.evaluate.passes import Spill
 from lightstride.evaluate.text_logits import text_logits
 from lightstride.models.opening.source import WeightSource
+from lightstride.models.passes import Spill
 from lightstride.progress import Bar
 
 LARGEST_EXPONENT = 700

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lightstride.evaluate.passes import Piece, Spill, passed
 from lightstride.models.block_calls import logits_at
 from lightstride.models.opening.source import WeightSource
+from lightstride.models.passes import Piece, Spill, passed
 from lightstride.models.sliced_logits import answering, slice_rows
 
 Slices = Iterator[tuple[int, Tensor]]

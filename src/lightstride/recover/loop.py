@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -25,13 +26,16 @@ from transformers import PreTrainedModel
 from lightstride.distributed import broadcast_object, rank, world_size
 from lightstride.errors import ConfigError
 from lightstride.models.families.adapter import Adapter
+from lightstride.models.opening.source import WeightSource
 from lightstride.progress import Bar
+from lightstride.recover.block_teacher import BlockTeacher
+from lightstride.recover.clock import Clock, ClockName, now
 from lightstride.recover.factored import FactoredAdam
 from lightstride.recover.optimizer import MasterAdam
 from lightstride.recover.pace import Pace, counted, read_pace, timed
 from lightstride.recover.said import SaidRows
 from lightstride.recover.student import Learning, Student
-from lightstride.recover.teacher import Dense
+from lightstride.recover.teacher import Dense, Says
 from lightstride.training.checkpoint import Progress, TrainingFolder
 from lightstride.training.fsdp import is_shared_out, put_together, share_out
 from lightstride.training.schedule import rate_at, set_rates
@@ -41,7 +45,6 @@ Look = Callable[[Progress], None]
 """Is called before the first step and after every other, and may note evaluations."""
 MOST_SKIPPED = 5
 """Steps in a row that may be left out."""
-ClockName = Literal["wall", "processor"]
 OptimizerName = Literal["adam", "factored"]
 OPTIMIZERS: dict[OptimizerName, type[MasterAdam]] = {"adam": MasterAdam, "factored": FactoredAdam}
 FIRST_GUESS = 1000
@@ -97,64 +100,17 @@ class Recovery:
     """Likeliest tokens of the teacher that are told apart."""
     cache_bytes: int = 1 << 30
     """Disk for what the teacher said, for further passes."""
+    ahead_tokens: int = 1 << 16
+    """Most tokens that a teacher which is read block by block reads together."""
     save_minutes: float = 2.0
     """Time between checkpoints."""
     seed: int = 0
     """Seed of the order of the rows."""
 
 
-class Clock:
-    """Seconds of learning, earlier runs included."""
-
-    def __init__(self, kind: ClockName, at: Progress) -> None:
-        self.kind = kind
-        self.started = self.now()
-        self.processor_started = time.process_time()
-        self.before, self.processor_before = at.seconds, at.processor_seconds
-        self.first_step = at.step
-        self.saved_at = time.monotonic()
-        self.stopped_for = 0.0
-
-    def now(self) -> float:
-        """Seconds since some moment."""
-        if self.kind == "wall":
-            return time.monotonic()
-        return time.process_time() / torch.get_num_threads()
-
-    @property
-    def here(self) -> float:
-        """Seconds of this run, measuring left out."""
-        return self.now() - self.started - self.stopped_for
-
-    @property
-    def processor(self) -> float:
-        """Processor seconds of all runs, all threads."""
-        return self.processor_before + time.process_time() - self.processor_started
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of all runs."""
-        return self.before + self.here
-
-    def note(self, at: Progress, step: int) -> None:
-        """Write down when a step was reached."""
-        at.step, at.seconds = step, self.seconds
-        at.processor_seconds = self.processor
-
-    def without(self, call: Callable[[], None]) -> None:
-        """Make a call whose time does not count."""
-        start = self.now()
-        call()
-        self.stopped_for += self.now() - start
-
-    def since_save(self) -> float:
-        """Seconds since the last checkpoint."""
-        return time.monotonic() - self.saved_at
-
-
 def recover(
     smaller: PreTrainedModel,
-    dense: PreTrainedModel,
+    dense: PreTrainedModel | WeightSource,
     adapter: Adapter,
     rows: Rows,
     recovery: Recovery,
@@ -173,10 +129,11 @@ def recover(
     `announce` is told the memory that learning takes, before the start; `at_end` is called before
     updates are merged.  Both models are on the device where to compute, or on the CPU, from where
     blocks are shared out to devices of the kind `shared_on`; `smaller` ends whole on the CPU.
+    A source in the place of the dense model is read block by block, for rows of many steps.
     Goes on from the checkpoint in `folder`.  ConfigError where no gradient is finite any more.
     """
     kept = SaidRows(folder / "said", recovery.cache_bytes // world_size())
-    teacher = Dense(dense, adapter, recovery.top_k, kept)
+    teacher = teacher_of(dense, adapter, rows, recovery, kept)
     student = Student(smaller, adapter, learning or Learning())
     optimizer = prepared(student, teacher, smaller, rows, recovery, shared_on, announce)
     store = TrainingFolder(folder)
@@ -189,6 +146,8 @@ def recover(
         for number in range(at.step, len(steps)):
             if not at.pace:
                 pace = planned(pace, at, clock, recovery, len(steps))
+            coming = steps[number : number + foreseen(pace, at, clock, recovery)]
+            teacher.expect(chain.from_iterable(map(own, coming)))
             if look is not None:
                 clock.without(partial(look, at))
             share = pace.share(number)
@@ -198,7 +157,7 @@ def recover(
             is_finite = take_step(student, teacher, optimizer, rows, steps[number], recovery, at)
             in_a_row = 0 if is_finite else in_a_row + 1
             check_finite(in_a_row, recovery.learning_rate, folder)
-            clock.note(at, number + 1)
+            clock.note(at, number + 1, teacher.seconds_ahead)
             move_bar(bar, at, pace, clock, recovery)
             if shared(clock.since_save() >= 60 * recovery.save_minutes):
                 pace = planned(pace, at, clock, recovery, len(steps))
@@ -214,9 +173,24 @@ def recover(
     return at
 
 
+def teacher_of(
+    dense: PreTrainedModel | WeightSource,
+    adapter: Adapter,
+    rows: Rows,
+    recovery: Recovery,
+    kept: SaidRows,
+) -> Dense | BlockTeacher:
+    """The dense model as a teacher."""
+    if isinstance(dense, PreTrainedModel):
+        return Dense(dense, adapter, recovery.top_k, kept)
+    clock = partial(now, recovery.clock)
+    most = recovery.ahead_tokens
+    return BlockTeacher(dense, recovery.top_k, kept, rows.tokens_NL, most, clock)
+
+
 def prepared(
     student: Student,
-    teacher: Dense,
+    teacher: Dense | BlockTeacher,
     smaller: PreTrainedModel,
     rows: Rows,
     recovery: Recovery,
@@ -224,17 +198,34 @@ def prepared(
     announce: Callable[[Memory], None] | None,
 ) -> MasterAdam:
     """The optimizer of all that learns, once weights are shared out; what it takes is announced."""
-    activations = 0
     if shared_on is not None:
+        assert isinstance(teacher, Dense), "a source is read by every process"
         share_out(smaller, student.decoder, student.blocks, shared_on)
         dense, adapter = teacher.model, teacher.adapter
         share_out(dense, adapter.decoder(dense), adapter.blocks(dense), shared_on)
-    elif announce is not None:
-        activations = activation_bytes(student, rows, recovery)
     optimizer = optimizer_of(student, recovery)
     if announce is not None:
-        announce(Memory(student.gradient_bytes, optimizer.bytes_needed, activations))
+        announce(memory_of(student, optimizer, rows, recovery))
     return optimizer
+
+
+def needed(
+    smaller: PreTrainedModel, adapter: Adapter, rows: Rows, recovery: Recovery, learning: Learning
+) -> Memory:
+    """Bytes that learning will take; the model computes what it did."""
+    student = Student(smaller, adapter, learning)
+    try:
+        return memory_of(student, optimizer_of(student, recovery), rows, recovery)
+    finally:
+        student.release()
+
+
+def memory_of(student: Student, optimizer: MasterAdam, rows: Rows, recovery: Recovery) -> Memory:
+    """Bytes that learning takes; activations of weights that are shared out are not counted."""
+    activations = 0
+    if not is_shared_out(student.decoder):
+        activations = activation_bytes(student, rows, recovery)
+    return Memory(student.gradient_bytes, optimizer.bytes_needed, activations)
 
 
 def finish(smaller: PreTrainedModel, student: Student) -> None:
@@ -260,7 +251,7 @@ def activation_bytes(student: Student, rows: Rows, recovery: Recovery) -> int:
 
 def take_step(
     student: Student,
-    teacher: Dense,
+    teacher: Says,
     optimizer: MasterAdam,
     rows: Rows,
     chosen: list[int],
@@ -280,12 +271,12 @@ def take_step(
     return is_finite
 
 
-def gradients(student: Student, teacher: Dense, rows: Rows, chosen: list[int]) -> float:
+def gradients(student: Student, teacher: Says, rows: Rows, chosen: list[int]) -> float:
     """Leave the gradient of the step's mean loss, summed over all processes, and answer it."""
     device = next(student.parameters()).device
     total = torch.zeros((), device=device)
     count = float(rows.weights_NL[chosen].sum())
-    mine = chosen[rank() :: world_size()]
+    mine = own(chosen)
     said = teacher.say(mine, rows.tokens_NL[mine])
     if mine and count:
         tokens_BL = rows.tokens_NL[mine].long().to(device)
@@ -303,6 +294,11 @@ def gradients(student: Student, teacher: Dense, rows: Rows, chosen: list[int]) -
                     parameter.grad = torch.zeros_like(parameter)
                 torch.distributed.all_reduce(parameter.grad)
     return float(total)
+
+
+def own(chosen: list[int]) -> list[int]:
+    """This process's rows of a step."""
+    return chosen[rank() :: world_size()]
 
 
 def steps_of(num_rows: int, length: int, recovery: Recovery) -> list[list[int]]:
@@ -335,11 +331,17 @@ def planned(pace: Pace, at: Progress, clock: Clock, recovery: Recovery, num_step
     found = timed(
         pace,
         at.step,
-        seconds_left=60 * recovery.minutes - clock.seconds,
-        seconds_a_step=clock.here / (at.step - clock.first_step),
+        seconds_left=60 * recovery.minutes - clock.seconds + at.seconds_ahead,
+        seconds_a_step=(clock.here - at.seconds_ahead) / (at.step - clock.first_step),
         most=num_steps - at.step,
     )
     return read_pace(broadcast_object(found.as_list))
+
+
+def foreseen(pace: Pace, at: Progress, clock: Clock, recovery: Recovery) -> int:
+    """Steps that are to come, this one included; one where none was timed."""
+    is_timed = bool(at.pace) or at.step > clock.first_step
+    return pace.steps_left(at.step) if recovery.minutes is None or is_timed else 1
 
 
 def is_over(recovery: Recovery, clock: Clock) -> bool:

@@ -7,6 +7,7 @@ tenth.  Between, the share moves by the same stride a step, and the checkpoint k
 resumed run has the rates of one that was never killed.
 """
 
+import math
 from dataclasses import dataclass
 
 OFF = 0.1
@@ -24,6 +25,10 @@ class Pace:
     def share(self, step: int) -> float:
         """How much of the training is over before this step, from 0 to 1."""
         return min(1.0, self.share_there + (step - self.step) * self.stride)
+
+    def steps_left(self, step: int) -> int:
+        """How many further steps there are, this one included."""
+        return max(1, math.ceil((1 - self.share(step)) / self.stride))
 
     @property
     def as_list(self) -> list[float]:

@@ -8,6 +8,8 @@ of it does not depend on what it is read with, and a resumed run has the same bi
 Shapes: L tokens of a row, P positions of a slice, D hidden size, V vocabulary.
 """
 
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -25,9 +27,25 @@ from lightstride.training.fsdp import is_shared_out
 from lightstride.training.top_k_kl import Teacher, concatenate, remember
 
 
+class Says(ABC):
+    """What a training asks: a model in memory, or one that is read block by block."""
+
+    @property
+    def seconds_ahead(self) -> float:
+        """Of this run, those spent on rows that nobody has asked for yet."""
+        return 0.0
+
+    @abstractmethod
+    def say(self, numbers: list[int], tokens_BL: Tensor) -> list[Teacher]:
+        """Its distributions at all positions of rows, which are named by numbers."""
+
+    def expect(self, coming: Iterable[int]) -> None:  # noqa: B027
+        """Hear which rows are asked for next, in order, as far as that can be foreseen."""
+
+
 @dataclass
-class Dense:
-    """The dense model as a teacher."""
+class Dense(Says):
+    """The dense model in memory."""
 
     model: PreTrainedModel
     adapter: Adapter
@@ -61,11 +79,16 @@ class Dense:
         decoder = self.adapter.decoder(self.model)
         with plain_products(self.model.config, inputs_1L.device, len(tokens_L)):
             hidden_LD = decoder(input_ids=inputs_1L, use_cache=False).last_hidden_state[0]
-        hidden_LD = head_inputs(self.model.config, hidden_LD)
-        head = self.model.get_output_embeddings()
-        found = []
-        for hidden_PD in hidden_LD.split(PRODUCT_ROWS):
-            logits_PV = head(hidden_PD)
-            parts = logits_PV.split(cached_rows(logits_PV))
-            found += [remember(part, self.top_k) for part in parts]
-        return concatenate(found)
+        return said_after(self.model, hidden_LD, self.top_k)
+
+
+def said_after(model: PreTrainedModel, hidden_LD: Tensor, top_k: int) -> Teacher:
+    """The likeliest tokens after each of the decoder's answers; the head is there."""
+    hidden_LD = head_inputs(model.config, hidden_LD)
+    head = model.get_output_embeddings()
+    found = []
+    for hidden_PD in hidden_LD.split(PRODUCT_ROWS):
+        logits_PV = head(hidden_PD)
+        parts = logits_PV.split(cached_rows(logits_PV))
+        found += [remember(part, top_k) for part in parts]
+    return concatenate(found)

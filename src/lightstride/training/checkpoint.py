@@ -38,6 +38,8 @@ class Progress:
     seconds: float = 0.0
     processor_seconds: float = 0.0
     """Of all threads."""
+    seconds_ahead: float = 0.0
+    """Of the seconds, those that went into later steps already."""
     smooth: dict[str, float] = field(default_factory=dict)
     """Running means of the losses."""
     losses: list[tuple[int, float]] = field(default_factory=list)
@@ -47,6 +49,11 @@ class Progress:
     """Steps whose gradient was not finite."""
     pace: list[float] = field(default_factory=list)
     """Where the training's schedule stands, where minutes decide it (`recover/pace.py`)."""
+
+    @property
+    def used(self) -> float:
+        """Seconds that went into the steps until now."""
+        return self.seconds - self.seconds_ahead
 
     def note(self, stats: dict[str, float]) -> None:
         """Take in the losses of one step."""

@@ -90,11 +90,13 @@ def local(tensor: Tensor | None) -> Tensor:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A copy on the CPU, put together where processes hold parts."""
+    """The same on the CPU, put together where processes hold parts; no copy of what lies there."""
     found = tensor.detach()
     if isinstance(found, DTensor):
         found = found.full_tensor()
-    return found.cpu().contiguous().clone()
+    found = found.cpu().contiguous()
+    is_own = found.untyped_storage().nbytes() == found.nbytes
+    return found if is_own else found.clone()
 
 
 def like(value: Tensor, parameter: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from lightstride.commands.evaluating import streamed
 from lightstride.commands.evaluating.streamed import blockwise, whole_bytes
 from lightstride.config import EvaluateConfig
 from lightstride.errors import ConfigError
-from lightstride.evaluate import passes
+from lightstride.models import passes
 from lightstride.prune.footprint import PROGRAM_BYTES
 
 

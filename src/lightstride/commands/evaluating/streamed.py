@@ -25,12 +25,12 @@ from lightstride.config import EvaluateConfig
 from lightstride.config.values import parse_size, size_text
 from lightstride.errors import ConfigError
 from lightstride.evaluate.block_reader import BlockReader
-from lightstride.evaluate.passes import Spill
 from lightstride.models.device import pick_device, pick_dtype, suitable_dtype
 from lightstride.models.families.registry import adapter_for
 from lightstride.models.opening.load import load_tokenizer, local_folder, locate
 from lightstride.models.opening.skeleton import load_skeleton
 from lightstride.models.opening.streamed import open_streamed
+from lightstride.models.passes import Spill
 from lightstride.models.shapes import Geometry, Kind
 from lightstride.prune.devices import weight_bytes
 from lightstride.prune.footprint import PROGRAM_BYTES

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from lightstride.models.families.adapter import OUTPUT_NAME, Adapter
 from lightstride.models.families.registry import adapter_for
-from lightstride.models.fingerprint import model_hash
+from lightstride.models.fingerprint import config_hash, fingerprint
 from lightstride.models.rebuild import block_shapes
 from lightstride.models.shapes import Geometry, Shape, Site
 
@@ -74,8 +74,12 @@ class WeightSource(ABC):
         """The output weights (O, I) of every site, as the model has them."""
 
     @abstractmethod
+    def fingerprint(self) -> str:
+        """Hash of the weights (`fingerprint`)."""
+
     def identity(self) -> str:
         """Hash of config and weights (`model_hash`)."""
+        return config_hash(self.model.config, self.fingerprint())
 
 
 class Resident(WeightSource):
@@ -115,8 +119,8 @@ class Resident(WeightSource):
             for site in self.geometry.sites
         }
 
-    def identity(self) -> str:
-        return model_hash(self.model)
+    def fingerprint(self) -> str:
+        return fingerprint(self.model)
 
 
 @contextmanager

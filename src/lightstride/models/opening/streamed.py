@@ -24,7 +24,7 @@ from transformers import (
 
 from lightstride.models.families.adapter import Adapter
 from lightstride.models.families.registry import adapter_for
-from lightstride.models.fingerprint import config_hash, sampled_fingerprint
+from lightstride.models.fingerprint import sampled_fingerprint
 from lightstride.models.opening.explain import errors_explained
 from lightstride.models.opening.joined_shards import joined_shards
 from lightstride.models.opening.load import (
@@ -244,13 +244,13 @@ class Streamed(WeightSource):
     def dense_outputs(self) -> Mapping[Site, Tensor]:
         return OutputsOnDisk(self)
 
-    def identity(self) -> str:
+    def fingerprint(self) -> str:
         shapes = {name: parameter.shape for name, parameter in self.meta.items()}
 
         def sample(name: str, picked_N: Tensor) -> Tensor:
             return self.shards.sample(self.files[name], picked_N).to(self.dtype)
 
-        return config_hash(self.model.config, sampled_fingerprint(shapes, sample))
+        return sampled_fingerprint(shapes, sample)
 
 
 @contextmanager

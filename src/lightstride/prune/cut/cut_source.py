@@ -59,7 +59,7 @@ class CutSource(WeightSource):
     def dense_outputs(self) -> Mapping[Site, Tensor]:
         raise AssertionError("a cut model is not cut again")
 
-    def identity(self) -> str:
+    def fingerprint(self) -> str:
         raise AssertionError("a cut model has no name before it is saved")
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from helpers.toys import TINY
-from lightstride.evaluate.passes import Piece, Spill, passed
 from lightstride.models.opening.source import Resident
+from lightstride.models.passes import Piece, Spill, passed
 
 CONTEXTS_BL = torch.tensor([[0, 5, 9, 7], [3, 8, 8, 1]])
 CONTEXT_MASK_BL = torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]])
