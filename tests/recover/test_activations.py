@@ -1,5 +1,6 @@
 """Blocks that compute their activations again: the same gradients, and the bytes that are said."""
 
+import weakref
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from helpers.cuts import VARIANTS
 from helpers.healing import WINDOWS, cut
 from helpers.toys import tiny_llama
 from lightstride.models.families.registry import adapter_for
-from lightstride.recover.loop import Rows, gradients
+from lightstride.recover.loop import Recovery, Rows, gradients, needed
 from lightstride.recover.said import SaidRows
 from lightstride.recover.student import Learning, Student
 from lightstride.recover.teacher import Dense
@@ -65,3 +66,12 @@ def test_the_bytes_that_are_said_are_kept(dtype: torch.dtype) -> None:
     inputs = 6 * WINDOWS.shape[1] * dense.config.hidden_size * dtype.itemsize
     assert inputs + said / 7 < again.activation_bytes(WINDOWS[:1]) < inputs + said / 4
     assert kept_bytes(again, WINDOWS[:1]) == pytest.approx(inputs, rel=0.4)
+
+
+def test_counting_holds_on_to_no_weights() -> None:
+    smaller = cut(tiny_llama(num_layers=2))
+    adapter = adapter_for(smaller.config)
+    needed(smaller, adapter, ROWS, Recovery(), Learning())
+    counted = [weakref.ref(weight) for weight in adapter.blocks(smaller).parameters()]
+    Student(smaller, adapter, Learning())
+    assert not any(weight() is not None for weight in counted)

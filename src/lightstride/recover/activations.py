@@ -86,6 +86,7 @@ def activation_bytes(
         with torch.autograd.graph.saved_tensors_hooks(note, lambda _: torch.empty(0)):
             forward()
     finally:
+        kept.clear()  # whose graph has `note`, and so would never end
         for hook in hooks:
             hook.remove()
     return inputs, whole

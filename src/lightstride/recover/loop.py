@@ -37,7 +37,7 @@ from lightstride.recover.said import SaidRows
 from lightstride.recover.student import Learning, Student
 from lightstride.recover.teacher import Dense, Says
 from lightstride.training.checkpoint import Progress, TrainingFolder
-from lightstride.training.fsdp import is_shared_out, put_together, share_out
+from lightstride.training.fsdp import is_shared_out, local, put_together, share_out
 from lightstride.training.schedule import rate_at, set_rates
 from lightstride.training.top_k_kl import concatenate
 
@@ -205,7 +205,7 @@ def prepared(
         share_out(dense, adapter.decoder(dense), adapter.blocks(dense), shared_on)
     optimizer = optimizer_of(student, recovery)
     if announce is not None:
-        announce(memory_of(student, optimizer, rows, recovery))
+        announce(memory_of(student, rows, recovery))
     return optimizer
 
 
@@ -215,17 +215,19 @@ def needed(
     """Bytes that learning will take; the model computes what it did."""
     student = Student(smaller, adapter, learning)
     try:
-        return memory_of(student, optimizer_of(student, recovery), rows, recovery)
+        return memory_of(student, rows, recovery)
     finally:
         student.release()
 
 
-def memory_of(student: Student, optimizer: MasterAdam, rows: Rows, recovery: Recovery) -> Memory:
+def memory_of(student: Student, rows: Rows, recovery: Recovery) -> Memory:
     """Bytes that learning takes; activations of weights that are shared out are not counted."""
     activations = 0
     if not is_shared_out(student.decoder):
         activations = activation_bytes(student, rows, recovery)
-    return Memory(student.gradient_bytes, optimizer.bytes_needed, activations)
+    bytes_of = OPTIMIZERS[recovery.optimizer].bytes_of
+    states = sum(bytes_of(local(parameter)) for parameter in student.learned())
+    return Memory(student.gradient_bytes, states, activations)
 
 
 def finish(smaller: PreTrainedModel, student: Student) -> None:

@@ -37,11 +37,6 @@ class MasterAdam(torch.optim.Optimizer):
     ) -> None:
         super().__init__(groups, {"lr": 1e-4, "betas": betas, "eps": eps, "scale": 1.0})
 
-    @property
-    def bytes_needed(self) -> int:
-        """Memory of the states of all weights."""
-        return sum(self.bytes_of(local(p)) for group in self.param_groups for p in group["params"])
-
     @staticmethod
     def fresh(parameter: nn.Parameter) -> dict[str, Tensor]:
         """The state of a weight that has not moved yet."""

@@ -2,13 +2,15 @@
 
 What is there at once, in every process, beside the program:
 
-    always     the cut model, the optimizer's numbers, and what the dense model said of T tokens
-               that are not learned from yet, T (6 k + 4) bytes
-    a step     gradients, activations of its rows, some logits
+    always     the cut model, its blocks a second time (they are copied to learn), the optimizer's
+               numbers, and what the dense model said of T tokens that are not learned from yet,
+               T (6 k + 4) bytes; of a step's bytes what the allocator keeps when they are free
+    a step     gradients, activations of its rows; some logits, and the head as their product
+               packs it
     a reading  two of the dense model's blocks and what one computes of a row of L tokens, with
-               attention's probabilities, H L^2 b bytes; or its embedding or head with some logits;
-               and hidden states of T tokens, T D b bytes
-    a look     what a block of the cut model computes of a few windows, and some logits
+               attention's probabilities, H L^2 b bytes; or its embedding or head, with logits as
+               above; and hidden states of T tokens, T D b bytes
+    a look     what a block of the cut model computes of a few windows, and logits as above
 
 so that of a step, a reading and a look the largest counts.  With the dense model in memory it is
 there always, and nothing is said ahead.
@@ -43,6 +45,9 @@ from lightstride.recover.losses import PRODUCT_ROWS
 from lightstride.recover.student import Learning
 from lightstride.training.fsdp import is_asked_for
 from lightstride.training.top_k_kl import Teacher
+
+KEPT_SHARE = 0.3
+"""Of a step's bytes, what stays with the allocator: pieces of freed memory that nothing fits."""
 
 
 @dataclass(frozen=True)
@@ -123,14 +128,19 @@ def room_of(
     """What a process takes; rows are of this length."""
     ours, theirs = (adapter_for(model.config).geometry(model.config) for model in (smaller, dense))
     itemsize = dense.dtype.itemsize
-    logits = 4 * PRODUCT_ROWS * theirs.vocab_size
+    end = end_bytes(theirs, itemsize)
+    logits = 4 * PRODUCT_ROWS * theirs.vocab_size + end
     heads = max(shape.num_kv_heads * shape.queries_per_group for shape in theirs.attention)
     scores = heads * length * (length + PIECE) * itemsize
     blocks = 2 * block_bytes(theirs, itemsize) + computed(theirs, length, itemsize) + scores
+    own_blocks = adapter_for(smaller.config).blocks(smaller)
+    copied = sum(weight.nbytes for weight in own_blocks.parameters())
+    step = memory.gradients + memory.activations + logits
+    kept = int(KEPT_SHARE * step)
     return Room(
-        always=PROGRAM_BYTES + weight_bytes(smaller) + memory.optimizer,
-        step=memory.gradients + memory.activations + logits,
-        reading=max(blocks, end_bytes(theirs, itemsize) + logits),
+        always=PROGRAM_BYTES + weight_bytes(smaller) + copied + memory.optimizer + kept,
+        step=step,
+        reading=max(blocks, end + logits),
         look=computed(ours, WINDOWS * length, itemsize) + logits,
         whole=weight_bytes(dense),
         waiting=Teacher.bytes_per_position(top_k),
