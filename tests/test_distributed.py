@@ -137,16 +137,19 @@ def test_more_ranks_than_shards_are_refused(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def learner(folder: Path) -> None:
-    """What every rank does: a recovery; rank 0 writes the weights."""
+    """What every rank does: a recovery from a teacher in memory, and from one that is read block
+    by block; rank 0 writes the weights.
+    """
     distributed.init()
     dense = tiny_llama()
-    smaller = cut_toy(dense)
     recovery = Recovery(passes=2, learning_rate=3e-3, step_tokens=96)
     rows = Rows.alike(WINDOWS)
-    recover(smaller, dense, adapter_for(dense.config), rows, recovery, folder / "training")
-    if distributed.rank() == 0:
-        weights = {name: tensor.clone() for name, tensor in smaller.state_dict().items()}
-        save_file(weights, folder / "weights.safetensors")
+    for name, teacher in (("memory", dense), ("blocks", Resident(dense))):
+        smaller = cut_toy(dense)
+        recover(smaller, teacher, adapter_for(dense.config), rows, recovery, folder / name)
+        if distributed.rank() == 0:
+            weights = {name: tensor.clone() for name, tensor in smaller.state_dict().items()}
+            save_file(weights, folder / f"{name}.safetensors")
     distributed.close()
 
 
@@ -157,7 +160,8 @@ def test_a_recovery_by_two_processes_is_that_of_one(tmp_path: Path) -> None:
         folder = tmp_path / str(num_ranks)
         folder.mkdir()
         run_ranks(learner, num_ranks, folder)
-        found.append(load_file(folder / "weights.safetensors"))
-    one, two = found
+        found += [load_file(folder / f"{name}.safetensors") for name in ("memory", "blocks")]
+    one, *others = found
     for name, tensor in one.items():
-        torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-4)
+        for other in others:
+            torch.testing.assert_close(other[name], tensor, rtol=1e-3, atol=1e-4)
