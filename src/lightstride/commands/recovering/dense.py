@@ -18,6 +18,9 @@ there always, and nothing is said ahead.
 Shapes: D hidden size, H query heads, k tokens that are told apart, b bytes of a weight.
 """
 
+import ctypes
+import sys
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -46,8 +49,14 @@ from lightstride.recover.student import Learning
 from lightstride.training.fsdp import is_asked_for
 from lightstride.training.top_k_kl import Teacher
 
-KEPT_SHARE = 0.3
+KEPT_SHARE = 0.1
 """Of a step's bytes, what stays with the allocator: pieces of freed memory that nothing fits."""
+FIRST_BYTES = 224 << 20
+"""Of what a first forward and backward leave: kernels that were made for them, threads."""
+M_MMAP_THRESHOLD = -3
+"""As malloc.h calls it."""
+LARGE = 1 << 18
+"""Bytes of tensors that are given back."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +114,7 @@ def tokens_together(
     """
     if config.memory is None:
         return None
+    return_freed_memory()
     limit = parse_size("--memory", config.memory)
     dense = load_skeleton(teacher, dtype=smaller.dtype, trust_remote_code=config.trust_remote_code)
     memory = needed(smaller, adapter_for(smaller.config), rows, recovery, learning)
@@ -136,9 +146,9 @@ def room_of(
     own_blocks = adapter_for(smaller.config).blocks(smaller)
     copied = sum(weight.nbytes for weight in own_blocks.parameters())
     step = memory.gradients + memory.activations + logits
-    kept = int(KEPT_SHARE * step)
+    beside = PROGRAM_BYTES + FIRST_BYTES + int(KEPT_SHARE * step)
     return Room(
-        always=PROGRAM_BYTES + weight_bytes(smaller) + copied + memory.optimizer + kept,
+        always=beside + weight_bytes(smaller) + copied + memory.optimizer,
         step=step,
         reading=max(blocks, end + logits),
         look=computed(ours, WINDOWS * length, itemsize) + logits,
@@ -146,6 +156,13 @@ def room_of(
         waiting=Teacher.bytes_per_position(top_k),
         passing=theirs.hidden_size * itemsize,
     )
+
+
+def return_freed_memory() -> None:
+    """Let glibc give tensors back as they are freed: else it keeps half a GiB of their pieces."""
+    with suppress(AttributeError):  # musl has none
+        if sys.platform == "linux":
+            ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
 
 
 def computed(geometry: Geometry, tokens: int, itemsize: int) -> int:
