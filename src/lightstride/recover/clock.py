@@ -60,6 +60,10 @@ class Clock:
         call()
         self.stopped_for += self.now() - start
 
+    def note_save(self) -> None:
+        """Write down that a checkpoint was written."""
+        self.saved_at = time.monotonic()
+
     def since_save(self) -> float:
         """Seconds since the last checkpoint."""
         return time.monotonic() - self.saved_at

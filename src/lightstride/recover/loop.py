@@ -10,7 +10,6 @@ Shapes: N rows, B rows of a step, L tokens of each.
 
 import math
 import random
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -117,8 +116,8 @@ def recover(
     folder: Path,
     *,
     learning: Learning | None = None,
-    look: Look | None = None,
-    at_end: Callable[[], None] | None = None,
+    look: Look = lambda _: None,
+    at_end: Callable[[], None] = lambda: None,
     shared_on: torch.device | None = None,
     announce: Callable[[Memory], None] | None = None,
     title: str = "recovering",
@@ -128,9 +127,9 @@ def recover(
 
     `announce` is told the memory that learning takes, before the start; `at_end` is called before
     updates are merged.  Both models are on the device where to compute, or on the CPU, from where
-    blocks are shared out to devices of the kind `shared_on`; `smaller` ends whole on the CPU.
-    A source in the place of the dense model is read block by block, for rows of many steps.
-    Goes on from the checkpoint in `folder`.  ConfigError where no gradient is finite any more.
+    blocks are shared out to devices of the kind `shared_on`; `smaller` ends whole on the CPU.  A
+    source in the place of the dense model is read block by block, for rows of many steps.  Goes on
+    from the checkpoint in `folder`.  ConfigError where no gradient is finite any more.
     """
     kept = SaidRows(folder / "said", recovery.cache_bytes // world_size())
     teacher = teacher_of(dense, adapter, rows, recovery, kept)
@@ -141,33 +140,28 @@ def recover(
     steps = steps_of(len(rows.tokens_NL), rows.tokens_NL.shape[1], recovery)
     pace = read_pace(at.pace) if at.pace else first_pace(len(steps), recovery)
     clock, in_a_row = Clock(recovery.clock, at), 0
-    bar = Bar(total=100, desc=title, unit="%", disable=not progress or rank() > 0)
-    with bar:
+    with Bar(total=100, desc=title, unit="%", disable=not progress or rank() > 0) as bar:
         for number in range(at.step, len(steps)):
             if not at.pace:
                 pace = planned(pace, at, clock, recovery, len(steps))
-            coming = steps[number : number + foreseen(pace, at, clock, recovery)]
-            teacher.expect(chain.from_iterable(map(own, coming)))
-            if look is not None:
-                clock.without(partial(look, at))
+            coming = foreseen(pace, at, clock, recovery)
+            teacher.expect(chain.from_iterable(map(own, steps[number : number + coming])))
+            clock.without(partial(look, at))
             share = pace.share(number)
             if share >= 1 or shared(is_over(recovery, clock)):
                 break
             set_rates(optimizer, rate_at(share, recovery.warmup))
-            is_finite = take_step(student, teacher, optimizer, rows, steps[number], recovery, at)
-            in_a_row = 0 if is_finite else in_a_row + 1
+            moved = take_step(student, teacher, optimizer, rows, steps[number], recovery, at)
+            in_a_row = 0 if moved else in_a_row + 1
             check_finite(in_a_row, recovery.learning_rate, folder)
             clock.note(at, number + 1, teacher.seconds_ahead)
             move_bar(bar, at, pace, clock, recovery)
             if shared(clock.since_save() >= 60 * recovery.save_minutes):
                 pace = planned(pace, at, clock, recovery, len(steps))
-                save(store, student, optimizer, at, pace)
-                clock.saved_at = time.monotonic()
-        if look is not None:
-            look(at)
-    if at_end is not None:
-        at_end()
-    save(store, student, optimizer, at, pace)
+                save(store, student, optimizer, at, pace, clock)
+        look(at)
+    at_end()
+    save(store, student, optimizer, at, pace, clock)
     kept.forget()
     finish(smaller, student)
     return at
@@ -352,11 +346,17 @@ def is_over(recovery: Recovery, clock: Clock) -> bool:
 
 
 def save(
-    store: TrainingFolder, student: Student, optimizer: MasterAdam, at: Progress, pace: Pace
+    store: TrainingFolder,
+    student: Student,
+    optimizer: MasterAdam,
+    at: Progress,
+    pace: Pace,
+    clock: Clock,
 ) -> None:
     """Write a checkpoint."""
     at.pace = pace.as_list
     store.save(student, optimizer, at)
+    clock.note_save()
 
 
 def check_finite(in_a_row: int, rate: float, folder: Path) -> None:
