@@ -1,11 +1,13 @@
 """What a run will cost, before it begins."""
 
+import math
 from pathlib import Path
 
 import pytest
 
 from helpers.rounds import ADAPTER, MODEL, QUICK, TOKENS_NL, runner
 from lightstride.models.shapes import AttentionShape, FFNShape, Site
+from lightstride.prune import forecast as forecast_module
 from lightstride.prune.forecast import (
     Rates,
     forecast,
@@ -71,3 +73,20 @@ def test_work_grows_as_it_should() -> None:
     paper = EvolutionSettings(generations=15, offspring=32, tokens=(1024, 4096), survivors=(8, 3))
     slow, quick = search_operations(space, plan, paper), search_operations(space, plan, QUICK)
     assert slow.forward > 5 * quick.forward
+
+
+def test_wide_solves_are_told_from_narrow_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def rate(_: object, width: int, __: int) -> float:
+        asked.append(width)
+        return 1 / (1 + 8 / width)
+
+    geometry = ADAPTER.geometry(MODEL.config)
+    heads = geometry.num_inputs(geometry.attention[0])
+    width = math.isqrt(geometry.ffn[0].num_channels * heads)
+    monkeypatch.setattr(forecast_module, "rate_of_cuts", rate)
+    for most in (width, width // 4 * 2):
+        monkeypatch.setattr(forecast_module, "MOST_CHANNELS", most)
+        assert forecast_module.solve_rate(MODEL, ADAPTER) == pytest.approx(1 / (1 + 8 / width))
+    assert asked == [width, width // 4, width // 4 * 2]

@@ -20,6 +20,7 @@ bound.  A batch is shortened where a block is so large that a call would take lo
 Shapes in the formulas: I inputs of a site's output weights, D hidden size, k inputs of a level.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -46,6 +47,8 @@ CHILD_SHARE = 0.9
 """The same of an offspring."""
 MOST_CHANNELS = 1024
 """Widest site that is pruned for the measurement."""
+MOST_GAIN = 2.5
+"""Of the rate of solves over that of the widest one measured."""
 GRAM_TOKENS = 4096
 MOST_OPERATIONS = 1e12
 """Of one call of the block that is timed; a window at least is run."""
@@ -294,13 +297,28 @@ def gram_rate(model: PreTrainedModel, adapter: Adapter) -> float:
 
 
 def solve_rate(model: PreTrainedModel, adapter: Adapter) -> float:
-    """Rate of pruning an FFN to eight widths."""
+    """Rate of solves at the geometric mean of the widths of FFN and attention.
+
+    Wide ones are not made: the time of an operation falls with the inverse of the width, so two
+    narrow ones tell it (processor time at 512 to 4,096 channels, `LOG.md`).
+    """
     geometry = adapter.geometry(model.config)
-    width = min(ffn_width(geometry), MOST_CHANNELS)
+    heads = geometry.num_inputs(geometry.attention[0])
+    width = math.isqrt(ffn_width(geometry) * max(heads, 1))
+    if width <= MOST_CHANNELS:
+        return rate_of_cuts(model, width, geometry.hidden_size)
+    narrow = 1 / rate_of_cuts(model, MOST_CHANNELS // 2, geometry.hidden_size)
+    wide = 1 / rate_of_cuts(model, MOST_CHANNELS, geometry.hidden_size)
+    seconds = wide - (narrow - wide) * (1 - MOST_CHANNELS / width)
+    return 1 / max(seconds, wide / MOST_GAIN)
+
+
+def rate_of_cuts(model: PreTrainedModel, width: int, outputs: int) -> float:
+    """Rate of pruning an FFN of so many channels to eight widths."""
     rows_TI = torch.randn(2 * width, width, device=model.device)
-    weight_OI = torch.randn(geometry.hidden_size, width, device=model.device)
+    weight_OI = torch.randn(outputs, width, device=model.device)
     gram_II = rows_TI.T @ rows_TI
     shapes = [FFNShape(max(1, width * eighth // 8)) for eighth in range(1, 9)]
     seconds = best_time(lambda: prune_ffn(weight_OI, gram_II, shapes), 1, model.device)
     widths = [shape.num_channels for shape in shapes]
-    return solve_operations(width, widths, geometry.hidden_size, nested=True) / seconds
+    return solve_operations(width, widths, outputs, nested=True) / seconds
