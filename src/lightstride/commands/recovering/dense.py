@@ -18,9 +18,6 @@ there always, and nothing is said ahead.
 Shapes: D hidden size, H query heads, k tokens that are told apart, b bytes of a weight.
 """
 
-import ctypes
-import sys
-from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -37,7 +34,7 @@ from lightstride.models.fingerprint import fingerprint
 from lightstride.models.opening.load import load_model
 from lightstride.models.opening.skeleton import load_skeleton
 from lightstride.models.opening.source import WeightSource
-from lightstride.models.opening.streamed import open_streamed
+from lightstride.models.opening.streamed import open_streamed, return_freed_memory
 from lightstride.models.shapes import Geometry
 from lightstride.prune.devices import weight_bytes
 from lightstride.prune.footprint import PROGRAM_BYTES
@@ -53,10 +50,6 @@ KEPT_SHARE = 0.1
 """Of a step's bytes, what stays with the allocator: pieces of freed memory that nothing fits."""
 FIRST_BYTES = 224 << 20
 """Of what a first forward and backward leave: kernels that were made for them, threads."""
-M_MMAP_THRESHOLD = -3
-"""As malloc.h calls it."""
-LARGE = 1 << 18
-"""Bytes of tensors that are given back."""
 
 
 @dataclass(frozen=True)
@@ -156,13 +149,6 @@ def room_of(
         waiting=Teacher.bytes_per_position(top_k),
         passing=theirs.hidden_size * itemsize,
     )
-
-
-def return_freed_memory() -> None:
-    """Let glibc give tensors back as they are freed: else it keeps half a GiB of their pieces."""
-    with suppress(AttributeError):  # musl has none
-        if sys.platform == "linux":
-            ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
 
 
 def computed(geometry: Geometry, tokens: int, itemsize: int) -> int:
