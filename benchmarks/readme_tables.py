@@ -6,7 +6,7 @@
 A table stands between `<!-- results: NAME -->` and `<!-- end -->`.  `results/tables.json` says of
 each NAME its columns (a title, a dotted path into `numbers`, a format, and a factor if needed) and
 its rows (a label, a file of results/, and where in its numbers the row starts).  A row's `cells`
-say by column title where a cell comes from another file, place or key.
+say by column title where a cell comes from another file, place or key; null is an empty one.
 """
 
 import json
@@ -30,7 +30,11 @@ def render(name: str, results: Path = ROOT / "results") -> str:
     for row in table["rows"]:
         rows.append([row["label"]])
         for column in columns:
-            origin = {"key": column["key"], **row, **row.get("cells", {}).get(column["title"], {})}
+            own = row.get("cells", {}).get(column["title"], {})
+            if own is None:
+                rows[-1].append(cell(None, column))
+                continue
+            origin = {"key": column["key"], **row, **own}
             document = read_result(results / origin["file"])["numbers"]
             numbers = look_up(document, origin.get("at", ""))
             rows[-1].append(cell(look_up(numbers, origin["key"]), column))
