@@ -73,7 +73,6 @@ def open_streamed(
     Raises what `load_model` raises, except for weights that are NaN or infinite: those are found
     when they are read.
     """
-    return_freed_memory()
     folder = local_folder(source)
     config = load_config(source, str(folder), trust_remote_code=trust_remote_code)
     adapter = adapter_for(config)
@@ -89,7 +88,10 @@ def open_streamed(
 
 
 def return_freed_memory() -> None:
-    """Let glibc give tensors back as they are freed: else it keeps half a GiB of their pieces."""
+    """Let glibc give tensors back as they are freed: else it keeps half a GiB of their pieces.
+
+    It costs time: half as much again for a pruning run of many small products (`LOG.md`).
+    """
     with suppress(AttributeError):  # musl has none
         if sys.platform == "linux":
             ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
