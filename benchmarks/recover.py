@@ -25,6 +25,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -167,10 +168,22 @@ def run(flags: argparse.Namespace) -> dict[str, dict[str, Any]]:
             for minutes in (0.0, *flags.minutes):
                 name = f"{method}-{size}-{minutes:g}"
                 rows[name] = measure_cut(name, method, folder, minutes, judge, flags)
-    for row in rows.values():
-        if "tasks" in row and "tasks" in rows["dense"]:
-            row["tasks_kept"] = row["tasks"]["mean"] / rows["dense"]["tasks"]["mean"]
+    for row in rows.values() if flags.tasks else ():
+        scores, whole = row["tasks"], rows["dense"]["tasks"]
+        row["tasks_kept"] = kept_share(scores, whole, flags.tasks)
+        row["tasks_kept_without"] = {
+            left_out: kept_share(scores, whole, set(flags.tasks) - {left_out})
+            for left_out in flags.tasks
+            if len(flags.tasks) > 1
+        }
     return rows
+
+
+def kept_share(
+    scores: Mapping[str, float], whole: Mapping[str, float], names: Collection[str]
+) -> float:
+    """The sum of these tasks' scores over that of the dense model's."""
+    return sum(scores[name] for name in names) / sum(whole[name] for name in names)
 
 
 def main() -> None:
