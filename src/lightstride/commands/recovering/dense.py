@@ -34,7 +34,7 @@ from lightstride.models.fingerprint import fingerprint
 from lightstride.models.opening.load import load_model
 from lightstride.models.opening.skeleton import load_skeleton
 from lightstride.models.opening.source import WeightSource
-from lightstride.models.opening.streamed import open_streamed, return_freed_memory
+from lightstride.models.opening.streamed import open_streamed
 from lightstride.models.shapes import Geometry
 from lightstride.prune.devices import weight_bytes
 from lightstride.prune.footprint import PROGRAM_BYTES
@@ -48,8 +48,9 @@ from lightstride.training.top_k_kl import Teacher
 
 KEPT_SHARE = 0.1
 """Of a step's bytes, what stays with the allocator: pieces of freed memory that nothing fits."""
-FIRST_BYTES = 224 << 20
-"""Of what a first forward and backward leave: kernels that were made for them, threads."""
+FIRST_BYTES = 512 << 20
+"""Of what a first forward, backward and look leave: kernels that were made for them, threads, and
+pieces of freed memory too."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,6 @@ def tokens_together(
     """
     if config.memory is None:
         return None
-    return_freed_memory()
     limit = parse_size("--memory", config.memory)
     dense = load_skeleton(teacher, dtype=smaller.dtype, trust_remote_code=config.trust_remote_code)
     memory = needed(smaller, adapter_for(smaller.config), rows, recovery, learning)

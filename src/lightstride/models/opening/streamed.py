@@ -6,8 +6,6 @@ when the block is taken back: two blocks are in memory at once, the one at hand 
 thread reads meanwhile.  Every weight is looked at once whether it is finite, when it is first read.
 """
 
-import ctypes
-import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -40,11 +38,6 @@ from lightstride.models.opening.shards import Shards
 from lightstride.models.opening.source import WeightSource, closing_iterator
 from lightstride.models.rebuild import config_to_cut
 from lightstride.models.shapes import Site
-
-M_MMAP_THRESHOLD = -3
-"""As malloc.h calls it."""
-LARGE = 1 << 18
-"""Bytes of tensors that are given back."""
 
 
 @dataclass(frozen=True)
@@ -85,16 +78,6 @@ def open_streamed(
     parts = {own: adapter.parts(own, config) for own, _ in model.named_parameters()}
     shards = joined_shards(source, shards, parts)
     return Streamed(source, model, adapter, shards, torch.device(device))
-
-
-def return_freed_memory() -> None:
-    """Let glibc give tensors back as they are freed: else it keeps half a GiB of their pieces.
-
-    It costs time: half as much again for a pruning run of many small products (`LOG.md`).
-    """
-    with suppress(AttributeError):  # musl has none
-        if sys.platform == "linux":
-            ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
 
 
 def empty_model(
