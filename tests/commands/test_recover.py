@@ -16,7 +16,7 @@ from lightstride.cli import main
 from lightstride.commands.prune import prune
 from lightstride.commands.recover import recover
 from lightstride.commands.recovering import dense
-from lightstride.commands.recovering.texts import answer_rows, given_answers
+from lightstride.commands.recovering.texts import answer_rows, given_answers, without_loops
 from lightstride.commands.recovering.watch import Watch
 from lightstride.config import RecoverConfig
 from lightstride.config.recover import split_weight
@@ -111,6 +111,14 @@ def test_answers_count_where_they_are_predicted(folder: Path) -> None:
     assert answer_rows(answers(3), everything, 14).weights_NL.min() == 1
     with pytest.raises(DataError, match="are needed"):
         answer_rows(answers(1), config_for(folder, "x", window=32), 100)
+
+
+def test_answers_that_loop_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    looping = Answer("loop", "chat", (1, 2), (4, 5, 6, 7) * 4, sampled=False, finish="length")
+    assert without_loops([*answers(2), looping], "own") == answers(2)
+    assert "1 of 3 answers in own loop" in capsys.readouterr().err
+    assert without_loops(answers(2), "own") == answers(2)
+    assert not capsys.readouterr().err
 
 
 def test_instruction_data_is_answers_by_the_chat_template(tmp_path: Path) -> None:

@@ -44,7 +44,8 @@ class RecoverConfig(PresetCommand):
     text: Annotated[tuple[str, ...], arg(metavar="SOURCE[:WEIGHT] ...")] = ("pydoc",)
     """Text to learn from: files, folders, hub data sets or pydoc, each with a weight (1)."""
     answers: OptionalPath = None
-    """The dense model's own answers, a folder of smash's, or instruction data with answers."""
+    """The dense model's own answers, a folder of smash's, or instruction data with answers; own
+    answers that loop are left out."""
     loss_on: LossOn = "all"
     """Which tokens of --answers count: the answers alone, or the prompts too."""
     held_out: OptionalSource = None

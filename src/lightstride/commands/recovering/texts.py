@@ -1,5 +1,6 @@
 """From the flags of `lightstride recover` to rows of tokens: texts by weight, answers, held out."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,12 @@ from lightstride.config import RecoverConfig
 from lightstride.config.recover import split_weight
 from lightstride.data.conversations import read_conversations
 from lightstride.data.windows import Windows, packed_windows
+from lightstride.distributed import rank
 from lightstride.errors import DataError
+from lightstride.evaluate.loops import is_loop
 from lightstride.generate.chat_template import chat_tokens, token_ids
 from lightstride.recover.loop import Rows
-from lightstride.smash.data.answers import HEADER, read_answers
+from lightstride.smash.data.answers import HEADER, Answer, read_answers
 
 
 class AnsweredPrompt(Protocol):
@@ -116,7 +119,7 @@ def given_answers(source: str, tokenizer: PreTrainedTokenizerBase) -> Sequence[A
     The latter by the chat template, with the token that ends a turn.
     """
     if (Path(source) / HEADER).exists():
-        return read_answers(Path(source))
+        return without_loops(read_answers(Path(source)), source)
     end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
     return [
         GivenAnswer(
@@ -125,6 +128,17 @@ def given_answers(source: str, tokenizer: PreTrainedTokenizerBase) -> Sequence[A
         )
         for each in read_conversations(source)
     ]
+
+
+def without_loops(answers: Sequence[Answer], source: str) -> Sequence[Answer]:
+    """Those that do not loop: from greedy answers that do, a model learns above all to loop."""
+    kept = [each for each in answers if not is_loop(each.answer)]
+    if len(kept) < len(answers) and rank() == 0:
+        sys.stderr.write(
+            f"lightstride: {len(answers) - len(kept):,} of {len(answers):,} answers in {source} "
+            "loop and are left out\n"
+        )
+    return kept
 
 
 def answer_rows(answers: Sequence[AnsweredPrompt], config: RecoverConfig, wanted: int) -> Rows:
