@@ -47,6 +47,7 @@ def texts(flags: argparse.Namespace, num_tokens: int) -> Tensor:
             num_tokens=int(num_tokens * weight / total),
             window=512,
             seed=flags.seed,
+            fewer=True,
         ).tokens_NL
         for source, weight in weighted
     ]

@@ -80,6 +80,17 @@ def test_too_little_text_says_how_much_there_is(jsonl: str) -> None:
         packed_windows(jsonl, byte_tokenizer(), num_tokens=10, window=10, skip=skip)
 
 
+def test_fewer_tokens_are_all_that_there_are_and_a_window_at_least(jsonl: str) -> None:
+    wanted = {"tokenizer": byte_tokenizer(), "num_tokens": 1_000_000, "fewer": True}
+    found = packed_windows(jsonl, window=90, **wanted)  # type: ignore[arg-type]
+    whole = packed_windows(jsonl, byte_tokenizer(), num_tokens=found.tokens_NL.numel(), window=90)
+    assert torch.equal(found.tokens_NL, whole.tokens_NL)
+    with pytest.raises(DataError, match="are needed"):
+        packed_windows(jsonl, byte_tokenizer(), num_tokens=10_000_000, window=90)
+    with pytest.raises(DataError, match=r"1,000,000 are needed"):
+        packed_windows(jsonl, window=1_000_000, **wanted)  # type: ignore[arg-type]
+
+
 def test_roles_are_disjoint_by_document(jsonl: str) -> None:
     tokenizer = byte_tokenizer()
     calibration = packed_windows(jsonl, tokenizer, num_tokens=900, window=90)

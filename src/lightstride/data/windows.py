@@ -69,9 +69,11 @@ def packed_windows(
     seed: int = 0,
     skip: frozenset[str] = frozenset(),
     documents: Sequence[str] | None = None,
+    fewer: bool = False,
 ) -> Windows:
     """Windows of mixed documents, at most `num_tokens` in all; the same for the same seed.
 
+    A source with less text is refused, or with `fewer` one that has not even a window's.
     Documents in `skip` are left out.  Each starts and ends as the tokenizer wants, or with its
     end token where the tokenizer adds nothing.  `documents` stand in for the source's own.
     """
@@ -91,10 +93,12 @@ def packed_windows(
         if len(tokens) >= needed:
             break
     else:
-        raise DataError(
-            f"{source} has {len(tokens):,} tokens{' left' if skip else ''}; {needed:,} are needed"
-        )
-    tokens_NL = torch.tensor(tokens[:needed]).view(num_windows, window)
+        least = window if fewer else needed
+        if len(tokens) < least:
+            left = " left" if skip else ""
+            raise DataError(f"{source} has {len(tokens):,} tokens{left}; {least:,} are needed")
+        num_windows = len(tokens) // window
+    tokens_NL = torch.tensor(tokens[: num_windows * window]).view(num_windows, window)
     return Windows(tokens_NL, frozenset(used), source, torch.zeros(num_windows, dtype=torch.int64))
 
 

@@ -77,7 +77,15 @@ def read_texts(config: RecoverConfig, tokenizer: PreTrainedTokenizerBase) -> Tex
     sources, rows = [], []
     for source, weight in weighted:
         wanted = int(config.tokens * weight / total)
-        found = most_of(source, tokenizer, wanted, config, held_out.documents)
+        found = packed_windows(
+            source,
+            tokenizer,
+            num_tokens=wanted,
+            window=config.window,
+            seed=config.seed,
+            skip=held_out.documents,
+            fewer=True,
+        )
         sources.append(found)
         rows.append(Rows.alike(found.tokens_NL.int()))
     if config.answers is not None:
@@ -86,31 +94,6 @@ def read_texts(config: RecoverConfig, tokenizer: PreTrainedTokenizerBase) -> Tex
     tokens_NL = torch.cat([each.tokens_NL for each in rows])
     weights_NL = torch.cat([each.weights_NL for each in rows])
     return Texts(Rows(tokens_NL, weights_NL), held_out, tuple(sources))
-
-
-def most_of(
-    source: str,
-    tokenizer: PreTrainedTokenizerBase,
-    wanted: int,
-    config: RecoverConfig,
-    skip: frozenset[str],
-) -> Windows:
-    """So many tokens of a source; of one that has fewer, at least half of what there is."""
-    assert config.window is not None
-    while True:
-        try:
-            return packed_windows(
-                source,
-                tokenizer,
-                num_tokens=wanted,
-                window=config.window,
-                seed=config.seed,
-                skip=skip,
-            )
-        except DataError:
-            if wanted <= config.window or not Path(source).exists():
-                raise
-            wanted = max(config.window, wanted * 3 // 4)
 
 
 def given_answers(source: str, tokenizer: PreTrainedTokenizerBase) -> Sequence[AnsweredPrompt]:
