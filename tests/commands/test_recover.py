@@ -153,18 +153,30 @@ def test_the_forecast_is_made_from_the_first_measurements(
     assert "after 60 minutes expect a perplexity of" in capsys.readouterr().err
 
 
-def test_a_few_steps_are_no_ground_for_a_forecast(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("losses", "step", "said"),
+    [
+        ([3.521, 3.522, 3.522, 3.520, 3.508], 1, "too few steps yet for a forecast"),
+        ([3.768, 3.768, 3.774, 3.796, 3.796], 5, "does not fall yet, so there is no forecast"),
+    ],
+)
+def test_there_is_no_forecast_without_ground_for_one(
+    losses: list[float],
+    step: int,
+    said: str,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    losses = iter([3.521, 3.522, 3.522, 3.520, 3.508])
-    monkeypatch.setattr(Watch, "nll", lambda self: next(losses))
+    found = iter(losses)
+    monkeypatch.setattr(Watch, "nll", lambda self: next(found))
     watch = Watch(tiny_llama(), None, config_for(folder, "x", minutes=85.0))  # type: ignore[arg-type]
     at = Progress()
-    for step in range(5):
-        at.step, at.seconds = step, 50.0 * step
+    for look in range(5):
+        at.step, at.seconds = step * look, 50.0 * look
         watch(at)
     assert watch.forecast(at) is None
-    assert "too few steps yet for a forecast" in capsys.readouterr().err
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -16,14 +16,23 @@ def test_a_power_law_is_seen_to_its_end(exponent: float) -> None:
 
     end = 400_000.0
     found = extrapolate(TOKENS, [loss(each) for each in TOKENS], end)
+    assert found is not None
     assert found.low < math.exp(loss(end)) < found.high * 1.0001
     assert found.low <= found.perplexity <= found.high
 
 
-def test_a_loss_that_does_not_fall_stays() -> None:
-    found = extrapolate(TOKENS, [3.0, 3.1, 3.2, 3.2, 3.3], 1e6)
-    assert found.perplexity >= math.exp(3.0)
-    assert found.low <= found.perplexity <= found.high
+@pytest.mark.parametrize(
+    ("steps", "losses"),
+    [
+        ([6, 11, 16, 21], [4.1227, 4.1265, 4.1364, 4.1407]),
+        ([5, 11, 16, 21], [3.7680, 3.7744, 3.7958, 3.7959]),
+    ],
+)
+def test_a_loss_that_does_not_fall_gives_no_forecast(
+    steps: list[float], losses: list[float]
+) -> None:
+    """A half of SmolLM2-135M that was recovered before: 59.7 and 43.0 came (LOG.md)."""
+    assert extrapolate(steps, losses, 592) is None
 
 
 @pytest.mark.parametrize(
@@ -41,6 +50,7 @@ def test_the_end_of_real_runs_is_in_the_range(
 ) -> None:
     """Cuts of SmolLM2-135M: 25%, ten minutes and four at three rates; 50%, an hour (LOG.md)."""
     found = extrapolate(steps, losses, end)
+    assert found is not None
     assert found.low < came < found.high
     assert found.perplexity == pytest.approx(came, rel=0.03)
     assert found.high < 1.6 * found.low

@@ -44,15 +44,18 @@ class Curve:
     falls: bool
 
 
-def extrapolate(tokens: Sequence[float], losses: Sequence[float], end: float) -> Forecast:
-    """The perplexity after `end` tokens, from held-out losses in nats after some; three or more."""
+def extrapolate(tokens: Sequence[float], losses: Sequence[float], end: float) -> Forecast | None:
+    """The perplexity after `end` tokens, from held-out losses in nats after some; three or more.
+
+    None where they do not fall, as in a model that was recovered before: its loss rises with the
+    learning rate, and says nothing of what comes when that has fallen again.
+    """
     assert len(tokens) == len(losses) >= 3
     first = next(count for count in tokens if count > 0)
     curves = [fitted(tokens, losses, first, c, end) for c in EXPONENTS]
     falling = [curve for curve in curves if curve.falls]
     if not falling:
-        best = min(losses)
-        return Forecast(math.exp(best), math.exp(best), math.exp(max(losses)))
+        return None
     least = min(curve.squared_error for curve in falling)
     variance = max(NOISE**2, least / (len(tokens) - 2))
     weights = [math.exp((least - curve.squared_error) / (2 * variance)) for curve in falling]

@@ -143,6 +143,7 @@ def test_a_forecast_goes_on_with_the_curve() -> None:
     assert last["low"] <= last["tokens_per_step"] <= last["high"]  # type: ignore[operator]
     assert last["tokens_per_step"] == pytest.approx(3 - 2 * 8000**-0.5, rel=0.02)
     assert foretold(curve[:2]) is None
+    assert foretold([[each[0], -each[1] + 9] for each in curve]) is None
 
 
 def test_memory_plans_are_searched_beside_a_head_and_for_one_that_is_there(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Mapping, Sequence
 
 import torch
 from transformers import PreTrainedModel
@@ -66,24 +67,32 @@ class Watch:
         return distributed.broadcast_object(found)
 
     def forecast(self, at: Progress) -> Forecast | None:
-        """The end as it was seen from the early measurements; None where there are too few."""
-        seen = at.evaluations[:EARLY_LOOKS]
-        if len(seen) < EARLY_LOOKS or at.step == 0:
+        """The end as it was seen from the early measurements; None where they do not show it."""
+        seen = self.first_looks(at)
+        if seen is None:
             return None
-        learned = [each for each in seen if each["step"]]
-        steps = [float(str(each["step"])) for each in learned]
-        losses = [float(str(each["nll"])) for each in learned]
+        steps = [float(str(each["step"])) for each in seen]
+        losses = [float(str(each["nll"])) for each in seen]
         seconds = float(str(seen[-1]["seconds"]))
-        if len(set(steps)) < EARLY_LOOKS - 1 or steps[-1] < LEAST_STEPS:
-            return None
         return extrapolate(steps, losses, steps[-1] / seconds * self.whole)
+
+    @staticmethod
+    def first_looks(at: Progress) -> Sequence[Mapping[str, object]] | None:
+        """The early measurements after the one before the training; None before enough steps."""
+        learned = [each for each in at.evaluations[:EARLY_LOOKS] if each["step"]]
+        steps = {int(str(each["step"])) for each in learned}
+        if len(steps) < EARLY_LOOKS - 1 or max(steps) < LEAST_STEPS:
+            return None
+        return learned
 
     def sentence(self, at: Progress) -> str:
         """Tokens a second, and the perplexity to expect at the end."""
         rate = f"{at.step * self.config.step_tokens / max(at.used, 1e-3):,.0f} tokens/s"
         found = self.forecast(at)
-        if found is None:
+        if found is None and self.first_looks(at) is None:
             return f"{rate}; too few steps yet for a forecast"
+        if found is None:
+            return f"{rate}; the held-out loss does not fall yet, so there is no forecast"
         return (
             f"{rate}; after {self.config.minutes:g} minutes expect a perplexity of "
             f"{found.perplexity:.2f} ({found.low:.2f} to {found.high:.2f})"

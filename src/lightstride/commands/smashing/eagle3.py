@@ -172,7 +172,7 @@ def answers_seen(
 
 
 def foretold(seen: Sequence[Sequence[float]]) -> list[Numbers] | None:
-    """Tokens a step after more answers, by the curve; None where it has too few points.
+    """Tokens a step after more answers, by the curve; None where it has too few or does not rise.
 
     Fitted to log(tokens a step), as a loss is.
     """
@@ -184,6 +184,8 @@ def foretold(seen: Sequence[Sequence[float]]) -> list[Numbers] | None:
     told: list[Numbers] = []
     for times in FORECASTS:
         end = extrapolate(counts, losses, times * counts[-1])
+        if end is None:
+            return None
         told.append(
             {
                 "answers": times * counts[-1],
