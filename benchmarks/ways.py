@@ -225,8 +225,7 @@ def compare(
 ) -> dict[str, object]:
     """One row: a run in each of these ways, what was foreseen, and whether they found the same."""
     model = BUILT_IN if shape == "135M" else str(make_model(shape, folder / f"model-{shape}"))
-    row: dict[str, object] = {"shape": shape, "ways": {}}
-    plans, weights = set(), set()
+    measured: dict[str, dict[str, object]] = {}
     with tempfile.TemporaryDirectory(dir=folder) as work:
         for way in ways:
             output = Path(work) / way
@@ -235,13 +234,24 @@ def compare(
                 given = memory or least_memory(settings(model, output, changes), way)
             config = settings(model, output, {**changes, "memory": given})
             said = foreseen(config)
-            measured = run_alone(config, folder / f"{shape}-{way}.log")
+            found = run_alone(config, folder / f"{shape}-{way}.log")
             plan = json.loads((output / "lightstride.json").read_text())["plan"]
-            plans.add(json.dumps(plan, sort_keys=True))
-            weights.add(weights_hash(output))
-            measured |= {"memory": given, "foreseen": said, "ratio": ratios(measured, said)}
-            row["ways"][way] = measured  # type: ignore[index]
-            print(shape, way, measured, file=sys.stderr)
+            measured[way] = found | {
+                "memory": given,
+                "foreseen": said,
+                "ratio": ratios(found, said),
+                "plan_sha256": hashlib.sha256(
+                    json.dumps(plan, sort_keys=True).encode()
+                ).hexdigest(),
+                "weights_sha256": weights_hash(output),
+            }
+            print(shape, way, measured[way], file=sys.stderr)
             shutil.rmtree(output)
             shutil.rmtree(f"{output}.work", ignore_errors=True)
-    return row | {"same_plan": len(plans) == 1, "same_weights": len(weights) == 1}
+    row = {"shape": shape, "ways": measured}
+    if len(ways) == 1:
+        return row
+    return row | {
+        f"same_{part}": len({str(found[f"{part}_sha256"]) for found in measured.values()}) == 1
+        for part in ("plan", "weights")
+    }

@@ -5,7 +5,6 @@ decoding reads every weight once a step, so it cannot be faster than memory; rea
 multiplies matrices, so it cannot be faster than the matrix units.
 """
 
-import ctypes
 import gc
 import sys
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from lightstride.models.device import best_time
+from lightstride.models.device import best_time, give_back_freed
 
 READ_BYTES = {"cpu": 2**28, "other": 2**31}
 MATRIX_SIZE = {"cpu": 1536, "other": 8192}
@@ -62,9 +61,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(self.device)
             self.before = torch.cuda.memory_allocated(self.device)
         elif self.device.type == "cpu" and sys.platform == "linux":
-            trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-            if trim is not None:
-                trim(0)
+            give_back_freed()
             CLEAR.write_text(RESET_PEAK)
             self.before = resident_bytes("VmRSS")
 

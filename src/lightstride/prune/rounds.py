@@ -29,6 +29,7 @@ from lightstride.distributed import barrier, broadcast_object, rank
 from lightstride.errors import WorkError
 from lightstride.files.read import Count, Finite
 from lightstride.files.sealed import read_sealed, write_sealed
+from lightstride.models.device import give_back_freed
 from lightstride.models.families.adapter import Adapter
 from lightstride.models.opening.source import WeightSource
 from lightstride.models.shapes import Shape, Site
@@ -234,6 +235,7 @@ class RoundRunner:
                 self.search(task, supernet) if result is None else result
                 for task, result in zip(tasks, finished, strict=True)
             ]
+        give_back_freed()  # the cut weights of the search
         if rank() == 0:
             shutil.rmtree(folder, ignore_errors=True)
         return [result for result in finished if result is not None]

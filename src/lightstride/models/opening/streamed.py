@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from lightstride.models.device import give_back_freed
 from lightstride.models.families.adapter import Adapter
 from lightstride.models.families.registry import adapter_for
 from lightstride.models.fingerprint import sampled_fingerprint
@@ -178,6 +179,7 @@ class Streamed(WeightSource):
             with self.filled(slots[index], values):
                 del values
                 yield block
+            give_back_freed()
 
     def slots_in(self, module: nn.Module) -> list[Slot]:
         """The places of a module's parameters."""
