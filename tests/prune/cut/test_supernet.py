@@ -277,7 +277,9 @@ def test_stream_goes_on_with_weights_as_stored(tmp_path: Path) -> None:
     assert list(seen) == [site]
     weight = seen[site].weights["down"]
     [level] = prune_site(weight, seen[site].gram, [FFN[1]], geometry.shape(site))
-    assert torch.equal(level.output_OK.bfloat16().float(), centre[site].output_OK)
+    torch.testing.assert_close(  # other widths are solved beside it, so a last bit may differ
+        level.output_OK.bfloat16().float(), centre[site].output_OK, rtol=2**-7, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("spilled", [False, True])

@@ -32,13 +32,12 @@ full speed."""
 
 
 def cholesky(gram_II: Tensor) -> Tensor:
-    """Lower factor L with L L^T = gram, fp64."""
-    return cholesky_in_place(gram_II.to(torch.float64, copy=True))
+    """Lower factor L with L L^T = gram."""
+    return cholesky_in_place(gram_II.clone(memory_format=torch.contiguous_format))
 
 
 def cholesky_in_place(gram_II: Tensor, *, upper: bool = False) -> Tensor:
-    """The same, or L^T, in the memory of a contiguous fp64 matrix, which is lost."""
-    assert gram_II.dtype == torch.float64
+    """The same, or L^T, in the memory of a contiguous matrix, which is lost."""
     assert gram_II.is_contiguous()
     factor_II = gram_II.mT  # symmetric, so this is the matrix itself as LAPACK stores it
     failed = torch.empty((), dtype=torch.int32, device=gram_II.device)
