@@ -4,9 +4,10 @@ What lies in memory at once, beside the weights of the dense model:
 
     statistics   the streams (two with a correction) and the inputs of a block's output weights,
                  T (s D + I_attention + I_ffn) b bytes; while the widest site is solved,
-                 12 I^2 + 36 I D bytes, the Gram matrix and its factor, weights in fp32 and fp64
-                 (of heads 28 I^2: the inverse and two copies more); of E experts W wide
-                 W^2 (8 E + 12) + 36 E W D, and I = E W for the streams
+                 8 I^2 + 22 I D bytes, the Gram matrix, its factor and weights in fp32 (of heads
+                 28 I^2: cuts on the way to fewer groups too), or where solves are in fp64
+                 12 I^2 + 36 I D (56 I^2); of E experts W wide 8 E W^2 more, and I = E W for
+                 the streams
     search       the dense model's answers (6 k + 4 bytes a scored position) and weights of the cuts
                  that were tried, each at most half of `cache_bytes`; hidden states after every
                  block and some logits
@@ -26,6 +27,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lightstride.models.shapes import KINDS, Geometry, Site
+from lightstride.prune.cut.refit import ENOUGH_DAMPING
 from lightstride.prune.cut.supernet import supernet_bytes
 from lightstride.prune.devices import SHARE_FOR_WEIGHTS
 from lightstride.prune.forecast import planned_searches
@@ -101,15 +103,16 @@ def blocks(geometry: Geometry) -> range:
     return range(geometry.num_blocks)
 
 
-def solve_bytes(geometry: Geometry) -> int:
+def solve_bytes(geometry: Geometry, damping: float) -> int:
     """The widest site, while it is solved."""
+    of_ffn, of_heads, of_weights = (8, 28, 22) if damping >= ENOUGH_DAMPING else (12, 56, 36)
 
     def of(site: Site) -> int:
         inputs, experts = geometry.num_inputs(geometry.shape(site)), geometry.experts(site)
         width = max(experts, default=inputs)
         grams = 2 * 4 * len(experts) * width**2  # as summed, and with tokens that are missing
-        matrices = 28 if site.kind == "attention" else 12
-        return grams + matrices * width**2 + 36 * inputs * geometry.hidden_size
+        matrices = of_heads if site.kind == "attention" else of_ffn
+        return grams + matrices * width**2 + of_weights * inputs * geometry.hidden_size
 
     return max(of(site) for site in geometry.sites)
 
@@ -163,7 +166,7 @@ def footprint(
     weights = itemsize * sum(parameter.numel() for parameter in runner.model.parameters())
     plans = [runner.centre(share) for share in shares]
     stages = {
-        "statistics": solve_bytes(geometry),
+        "statistics": solve_bytes(geometry, runner.settings.damping),
         "search": search_bytes(runner, shares),
         "saving": max(cut_bytes(geometry, plan, itemsize) for plan in plans),
     }

@@ -148,7 +148,7 @@ def streamed_footprint(
         "saving": held_out_tokens * token,
     }
     working = {
-        "statistics": max(blocks + solve_bytes(geometry), ends),
+        "statistics": max(blocks + solve_bytes(geometry, runner.settings.damping), ends),
         "search": answers + max(blocks + cuts, ends + logit_bytes(runner)) if passes else 0,
         "saving": max(blocks + fp32_outputs(geometry), ends + logit_bytes(runner)),
     }

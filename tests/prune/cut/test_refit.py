@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from helpers.layers import HEAD, brute_loss, gram, layer
+from lightstride.errors import ConfigError
 from lightstride.models.shapes import (
     AttentionKept,
     AttentionShape,
@@ -19,9 +20,8 @@ from lightstride.models.shapes import (
     Shape,
     keep_all,
 )
-from lightstride.prune.cut.choose_units import (
-    num_cuts,
-)
+from lightstride.prune.cut import refit as refit_module
+from lightstride.prune.cut.choose_units import num_cuts
 from lightstride.prune.cut.refit import (
     CutSite,
     add_ridge,
@@ -48,6 +48,39 @@ def padded(level: CutSite, dense: Shape, num_inputs: int, head_dim: int = HEAD) 
     full_OI = torch.zeros(len(level.output_OK), num_inputs)
     full_OI[:, kept_inputs(level.kept, dense, head_dim)] = level.output_OK
     return full_OI
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("kind", ["ffn", "attention"])
+def test_fp32_solves_find_what_fp64_finds(
+    kind: str, fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dense: Shape = FFNShape(144) if kind == "ffn" else AttentionShape(6, 6)
+    shapes = {
+        "ffn": [FFNShape(width) for width in (24, 72, 120)],
+        "attention": [AttentionShape(3, 6), AttentionShape(6, 2)],
+    }[kind]
+    weight_OI, inputs_NI = layer(40, 144, tokens=100)
+    inputs_NI += 10 * torch.randn(100, 1, generator=torch.Generator().manual_seed(1))
+
+    def cut() -> list[CutSite]:
+        return prune_site(weight_OI, gram(inputs_NI), shapes, dense)
+
+    if fails:
+        made = refit_module.cholesky_in_place
+
+        def only_wide(gram_II: Tensor, *, upper: bool = False) -> Tensor:
+            if gram_II.dtype == torch.float32:
+                raise ConfigError("not positive")
+            return made(gram_II, upper=upper)
+
+        monkeypatch.setattr(refit_module, "cholesky_in_place", only_wide)
+    found = cut()
+    monkeypatch.setattr(refit_module, "ENOUGH_DAMPING", math.inf)
+    for narrow, wide in zip(found, cut(), strict=True):
+        assert narrow.kept == wide.kept
+        assert narrow.loss == pytest.approx(wide.loss, rel=1e-3)
+        torch.testing.assert_close(narrow.output_OK, wide.output_OK, rtol=1e-2, atol=1e-2)
 
 
 def test_refit_is_least_squares() -> None:
@@ -159,7 +192,7 @@ def test_damping_draws_weights_to_the_dense_ones() -> None:
     shape = [FFNShape(8)]
     levels = [prune_ffn(weight_OC, gram(inputs_NC), shape, damping=d)[0] for d in (0.001, 1e6)]
     columns = kept_inputs(levels[1].kept, FFNShape(16), 0)
-    torch.testing.assert_close(levels[1].output_OK, weight_OC[:, columns], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(levels[1].output_OK, weight_OC[:, columns], rtol=1e-2, atol=1e-2)
     assert levels[0].loss < levels[1].loss
 
 
@@ -179,11 +212,11 @@ def test_retargeted_weights_fit_other_targets() -> None:
     cross_IO = inputs_NI.T @ targets_NO
     fitted = weights_for_targets(weight_OI, gram(inputs_NI), cross_IO, damping=1e-9)
     expected = torch.linalg.lstsq(inputs_NI, targets_NO).solution.T
-    torch.testing.assert_close(fitted, expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(fitted, expected, rtol=1e-2, atol=1e-2)
     level = prune_ffn(fitted, gram(inputs_NI), [FFNShape(6)], damping=1e-9)[0]
     columns = kept_inputs(level.kept, FFNShape(12), 0)
     cut = torch.linalg.lstsq(inputs_NI[:, columns], targets_NO).solution.T
-    torch.testing.assert_close(level.output_OK, cut, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(level.output_OK, cut, rtol=1e-2, atol=1e-2)
 
 
 def test_retargeted_to_its_own_outputs_is_unchanged() -> None:
