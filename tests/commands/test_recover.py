@@ -16,7 +16,12 @@ from lightstride.cli import main
 from lightstride.commands.prune import prune
 from lightstride.commands.recover import recover
 from lightstride.commands.recovering import dense
-from lightstride.commands.recovering.texts import answer_rows, given_answers, without_loops
+from lightstride.commands.recovering.texts import (
+    answer_rows,
+    given_answers,
+    read_texts,
+    without_loops,
+)
 from lightstride.commands.recovering.watch import Watch
 from lightstride.config import RecoverConfig
 from lightstride.config.recover import split_weight
@@ -128,6 +133,24 @@ def test_instruction_data_is_answers_by_the_chat_template(tmp_path: Path) -> Non
     (found,) = given_answers(str(path), tokenizer)
     assert tokenizer.decode(found.answer, skip_special_tokens=True) == "3"
     assert "Add 1 to 2." in tokenizer.decode(found.prompt)
+
+
+@pytest.mark.parametrize("weight", [1, 3])
+def test_answers_have_a_weight_beside_texts(folder: Path, tmp_path: Path, weight: int) -> None:
+    path = tmp_path / "data.jsonl"
+    records = [{"instruction": f"Add 1 to {n}.", "output": str(n + 1)} for n in range(200)]
+    path.write_text("\n".join(map(json.dumps, records)))
+    text = str(folder / "text.jsonl")
+    config = config_for(folder, "x", text=(text,), answers=f"{path}:{weight}")
+    texts = read_texts(config, byte_tokenizer())
+    of_text = len(texts.sources[0].tokens_NL)
+    assert (of_text, len(texts.rows.tokens_NL)) == (32 // (1 + weight), 32)
+
+
+@pytest.mark.parametrize("source", ["own:0", "own:-1", "own:inf", "own:nan", ":2"])
+def test_a_weight_that_is_none_is_refused(folder: Path, source: str) -> None:
+    with pytest.raises(ConfigError, match=r"--answers .*WEIGHT"):
+        config_for(folder, "x", answers=source)
 
 
 def test_a_weight_stands_behind_the_last_colon() -> None:

@@ -1,11 +1,13 @@
 """Flags of `lightstride recover`."""
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from tyro.conf import Positional, arg
 
 from lightstride.config.base import (
+    OPTIONAL,
     FromPreset,
     OptionalPath,
     OptionalSize,
@@ -43,9 +45,9 @@ class RecoverConfig(PresetCommand):
     """The dense model; without it, the one that the pruned model's record names."""
     text: Annotated[tuple[str, ...], arg(metavar="SOURCE[:WEIGHT] ...")] = ("pydoc",)
     """Text to learn from: files, folders, hub data sets or pydoc, each with a weight (1)."""
-    answers: OptionalPath = None
-    """The dense model's own answers, a folder of smash's, or instruction data with answers; own
-    answers that loop are left out."""
+    answers: Annotated[str | None, arg(metavar="PATH[:WEIGHT]", help_behavior_hint=OPTIONAL)] = None
+    """The dense model's own answers, a folder of smash's, or instruction data with answers, with a
+    weight (1); own answers that loop are left out."""
     loss_on: LossOn = "all"
     """Which tokens of --answers count: the answers alone, or the prompts too."""
     held_out: OptionalSource = None
@@ -90,9 +92,14 @@ class RecoverConfig(PresetCommand):
         require_choice("--loss-on", self.loss_on, LossOn)
         require_choice("--clock", self.clock, ClockName)
         require_choice("--optimizer", self.optimizer, OptimizerName)
-        for source in self.text:
+        given = [("--text", source) for source in self.text]
+        if self.answers is not None:
+            given.append(("--answers", self.answers))
+        for flag, source in given:
             name, weight = split_weight(source)
-            require(bool(name) and weight > 0, "--text", repr(source), "SOURCE or SOURCE:WEIGHT")
+            require(
+                bool(name) and 0 < weight < math.inf, flag, repr(source), "SOURCE or SOURCE:WEIGHT"
+            )
         for flag in ("minutes", "learning_rate", "cache_gib"):
             value = getattr(self, flag)
             require(value is None or value > 0, f"--{flag.replace('_', '-')}", value, "above 0")

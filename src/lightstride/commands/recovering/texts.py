@@ -66,7 +66,8 @@ def read_texts(config: RecoverConfig, tokenizer: PreTrainedTokenizerBase) -> Tex
     assert config.window is not None
     assert config.held_out_tokens is not None
     weighted = [split_weight(source) for source in config.text]
-    total = sum(weight for _, weight in weighted) + bool(config.answers)
+    answered, answers_weight = split_weight(config.answers) if config.answers else ("", 0.0)
+    total = sum(weight for _, weight in weighted) + answers_weight
     held_out = packed_windows(
         config.held_out or (weighted[0][0] if weighted else "pydoc"),
         tokenizer,
@@ -88,9 +89,10 @@ def read_texts(config: RecoverConfig, tokenizer: PreTrainedTokenizerBase) -> Tex
         )
         sources.append(found)
         rows.append(Rows.alike(found.tokens_NL.int()))
-    if config.answers is not None:
-        answers = given_answers(config.answers, tokenizer)
-        rows.append(answer_rows(answers, config, int(config.tokens / total)))
+    if answered:
+        answers = given_answers(answered, tokenizer)
+        wanted = int(config.tokens * answers_weight / total)
+        rows.append(answer_rows(answers, config, wanted))
     tokens_NL = torch.cat([each.tokens_NL for each in rows])
     weights_NL = torch.cat([each.weights_NL for each in rows])
     return Texts(Rows(tokens_NL, weights_NL), held_out, tuple(sources))
