@@ -82,7 +82,7 @@ def watch() -> Seconds:
     timed(statistics, "embed", "forward", seconds)
     timed(site_sums, "add_gram", "gram", seconds)
     timed(site_sums, "add_cross", "gram", seconds)
-    timed(site_sums, "mirror", "gram", seconds)
+    timed(site_sums, "unpacked", "gram", seconds)
     timed(site_levels, "weights_for_targets", "local", seconds)
     timed(site_levels, "prune_site", "local", seconds)
     timed(supernet, "write_site", "disk", seconds)

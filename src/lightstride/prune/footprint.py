@@ -3,8 +3,9 @@
 What lies in memory at once, beside the weights of the dense model:
 
     statistics   the streams (two with a correction) and the inputs of a block's output weights,
-                 T (s D + I_attention + I_ffn) b bytes; while the widest site is solved,
-                 8 I^2 + 22 I D bytes, the Gram matrix, its factor and weights in fp32 (of heads
+                 T (s D + I_attention + I_ffn) b bytes; while sums of the widest site's shards
+                 wait for each other, 9 I^2 bytes (and 16 I D with a correction); while it is
+                 solved, 8 I^2 + 22 I D, the Gram matrix, its factor and weights in fp32 (of heads
                  28 I^2: cuts on the way to fewer groups too), or where solves are in fp64
                  12 I^2 + 36 I D (56 I^2); of E experts W wide 8 E W^2 more, and I = E W for
                  the streams
@@ -26,7 +27,9 @@ weights, k likeliest tokens, b bytes of a weight.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lightstride.distributed import NUM_SHARDS
 from lightstride.models.shapes import KINDS, Geometry, Site
+from lightstride.prune.cut.gram import packed_size
 from lightstride.prune.cut.refit import ENOUGH_DAMPING
 from lightstride.prune.cut.supernet import supernet_bytes
 from lightstride.prune.devices import SHARE_FOR_WEIGHTS
@@ -39,6 +42,8 @@ from lightstride.search.guided import GuidedSettings
 
 PROGRAM_BYTES = 500 << 20
 """Of Python, torch and transformers, on a CPU."""
+SUMS_AT_ONCE = NUM_SHARDS.bit_length()
+"""Of a binary tree over the shards: one a level, and the next one."""
 LOGIT_COPIES = 4
 """Of the logits that exist at once, in fp32: they, their exponentials, what is compared."""
 
@@ -117,6 +122,24 @@ def solve_bytes(geometry: Geometry, damping: float) -> int:
     return max(of(site) for site in geometry.sites)
 
 
+def sum_bytes(geometry: Geometry, *, drift: bool) -> int:
+    """The sums of the widest site's shards that are there at once, in one process."""
+
+    def of(site: Site) -> int:
+        inputs, experts = geometry.num_inputs(geometry.shape(site)), geometry.experts(site)
+        packed = sum(map(packed_size, experts or (inputs,)))
+        return 4 * SUMS_AT_ONCE * (packed + drift * inputs * geometry.hidden_size)
+
+    return max(of(site) for site in geometry.sites)
+
+
+def site_bytes(runner: RoundRunner) -> int:
+    """The widest site, while it is summed or solved."""
+    geometry, settings = runner.space.geometry, runner.settings
+    summed = sum_bytes(geometry, drift=bool(settings.correction))
+    return max(summed, solve_bytes(geometry, settings.damping))
+
+
 def search_bytes(runner: RoundRunner, shares: Sequence[float]) -> int:
     """Answers, cut weights and activations of a search."""
     settings, geometry = runner.settings.fitness, runner.space.geometry
@@ -166,7 +189,7 @@ def footprint(
     weights = itemsize * sum(parameter.numel() for parameter in runner.model.parameters())
     plans = [runner.centre(share) for share in shares]
     stages = {
-        "statistics": solve_bytes(geometry, runner.settings.damping),
+        "statistics": site_bytes(runner),
         "search": search_bytes(runner, shares),
         "saving": max(cut_bytes(geometry, plan, itemsize) for plan in plans),
     }

@@ -32,7 +32,7 @@ from lightstride.models.block_calls import recorders
 from lightstride.models.device import best_time
 from lightstride.models.families.adapter import Adapter
 from lightstride.models.shapes import AttentionShape, FFNShape, Geometry, Shape, Site
-from lightstride.prune.cut.gram import add_gram
+from lightstride.prune.cut.gram import add_gram, packed_size
 from lightstride.prune.cut.refit import prune_ffn
 from lightstride.prune.head_choices import choice_operations
 from lightstride.prune.rounds import RoundRunner
@@ -291,8 +291,8 @@ def gram_rate(model: PreTrainedModel, adapter: Adapter) -> float:
     geometry = adapter.geometry(model.config)
     width = ffn_width(geometry)
     rows_TI = torch.randn(GRAM_TOKENS, width, dtype=model.dtype, device=model.device)
-    gram_II = torch.zeros(width, width, device=model.device)
-    seconds = best_time(lambda: add_gram(gram_II, rows_TI), 2, model.device)
+    packed_P = torch.zeros(packed_size(width), device=model.device)
+    seconds = best_time(lambda: add_gram(packed_P, rows_TI), 2, model.device)
     return 2 * GRAM_SHARE * width**2 * GRAM_TOKENS / seconds
 
 

@@ -27,7 +27,7 @@ from lightstride.prune.footprint import (
     disk_bytes,
     footprint,
     read_bytes_of,
-    solve_bytes,
+    site_bytes,
     stream_bytes,
     tried_share,
 )
@@ -148,7 +148,7 @@ def streamed_footprint(
         "saving": held_out_tokens * token,
     }
     working = {
-        "statistics": max(blocks + solve_bytes(geometry, runner.settings.damping), ends),
+        "statistics": max(blocks + site_bytes(runner), ends),
         "search": answers + max(blocks + cuts, ends + logit_bytes(runner)) if passes else 0,
         "saving": max(blocks + fp32_outputs(geometry), ends + logit_bytes(runner)),
     }

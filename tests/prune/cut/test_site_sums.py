@@ -16,7 +16,7 @@ def test_each_expert_sums_its_own_tokens(num_shards: int) -> None:
     for expert in range(3):
         rows_TI[away_T == expert, 4 * expert : 4 * expert + 4] = 0
     rows_TI[:, 8:] = 0
-    sums = AllSums(num_shards)
+    sums = AllSums(num_shards, INPUTS)
     for shard, part in enumerate(torch.arange(30).chunk(num_shards)):
         own = ShardSums(INPUTS, 5, torch.device("cpu"))
         own.add(rows_TI[part], errors_TO[part])
@@ -35,7 +35,8 @@ def test_each_expert_sums_its_own_tokens(num_shards: int) -> None:
 
 def test_without_experts_there_is_one_gram_and_nothing_of_what_is_not_asked_for() -> None:
     rows_TI = torch.randn(30, 12)
-    own, sums = ShardSums(SiteInputs(12), 0, torch.device("cpu")), AllSums(1)
+    inputs = SiteInputs(12)
+    own, sums = ShardSums(inputs, 0, torch.device("cpu")), AllSums(1, inputs)
     own.add(rows_TI, rows_TI.new_zeros(0, 0))
     sums.add(0, own)
     total = sums.total()

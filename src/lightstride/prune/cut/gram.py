@@ -1,11 +1,13 @@
 """Gram matrices H = sum x x^T of activations, in fp32, from half the products.
 
-H is symmetric: only the blocks on and above its diagonal are computed (9/16 of the work with
-eight column blocks) and mirrored at the end.  Activations in bf16 are multiplied exactly and
-added up in fp32: on a CPU by letting oneDNN take its bf16 units (`fp32_precision`), where
-the rounding that this allows changes nothing, since the values are bf16 already.
+H is symmetric: only the blocks on and above its diagonal are computed and kept, one after the
+other (9/16 of work and memory with eight of them); the whole matrix is made at the end.
+Activations in bf16 are multiplied exactly and added up in fp32: on a CPU by letting oneDNN take its
+bf16 units (`fp32_precision`), where the rounding that this allows changes nothing, since the values
+are bf16 already.
 
-Shapes: T tokens, I inputs of the site, J other features.
+Shapes: T tokens, I inputs of the site, J other features, R rows of a block, P entries that are
+kept.
 """
 
 from collections.abc import Iterator
@@ -15,6 +17,27 @@ import torch
 from torch import Tensor
 
 COLUMN_BLOCKS = 8
+
+
+def block_starts(width: int) -> range:
+    """Where the blocks of rows begin; all but the last are equally many rows."""
+    return range(0, width, -(-width // COLUMN_BLOCKS))
+
+
+def packed_size(width: int) -> int:
+    """Entries that are kept of a Gram matrix of so many inputs."""
+    starts = block_starts(width)
+    return sum((min(start + starts.step, width) - start) * (width - start) for start in starts)
+
+
+def upper_blocks(packed_P: Tensor, width: int) -> Iterator[tuple[slice, Tensor]]:
+    """The rows of each block, and its entries on and right of the diagonal's block."""
+    starts, offset = block_starts(width), 0
+    for start in starts:
+        rows = slice(start, min(start + starts.step, width))
+        size = (rows.stop - start) * (width - start)
+        yield rows, packed_P[offset : offset + size].view(rows.stop - start, width - start)
+        offset += size
 
 
 @contextmanager
@@ -32,14 +55,12 @@ def exact_products(dtype: torch.dtype) -> Iterator[None]:
             setting.fp32_precision = precision
 
 
-def add_gram(upper_II: Tensor, rows_TI: Tensor, num_blocks: int = COLUMN_BLOCKS) -> None:
-    """Add x^T x to the blocks on and above the diagonal, in place; the rest is left alone."""
+def add_gram(packed_P: Tensor, rows_TI: Tensor) -> None:
+    """Add x^T x to the blocks on and above the diagonal, in place."""
     values_TI = rows_TI.float()
-    width = -(-values_TI.shape[1] // num_blocks)
     with exact_products(rows_TI.dtype):
-        for start in range(0, values_TI.shape[1], width):
-            rows = slice(start, start + width)
-            upper_II[rows, start:].addmm_(values_TI[:, rows].T, values_TI[:, start:])
+        for rows, block_RJ in upper_blocks(packed_P, values_TI.shape[1]):
+            block_RJ.addmm_(values_TI[:, rows].T, values_TI[:, rows.start :])
 
 
 def add_cross(cross_IJ: Tensor, rows_TI: Tensor, others_TJ: Tensor) -> None:
@@ -49,8 +70,12 @@ def add_cross(cross_IJ: Tensor, rows_TI: Tensor, others_TJ: Tensor) -> None:
         cross_IJ.addmm_(rows_TI.float().T, others_TJ.float())
 
 
-def mirror(upper_II: Tensor) -> Tensor:
-    """The whole symmetric matrix, made in place from its entries on and above the diagonal."""
-    upper_II.triu_()
-    upper_II += upper_II.triu(1).T
-    return upper_II
+def unpacked(packed_P: Tensor, width: int) -> Tensor:
+    """The whole symmetric matrix, from its entries on and above the diagonal, (I, I)."""
+    gram_II = packed_P.new_empty(width, width)
+    for rows, block_RJ in upper_blocks(packed_P, width):
+        own_RR, right_RJ = block_RJ.split([len(block_RJ), width - rows.stop], dim=1)
+        gram_II[rows, rows] = own_RR.triu() + own_RR.triu(1).T
+        gram_II[rows, rows.stop :] = right_RJ
+        gram_II[rows.stop :, rows] = right_RJ.T
+    return gram_II

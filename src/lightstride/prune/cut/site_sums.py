@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lightstride.distributed import TreeSum
-from lightstride.prune.cut.gram import add_cross, add_gram, mirror
+from lightstride.prune.cut.gram import add_cross, add_gram, packed_size, unpacked
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,11 @@ class SiteInputs:
     num_experts: int = 0
     """0 without experts; else all are equally wide."""
     experts_per_token: int = 1
+
+    @property
+    def width(self) -> int:
+        """Inputs of a Gram matrix."""
+        return self.num_inputs // max(self.num_experts, 1)
 
 
 @dataclass(frozen=True)
@@ -44,11 +49,8 @@ class ShardSums:
 
     def __init__(self, inputs: SiteInputs, num_outputs: int, device: torch.device) -> None:
         self.inputs = inputs
-        shape: tuple[int, ...] = (inputs.num_inputs, inputs.num_inputs)
-        if inputs.num_experts:
-            width = inputs.num_inputs // inputs.num_experts
-            shape = (inputs.num_experts, width, width)
-        self.gram = torch.zeros(shape, device=device)
+        grams = (inputs.num_experts,) if inputs.num_experts else ()
+        self.gram = torch.zeros(*grams, packed_size(inputs.width), device=device)
         self.drift_IO = torch.zeros(inputs.num_inputs, num_outputs, device=device)
         self.tokens_E = torch.zeros(inputs.num_experts, device=device)
 
@@ -59,13 +61,13 @@ class ShardSums:
             if self.drift_IO.numel():
                 add_cross(self.drift_IO, rows_TI, errors_TO)
             return
-        width = self.gram.shape[1]
-        for number, gram_WW in enumerate(self.gram):
+        width = self.inputs.width
+        for number, packed_P in enumerate(self.gram):
             own = slice(number * width, (number + 1) * width)
             sent_T = rows_TI[:, own].any(1)
             given_TW = rows_TI[sent_T, own]
             self.tokens_E[number] += len(given_TW)
-            add_gram(gram_WW, given_TW)
+            add_gram(packed_P, given_TW)
             if self.drift_IO.numel():
                 share_TO = errors_TO[sent_T] / self.inputs.experts_per_token
                 add_cross(self.drift_IO[own], given_TW, share_TO)
@@ -74,8 +76,8 @@ class ShardSums:
 class AllSums:
     """The sums of all shards, on all ranks."""
 
-    def __init__(self, num_shards: int) -> None:
-        self.num_shards = num_shards
+    def __init__(self, num_shards: int, inputs: SiteInputs) -> None:
+        self.num_shards, self.inputs = num_shards, inputs
         self.sums: dict[str, TreeSum] = {}
 
     def add(self, shard: int, sums: ShardSums) -> None:
@@ -88,9 +90,12 @@ class AllSums:
     def total(self) -> SiteSums | None:
         """All of them on rank 0; None elsewhere."""
         totals = {name: each.total() for name, each in self.sums.items()}
-        gram = totals["gram"]
-        if gram is None:
+        packed = totals.pop("gram")
+        if packed is None:
             return None
-        for each in gram if gram.dim() > 2 else [gram]:
-            mirror(each)
+        width = self.inputs.width
+        if self.inputs.num_experts:
+            gram = torch.stack([unpacked(packed_P, width) for packed_P in packed])
+        else:
+            gram = unpacked(packed, width)
         return SiteSums(gram, totals.get("drift_IO"), totals.get("tokens_E"))

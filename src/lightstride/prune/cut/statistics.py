@@ -152,7 +152,7 @@ class StreamPair:
         """Bring all streams to a site; its sums on rank 0, None elsewhere."""
         with_drift = self.dense is not None and self.pruned.additive
         num_outputs = output.weight_OI.shape[0] if with_drift else 0
-        total = AllSums(self.layout.num_shards)
+        total = AllSums(self.layout.num_shards, inputs)
         for shard, chunks in self.layout.chunks.items():
             sums = ShardSums(inputs, num_outputs, output.weight_OI.device)
             for chunk in chunks:
