@@ -80,8 +80,8 @@ def damped_factor(
 ) -> tuple[Tensor, float]:
     """Factor L, or L^T, of the Gram matrix with the ridge, and the ridge; inputs in an order.
 
-    In fp32 where the ridge is large enough for it: fp64 takes twice the time on a CPU, and up to 64
-    times on a GPU.
+    In fp32 where the ridge is large enough for it: fp64 takes one and a half times as long on a
+    CPU, up to 64 times on a GPU, and twice the memory.
     """
     if damping >= ENOUGH_DAMPING:
         damped_II, ridge = add_ridge(gram_II, damping, order_I, torch.float32)
