@@ -29,6 +29,7 @@ from lightstride.evaluate.perplexity import perplexity
 from lightstride.files import whole_file
 from lightstride.files.read import Count, Finite
 from lightstride.files.sealed import read_sealed, write_sealed
+from lightstride.models.device import give_back_freed
 from lightstride.models.opening.skeleton import one_block
 from lightstride.models.opening.source import Resident, WeightSource
 from lightstride.models.passes import Spill
@@ -100,6 +101,7 @@ def print_forecast(run: PruneRun) -> None:
         runner = run.runner
         batch_BL = torch.zeros_like(runner.calibration_NL[: runner.settings.batch_size])
         rates = measure_rates(timed_model(run), runner.adapter, batch_BL)
+        give_back_freed()
         held_out = run.texts.held_out.num_tokens
         stages = forecast(runner, run.config.sparsity, run.config.heal, held_out)
         sys.stderr.write(f"lightstride: {sentence(stages, rates)}\n")

@@ -135,6 +135,7 @@ def streamed_footprint(
     itemsize = runner.model.dtype.itemsize
     token = geometry.hidden_size * itemsize
     blocks, ends = 2 * block_bytes(geometry, itemsize), end_bytes(geometry, itemsize)
+    head = 2 * ends + logit_bytes(runner)  # its product on a CPU packs a copy
     half = settings.cache_bytes // 2
     passes = list(searched_passes(runner, shares))
     branches = max(((each.candidates + 1) * each.tokens * token for each in passes), default=0)
@@ -149,8 +150,8 @@ def streamed_footprint(
     }
     working = {
         "statistics": max(blocks + site_bytes(runner), ends),
-        "search": answers + max(blocks + cuts, ends + logit_bytes(runner)) if passes else 0,
-        "saving": max(blocks + fp32_outputs(geometry), ends + logit_bytes(runner)),
+        "search": answers + max(blocks + cuts, head) if passes else 0,
+        "saving": max(blocks + fp32_outputs(geometry), head),
     }
     weights = itemsize * sum(parameter.numel() for parameter in runner.model.parameters())
     reads = sum(each.times for each in passes) * weights + read_bytes_of(runner, shares)
