@@ -31,12 +31,13 @@ def packed_size(width: int) -> int:
 
 
 def upper_blocks(packed_P: Tensor, width: int) -> Iterator[tuple[slice, Tensor]]:
-    """The rows of each block, and its entries on and right of the diagonal's block."""
+    """The rows of each block, and a view of its entries on and right of the diagonal's block."""
     starts, offset = block_starts(width), 0
     for start in starts:
         rows = slice(start, min(start + starts.step, width))
-        size = (rows.stop - start) * (width - start)
-        yield rows, packed_P[offset : offset + size].view(rows.stop - start, width - start)
+        shape = (rows.stop - start, width - start)
+        size = shape[0] * shape[1]
+        yield rows, packed_P[..., offset : offset + size].unflatten(-1, shape)
         offset += size
 
 
@@ -71,11 +72,14 @@ def add_cross(cross_IJ: Tensor, rows_TI: Tensor, others_TJ: Tensor) -> None:
 
 
 def unpacked(packed_P: Tensor, width: int) -> Tensor:
-    """The whole symmetric matrix, from its entries on and above the diagonal, (I, I)."""
-    gram_II = packed_P.new_empty(width, width)
+    """The whole symmetric matrix, from its entries on and above the diagonal, (I, I).
+
+    Of many, one after the other in the first dimensions, all.
+    """
+    gram_II = packed_P.new_empty(*packed_P.shape[:-1], width, width)
     for rows, block_RJ in upper_blocks(packed_P, width):
-        own_RR, right_RJ = block_RJ.split([len(block_RJ), width - rows.stop], dim=1)
-        gram_II[rows, rows] = own_RR.triu() + own_RR.triu(1).T
-        gram_II[rows, rows.stop :] = right_RJ
-        gram_II[rows.stop :, rows] = right_RJ.T
+        own_RR, right_RJ = block_RJ.split([rows.stop - rows.start, width - rows.stop], dim=-1)
+        gram_II[..., rows, rows] = own_RR.triu() + own_RR.triu(1).mT
+        gram_II[..., rows, rows.stop :] = right_RJ
+        gram_II[..., rows.stop :, rows] = right_RJ.mT
     return gram_II

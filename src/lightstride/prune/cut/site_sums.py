@@ -93,9 +93,5 @@ class AllSums:
         packed = totals.pop("gram")
         if packed is None:
             return None
-        width = self.inputs.width
-        if self.inputs.num_experts:
-            gram = torch.stack([unpacked(packed_P, width) for packed_P in packed])
-        else:
-            gram = unpacked(packed, width)
+        gram = unpacked(packed, self.inputs.width)
         return SiteSums(gram, totals.get("drift_IO"), totals.get("tokens_E"))
