@@ -57,8 +57,8 @@ def removal_order(
 
     Each round removes the `chunk` channels that are cheapest alone; `panel` channels go between
     two products that bring the inverse Gram matrix up to date.  What is left stays in the top left
-    corner of the work matrices: the channels of a panel are swapped to their end.  An inverse in
-    contiguous fp32 is such a matrix, and is lost.
+    corner of the work matrices: its last channels take the places of those that went.  An inverse
+    in contiguous fp32 is such a matrix, and is lost.
     """
     weight_CO = weight_OC.T.to(torch.float32, copy=True).contiguous()
     inverse_CC = inverse_gram_CC.float().contiguous()
@@ -72,15 +72,14 @@ def removal_order(
         chosen = remove_panel(weight_CO[live], inverse_CC[live, live], count, chunk)
         order.append(labels_C[chosen])
         num_live -= count
-        is_chosen = torch.zeros(num_live + count, dtype=torch.bool, device=chosen.device)
-        is_chosen[chosen] = True
-        inside = is_chosen[:num_live].nonzero().flatten()
-        outside = num_live + (~is_chosen[num_live:]).nonzero().flatten()
-        here, there = torch.cat([inside, outside]), torch.cat([outside, inside])
+        is_left = torch.ones(num_live + count, dtype=torch.bool, device=chosen.device)
+        is_left[chosen] = False
+        here = (~is_left[:num_live]).nonzero().flatten()
+        there = num_live + is_left[num_live:].nonzero().flatten()
         labels_C[here] = labels_C[there]
         weight_CO[here] = weight_CO[there]
-        inverse_CC[here] = inverse_CC[there]
-        inverse_CC[:, here] = inverse_CC[:, there]
+        inverse_CC[here, live] = inverse_CC[there, live]
+        inverse_CC[:num_live, here] = inverse_CC[:num_live, there]
     return torch.cat([*order, labels_C[:stop]])
 
 
@@ -102,9 +101,8 @@ def remove_panel(weight_LO: Tensor, inverse_LL: Tensor, count: int, chunk: int) 
         new = slice(start, start + len(chosen))
         rows_SL = inverse_LL[chosen].addmm_(rows_RL[:start, chosen].T, pulls_RL[:start], alpha=-1)
         targets = torch.cat([weight_LO[chosen], rows_SL], dim=1)
-        pull_SO, pulls_RL[new] = torch.linalg.solve(rows_SL[:, chosen], targets).split(
-            [num_outputs, num_live], dim=1
-        )
+        pulls_SV = torch.linalg.inv(rows_SL[:, chosen]) @ targets  # a solve is a tenth as fast
+        pull_SO, pulls_RL[new] = pulls_SV.split([num_outputs, num_live], dim=1)
         rows_RL[new] = rows_SL
         weight_LO.addmm_(rows_SL.T, pull_SO, alpha=-1)
         diagonal_L -= (rows_SL * pulls_RL[new]).sum(0)
