@@ -53,7 +53,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=["ours"])
     parser.add_argument("--yardsticks", nargs="*", choices=YARDSTICKS, default=list(YARDSTICKS))
     parser.add_argument("--text", nargs="+", required=True, metavar="SOURCE[:WEIGHT]")
-    parser.add_argument("--answers", help="folder of the dense model's own answers")
+    parser.add_argument(
+        "--answers", nargs="*", default=[], help="folders of a model's own answers", metavar="DIR"
+    )
     parser.add_argument("--held-out", help="text of the learning curve; else of the first text")
     parser.add_argument("--tokens", type=int, default=1_048_576, help="most tokens to learn from")
     parser.add_argument("--held-out-tokens", type=int, help="tokens of each measurement of it")
@@ -87,7 +89,7 @@ def recovered(cut: Path, row: str, minutes: float, flags: argparse.Namespace) ->
         "minutes": minutes,
         "teacher": flags.model,
         "text": flags.text,
-        "answers": flags.answers,
+        "answers": tuple(flags.answers),
         "held_out": flags.held_out,
         "tokens": flags.tokens,
         "held_out_tokens": flags.held_out_tokens,

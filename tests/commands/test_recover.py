@@ -17,10 +17,12 @@ from lightstride.commands.prune import prune
 from lightstride.commands.recover import recover
 from lightstride.commands.recovering import dense
 from lightstride.commands.recovering.texts import (
+    LOOP_TOKENS,
+    Answered,
     answer_rows,
     given_answers,
     read_texts,
-    without_loops,
+    without_loop,
 )
 from lightstride.commands.recovering.watch import Watch
 from lightstride.config import RecoverConfig
@@ -28,7 +30,6 @@ from lightstride.config.recover import split_weight
 from lightstride.errors import ConfigError, DataError, ModelError
 from lightstride.models.fingerprint import fingerprint
 from lightstride.models.opening.load import load_model
-from lightstride.smash.data.answers import Answer
 from lightstride.training.checkpoint import Progress
 
 
@@ -59,11 +60,8 @@ def config_for(folder: Path, name: str, **changes: object) -> RecoverConfig:
     return RecoverConfig(**{**values, **changes})  # type: ignore[arg-type]
 
 
-def answers(count: int) -> list[Answer]:
-    return [
-        Answer(str(n), "chat", (1, 2, 3), (4, 5, 6, 7), sampled=False, finish="stop")
-        for n in range(count)
-    ]
+def answers(count: int) -> list[Answered]:
+    return [Answered((1, 2, 3), (4, 5, 6, 7), (-1, 9, -1, -1))] * count
 
 
 def test_the_result_is_better_of_the_same_shape_and_knows_its_texts(folder: Path) -> None:
@@ -108,22 +106,23 @@ def test_a_teacher_of_another_vocabulary_is_refused(folder: Path) -> None:
 
 
 def test_answers_count_where_they_are_predicted(folder: Path) -> None:
-    config = config_for(folder, "x", answers=str(folder), loss_on="answers", window=7)
-    rows = answer_rows(answers(3), config, 14)
+    config = config_for(folder, "x", answers=("own",), loss_on="answers", window=7)
+    rows = answer_rows(answers(3), "own", config, 14)
     assert rows.tokens_NL.tolist() == [[1, 2, 3, 4, 5, 6, 7]] * 2
     assert rows.weights_NL.tolist() == [[0, 0, 1, 1, 1, 1, 0]] * 2
-    everything = config_for(folder, "x", answers=str(folder), window=7)
-    assert answer_rows(answers(3), everything, 14).weights_NL.min() == 1
-    with pytest.raises(DataError, match="are needed"):
-        answer_rows(answers(1), config_for(folder, "x", window=32), 100)
+    assert rows.ruled_out_NL.tolist() == [[-1, -1, -1, 9, -1, -1, -1]] * 2
+    everything = config_for(folder, "x", answers=("own",), window=7)
+    assert answer_rows(answers(3), "own", everything, 14).weights_NL.min() == 1
+    with pytest.raises(DataError, match="own has 7 tokens; 32 are needed"):
+        answer_rows(answers(1), "own", config_for(folder, "x", window=32), 100)
 
 
-def test_answers_that_loop_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
-    looping = Answer("loop", "chat", (1, 2), (4, 5, 6, 7) * 4, sampled=False, finish="length")
-    assert without_loops([*answers(2), looping], "own") == answers(2)
-    assert "1 of 3 answers in own loop" in capsys.readouterr().err
-    assert without_loops(answers(2), "own") == answers(2)
-    assert not capsys.readouterr().err
+def test_a_loop_is_learned_from_as_far_as_it_takes_to_leave_it() -> None:
+    sane = without_loop((1, 2), (4, 5, 6, 7) * 2)
+    assert (sane.answer, set(sane.ruled_out)) == ((4, 5, 6, 7) * 2, {-1})
+    looping = without_loop((1, 2), (4, 5, 6, 7) * 10)
+    assert looping.answer == ((4, 5, 6, 7) * 7)[: 11 + LOOP_TOKENS]
+    assert looping.ruled_out == (-1,) * 11 + looping.answer[11:]
 
 
 def test_instruction_data_is_answers_by_the_chat_template(tmp_path: Path) -> None:
@@ -141,7 +140,7 @@ def test_answers_have_a_weight_beside_texts(folder: Path, tmp_path: Path, weight
     records = [{"instruction": f"Add 1 to {n}.", "output": str(n + 1)} for n in range(200)]
     path.write_text("\n".join(map(json.dumps, records)))
     text = str(folder / "text.jsonl")
-    config = config_for(folder, "x", text=(text,), answers=f"{path}:{weight}")
+    config = config_for(folder, "x", text=(text,), answers=(f"{path}:{weight}",))
     texts = read_texts(config, byte_tokenizer())
     of_text = len(texts.sources[0].tokens_NL)
     assert (of_text, len(texts.rows.tokens_NL)) == (32 // (1 + weight), 32)
@@ -150,7 +149,7 @@ def test_answers_have_a_weight_beside_texts(folder: Path, tmp_path: Path, weight
 @pytest.mark.parametrize("source", ["own:0", "own:-1", "own:inf", "own:nan", ":2"])
 def test_a_weight_that_is_none_is_refused(folder: Path, source: str) -> None:
     with pytest.raises(ConfigError, match=r"--answers .*WEIGHT"):
-        config_for(folder, "x", answers=source)
+        config_for(folder, "x", answers=(source,))
 
 
 def test_a_weight_stands_behind_the_last_colon() -> None:

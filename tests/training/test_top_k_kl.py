@@ -40,3 +40,25 @@ def test_renormalizing_forgets_the_rest() -> None:
     teacher = remember(teacher_NV, 2)
     assert float(divergence(teacher, student_NV, renormalize=True)) == pytest.approx(0, abs=1e-3)
     assert float(divergence(teacher, student_NV)) > 5
+
+
+def test_a_token_ruled_out_is_one_that_cannot_be() -> None:
+    generator = torch.Generator().manual_seed(2)
+    teacher_NV, student_NV = torch.randn(2, 6, 20, generator=generator)
+    token_N = teacher_NV.argmax(1)
+    token_N[0] = -1
+    plain_NV = teacher_NV.clone()
+    plain_NV[torch.arange(1, 6), token_N[1:]] = -40.0
+    found_N = divergence(remember(teacher_NV, 20).without(token_N), student_NV)
+    torch.testing.assert_close(
+        found_N.double(), plain_divergence(plain_NV, student_NV), rtol=2e-3, atol=2e-3
+    )
+
+
+def test_what_is_not_told_apart_is_not_ruled_out() -> None:
+    teacher = remember(torch.arange(20.0).repeat(2, 1), 5)
+    found = teacher.without(torch.tensor([3, 18]))
+    assert torch.equal(found.log_probability_NK[0], teacher.log_probability_NK[0])
+    whole_N = found.log_probability_NK.float().exp().sum(1) + found.log_rest_N.exp()
+    torch.testing.assert_close(whole_N, torch.ones(2), rtol=1e-3, atol=1e-3)
+    assert found.log_probability_NK[1].exp().tolist()[1] == 0

@@ -7,7 +7,6 @@ from typing import Annotated, ClassVar, Literal
 from tyro.conf import Positional, arg
 
 from lightstride.config.base import (
-    OPTIONAL,
     FromPreset,
     OptionalPath,
     OptionalSize,
@@ -45,9 +44,9 @@ class RecoverConfig(PresetCommand):
     """The dense model; without it, the one that the pruned model's record names."""
     text: Annotated[tuple[str, ...], arg(metavar="SOURCE[:WEIGHT] ...")] = ("pydoc",)
     """Text to learn from: files, folders, hub data sets or pydoc, each with a weight (1)."""
-    answers: Annotated[str | None, arg(metavar="PATH[:WEIGHT]", help_behavior_hint=OPTIONAL)] = None
-    """The dense model's own answers, a folder of smash's, or instruction data with answers, with a
-    weight (1); own answers that loop are left out."""
+    answers: Annotated[tuple[str, ...], arg(metavar="PATH[:WEIGHT] ...")] = ()
+    """Answers to learn from, each source with a weight (1): folders of smash's, with the dense
+    model's own answers or the pruned model's, or instruction data with answers."""
     loss_on: LossOn = "all"
     """Which tokens of --answers count: the answers alone, or the prompts too."""
     held_out: OptionalSource = None
@@ -93,8 +92,7 @@ class RecoverConfig(PresetCommand):
         require_choice("--clock", self.clock, ClockName)
         require_choice("--optimizer", self.optimizer, OptimizerName)
         given = [("--text", source) for source in self.text]
-        if self.answers is not None:
-            given.append(("--answers", self.answers))
+        given += [("--answers", source) for source in self.answers]
         for flag, source in given:
             name, weight = split_weight(source)
             require(

@@ -19,6 +19,17 @@ def is_loop(tokens: Sequence[int]) -> bool:
     return bool(runs) and max(runs.values()) >= TIMES
 
 
+def repeats(tokens: Sequence[int], times: int = TIMES - 1) -> list[bool]:
+    """Of each token, whether a run that ends with it stands there so many times by then."""
+    runs: Counter[tuple[int, ...]] = Counter()
+    found = []
+    for end in range(1, len(tokens) + 1):
+        run = tuple(tokens[max(0, end - RUN) : end])
+        runs[run] += len(run) == RUN
+        found.append(runs[run] >= times)
+    return found
+
+
 def looping_share(decoder: Decoder, prompts: Sequence[Sequence[int]]) -> dict[str, float]:
     """Of greedy answers: the share that loops, and the share that comes to an end by itself."""
     settings = Settings(max_new_tokens=ANSWER_TOKENS)

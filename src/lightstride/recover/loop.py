@@ -58,11 +58,13 @@ class Rows:
     """Integers."""
     weights_NL: Tensor
     """fp32: how much the distribution after each token counts; 0 where it does not."""
+    ruled_out_NL: Tensor
+    """Integers: a token that must not follow, whatever the teacher says; -1 where any may."""
 
     @staticmethod
     def alike(tokens_NL: Tensor) -> "Rows":
         """Rows of which every position counts."""
-        return Rows(tokens_NL, torch.ones(tokens_NL.shape))
+        return Rows(tokens_NL, torch.ones(tokens_NL.shape), torch.full_like(tokens_NL, -1))
 
 
 @dataclass(frozen=True)
@@ -277,7 +279,8 @@ def gradients(student: Student, teacher: Says, rows: Rows, chosen: list[int]) ->
     if mine and count:
         tokens_BL = rows.tokens_NL[mine].long().to(device)
         weights_BL = rows.weights_NL[mine].to(device)
-        loss = student(tokens_BL, concatenate(said), weights_BL) / count
+        ruled_out_N = rows.ruled_out_NL[mine].to(device).flatten()
+        loss = student(tokens_BL, concatenate(said).without(ruled_out_N), weights_BL) / count
         loss.backward()
         total = loss.detach()
     elif is_shared_out(student.decoder):

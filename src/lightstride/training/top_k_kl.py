@@ -21,6 +21,8 @@ from lightstride.models.sliced_logits import log_totals
 
 SMALLEST = 1e-7
 """Probability below which the rest of the mass is not resolved in fp32."""
+LEAST_LOG = -65_504.0
+"""Log-probability of what cannot be, in fp16."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,18 @@ class Teacher:
         """The same on a device."""
         parts = (self.log_probability_NK, self.token_NK, self.log_rest_N)
         return Teacher(*(part.to(device) for part in parts))
+
+    def without(self, token_N: Tensor) -> "Teacher":
+        """The same had it ruled out one token of each position; a negative token rules out none.
+
+        What remains is scaled to one.  A token that is not told apart stays where it is.
+        """
+        out_NK = self.token_NK == token_N[:, None]
+        log_NK = self.log_probability_NK.float().masked_fill(out_NK, LEAST_LOG)
+        left_N = torch.cat([log_NK, self.log_rest_N[:, None]], 1).logsumexp(1)
+        left_N = left_N.where(out_NK.any(1), 0)
+        log_NK = (log_NK - left_N[:, None]).masked_fill(out_NK, LEAST_LOG)
+        return Teacher(log_NK.half(), self.token_NK, self.log_rest_N - left_N)
 
     @staticmethod
     def bytes_per_position(top_k: int) -> int:

@@ -1,10 +1,8 @@
 """From the flags of `lightstride recover` to rows of tokens: texts by weight, answers, held out."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,34 +12,24 @@ from lightstride.config import RecoverConfig
 from lightstride.config.recover import split_weight
 from lightstride.data.conversations import read_conversations
 from lightstride.data.windows import Windows, packed_windows
-from lightstride.distributed import rank
 from lightstride.errors import DataError
-from lightstride.evaluate.loops import is_loop
+from lightstride.evaluate.loops import repeats
 from lightstride.generate.chat_template import chat_tokens, token_ids
 from lightstride.recover.loop import Rows
-from lightstride.smash.data.answers import HEADER, Answer, read_answers
+from lightstride.smash.data.answers import HEADER, read_answers
 
-
-class AnsweredPrompt(Protocol):
-    """Tokens of a prompt and of what is said after it."""
-
-    @property
-    def prompt(self) -> tuple[int, ...]:
-        """The prompt by the chat template."""
-        ...
-
-    @property
-    def answer(self) -> tuple[int, ...]:
-        """The answer, the end token included."""
-        ...
+LOOP_TOKENS = 16
+"""So much of a loop is kept of an answer, from the third time on that a run of tokens comes."""
 
 
 @dataclass(frozen=True)
-class GivenAnswer:
-    """An answer that stands in instruction data."""
+class Answered:
+    """A prompt by the chat template and what is said after it, the end token included."""
 
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
+    ruled_out: tuple[int, ...]
+    """At each token of the answer, one that must not stand there, or -1."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +54,8 @@ def read_texts(config: RecoverConfig, tokenizer: PreTrainedTokenizerBase) -> Tex
     assert config.window is not None
     assert config.held_out_tokens is not None
     weighted = [split_weight(source) for source in config.text]
-    answered, answers_weight = split_weight(config.answers) if config.answers else ("", 0.0)
-    total = sum(weight for _, weight in weighted) + answers_weight
+    answered = [split_weight(source) for source in config.answers]
+    total = sum(weight for _, weight in weighted + answered)
     held_out = packed_windows(
         config.held_out or (weighted[0][0] if weighted else "pydoc"),
         tokenizer,
@@ -89,53 +77,59 @@ def read_texts(config: RecoverConfig, tokenizer: PreTrainedTokenizerBase) -> Tex
         )
         sources.append(found)
         rows.append(Rows.alike(found.tokens_NL.int()))
-    if answered:
-        answers = given_answers(answered, tokenizer)
-        wanted = int(config.tokens * answers_weight / total)
-        rows.append(answer_rows(answers, config, wanted))
+    for source, weight in answered:
+        wanted = int(config.tokens * weight / total)
+        rows.append(answer_rows(given_answers(source, tokenizer), source, config, wanted))
     tokens_NL = torch.cat([each.tokens_NL for each in rows])
     weights_NL = torch.cat([each.weights_NL for each in rows])
-    return Texts(Rows(tokens_NL, weights_NL), held_out, tuple(sources))
+    ruled_out_NL = torch.cat([each.ruled_out_NL for each in rows])
+    return Texts(Rows(tokens_NL, weights_NL, ruled_out_NL), held_out, tuple(sources))
 
 
-def given_answers(source: str, tokenizer: PreTrainedTokenizerBase) -> Sequence[AnsweredPrompt]:
-    """The dense model's own answers of a folder of smash's, or those that instruction data has.
+def given_answers(source: str, tokenizer: PreTrainedTokenizerBase) -> list[Answered]:
+    """A model's own answers, from a folder of smash's, or those that instruction data has.
 
     The latter by the chat template, with the token that ends a turn.
     """
     if (Path(source) / HEADER).exists():
-        return without_loops(read_answers(Path(source)), source)
+        return [without_loop(each.prompt, each.answer) for each in read_answers(Path(source))]
     end = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
-    return [
-        GivenAnswer(
-            tuple(chat_tokens(tokenizer, [turn.as_dict() for turn in each.prompt.messages])),
-            (*token_ids(tokenizer, each.answer, special=False), *end),
-        )
-        for each in read_conversations(source)
-    ]
+    found = []
+    for each in read_conversations(source):
+        turns = [turn.as_dict() for turn in each.prompt.messages]
+        answer = (*token_ids(tokenizer, each.answer, special=False), *end)
+        prompt = tuple(chat_tokens(tokenizer, turns))
+        found.append(Answered(prompt, answer, (-1,) * len(answer)))
+    return found
 
 
-def without_loops(answers: Sequence[Answer], source: str) -> Sequence[Answer]:
-    """Those that do not loop: from greedy answers that do, a model learns above all to loop."""
-    kept = [each for each in answers if not is_loop(each.answer)]
-    if len(kept) < len(answers) and rank() == 0:
-        sys.stderr.write(
-            f"lightstride: {len(answers) - len(kept):,} of {len(answers):,} answers in {source} "
-            "loop and are left out\n"
-        )
-    return kept
+def without_loop(prompt: tuple[int, ...], answer: tuple[int, ...]) -> Answered:
+    """A model's own answer, of whose loop only the beginning is kept, to learn not to go on.
+
+    From whole loops a model learns above all to loop (`LOG.md`).
+    """
+    again = repeats(answer)
+    end = again.index(True) + LOOP_TOKENS if True in again else len(again)
+    pairs = zip(answer[:end], again[:end], strict=True)
+    ruled_out = tuple(token if is_again else -1 for token, is_again in pairs)
+    return Answered(prompt, answer[:end], ruled_out)
 
 
-def answer_rows(answers: Sequence[AnsweredPrompt], config: RecoverConfig, wanted: int) -> Rows:
+def answer_rows(
+    answers: Sequence[Answered], source: str, config: RecoverConfig, wanted: int
+) -> Rows:
     """Prompts and answers one after the other, cut into rows; what counts as --loss-on says.
 
-    The distribution after a token counts where it predicts a token that does.
+    The distribution after a token counts where it predicts a token that does.  What would go on
+    with a loop is ruled out there.
     """
     assert config.window is not None
     tokens: list[int] = []
     counts: list[float] = []
+    ruled_out: list[int] = []
     for each in answers:
         tokens += [*each.prompt, *each.answer]
+        ruled_out += [-1] * (len(each.prompt) - 1) + [*each.ruled_out, -1]
         of_prompt = float(config.loss_on == "all")
         counts += [of_prompt] * (len(each.prompt) - 1) + [1.0] * len(each.answer) + [of_prompt]
         if len(tokens) >= wanted:
@@ -143,10 +137,12 @@ def answer_rows(answers: Sequence[AnsweredPrompt], config: RecoverConfig, wanted
     num_rows = min(len(tokens), wanted) // config.window
     if not num_rows:
         raise DataError(
-            f"{config.answers} has {len(tokens):,} tokens; {config.window:,} are needed for a row"
+            f"{source} has {len(tokens):,} tokens; {config.window:,} are needed for a row"
         )
     return Rows(
-        as_rows(tokens, num_rows, config.window).int(), as_rows(counts, num_rows, config.window)
+        as_rows(tokens, num_rows, config.window).int(),
+        as_rows(counts, num_rows, config.window),
+        as_rows(ruled_out, num_rows, config.window).int(),
     )
 
 
