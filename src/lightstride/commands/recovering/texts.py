@@ -13,7 +13,7 @@ from lightstride.config.recover import split_weight
 from lightstride.data.conversations import read_conversations
 from lightstride.data.windows import Windows, packed_windows
 from lightstride.errors import DataError
-from lightstride.evaluate.loops import repeats
+from lightstride.evaluate.loops import RUN, is_loop, repeats
 from lightstride.generate.chat_template import chat_tokens, token_ids
 from lightstride.recover.loop import Rows
 from lightstride.smash.data.answers import HEADER, read_answers
@@ -106,13 +106,15 @@ def given_answers(source: str, tokenizer: PreTrainedTokenizerBase) -> list[Answe
 def without_loop(prompt: tuple[int, ...], answer: tuple[int, ...]) -> Answered:
     """A model's own answer, of whose loop only the beginning is kept, to learn not to go on.
 
-    From whole loops a model learns above all to loop (`LOG.md`).
+    From whole loops a model learns above all to loop (`LOG.md`).  Ruled out are all tokens of the
+    runs that come a third time, so that a sentence is left before it is begun again.
     """
+    if not is_loop(answer):
+        return Answered(prompt, answer, (-1,) * len(answer))
     again = repeats(answer)
-    end = again.index(True) + LOOP_TOKENS if True in again else len(again)
-    pairs = zip(answer[:end], again[:end], strict=True)
-    ruled_out = tuple(token if is_again else -1 for token, is_again in pairs)
-    return Answered(prompt, answer[:end], ruled_out)
+    end = again.index(True) + LOOP_TOKENS
+    ruled_out = [t if any(again[i : i + RUN]) else -1 for i, t in enumerate(answer[:end])]
+    return Answered(prompt, answer[:end], tuple(ruled_out))
 
 
 def answer_rows(
