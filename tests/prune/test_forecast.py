@@ -80,7 +80,7 @@ def test_wide_solves_are_told_from_narrow_ones(monkeypatch: pytest.MonkeyPatch) 
 
     def rate(_: object, width: int, __: int) -> float:
         asked.append(width)
-        return 1 / (1 + 8 / width)
+        return width**0.4
 
     geometry = ADAPTER.geometry(MODEL.config)
     heads = geometry.num_inputs(geometry.attention[0])
@@ -88,5 +88,5 @@ def test_wide_solves_are_told_from_narrow_ones(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(forecast_module, "rate_of_cuts", rate)
     for most in (width, width // 4 * 2):
         monkeypatch.setattr(forecast_module, "MOST_CHANNELS", most)
-        assert forecast_module.solve_rate(MODEL, ADAPTER) == pytest.approx(1 / (1 + 8 / width))
+        assert forecast_module.solve_rate(MODEL, ADAPTER) == pytest.approx(width**0.4)
     assert asked == [width, width // 4, width // 4 * 2]

@@ -45,7 +45,7 @@ PROBE_SHARE = 0.5
 """Share of the blocks that a probe of one site computes anew."""
 CHILD_SHARE = 0.9
 """The same of an offspring."""
-MOST_CHANNELS = 1024
+MOST_CHANNELS = 2048
 """Widest site that is pruned for the measurement."""
 MOST_GAIN = 2.5
 """Of the rate of solves over that of the widest one measured."""
@@ -299,18 +299,18 @@ def gram_rate(model: PreTrainedModel, adapter: Adapter) -> float:
 def solve_rate(model: PreTrainedModel, adapter: Adapter) -> float:
     """Rate of solves at the geometric mean of the widths of FFN and attention.
 
-    Wide ones are not made: the time of an operation falls with the inverse of the width, so two
-    narrow ones tell it (processor time at 512 to 4,096 channels, `LOG.md`).
+    Wide ones are not made: their rate grows about like a power of the width, which two narrower
+    ones tell (512 to 8,192 channels, `LOG.md`).
     """
     geometry = adapter.geometry(model.config)
     heads = geometry.num_inputs(geometry.attention[0])
     width = math.isqrt(ffn_width(geometry) * max(heads, 1))
     if width <= MOST_CHANNELS:
         return rate_of_cuts(model, width, geometry.hidden_size)
-    narrow = 1 / rate_of_cuts(model, MOST_CHANNELS // 2, geometry.hidden_size)
-    wide = 1 / rate_of_cuts(model, MOST_CHANNELS, geometry.hidden_size)
-    seconds = wide - (narrow - wide) * (1 - MOST_CHANNELS / width)
-    return 1 / max(seconds, wide / MOST_GAIN)
+    narrow = rate_of_cuts(model, MOST_CHANNELS // 2, geometry.hidden_size)
+    wide = rate_of_cuts(model, MOST_CHANNELS, geometry.hidden_size)
+    gain = (wide / narrow) ** math.log2(width / MOST_CHANNELS)
+    return wide * min(max(gain, 1.0), MOST_GAIN)
 
 
 def rate_of_cuts(model: PreTrainedModel, width: int, outputs: int) -> float:
