@@ -18,6 +18,7 @@ from lightstride.commands.recover import recover
 from lightstride.commands.recovering import dense
 from lightstride.commands.recovering.texts import (
     LOOP_TOKENS,
+    LOOP_WEIGHT,
     Answered,
     answer_rows,
     given_answers,
@@ -109,7 +110,7 @@ def test_answers_count_where_they_are_predicted(folder: Path) -> None:
     config = config_for(folder, "x", answers=("own",), loss_on="answers", window=7)
     rows = answer_rows(answers(3), "own", config, 14)
     assert rows.tokens_NL.tolist() == [[1, 2, 3, 4, 5, 6, 7]] * 2
-    assert rows.weights_NL.tolist() == [[0, 0, 1, 1, 1, 1, 0]] * 2
+    assert rows.weights_NL.tolist() == [[0, 0, 1, LOOP_WEIGHT, 1, 1, 0]] * 2
     assert rows.ruled_out_NL.tolist() == [[-1, -1, -1, 9, -1, -1, -1]] * 2
     everything = config_for(folder, "x", answers=("own",), window=7)
     assert answer_rows(answers(3), "own", everything, 14).weights_NL.min() == 1

@@ -21,6 +21,9 @@ from lightstride.smash.data.answers import HEADER, read_answers
 LOOP_TOKENS = 16
 """So much of a loop is kept of an answer, from the third time on that a run of tokens comes."""
 
+LOOP_WEIGHT = 6.0
+"""What a token counts where one is ruled out: at 1 a model goes on to loop (`LOG.md`)."""
+
 
 @dataclass(frozen=True)
 class Answered:
@@ -133,7 +136,8 @@ def answer_rows(
         tokens += [*each.prompt, *each.answer]
         ruled_out += [-1] * (len(each.prompt) - 1) + [*each.ruled_out, -1]
         of_prompt = float(config.loss_on == "all")
-        counts += [of_prompt] * (len(each.prompt) - 1) + [1.0] * len(each.answer) + [of_prompt]
+        of_answer = [LOOP_WEIGHT if token >= 0 else 1.0 for token in each.ruled_out]
+        counts += [of_prompt] * (len(each.prompt) - 1) + of_answer + [of_prompt]
         if len(tokens) >= wanted:
             break
     num_rows = min(len(tokens), wanted) // config.window
