@@ -309,7 +309,7 @@ def solve_rate(model: PreTrainedModel, adapter: Adapter) -> float:
         return rate_of_cuts(model, width, geometry.hidden_size)
     narrow = rate_of_cuts(model, MOST_CHANNELS // 2, geometry.hidden_size)
     wide = rate_of_cuts(model, MOST_CHANNELS, geometry.hidden_size)
-    gain = (wide / narrow) ** math.log2(width / MOST_CHANNELS)
+    gain: float = (wide / narrow) ** math.log2(width / MOST_CHANNELS)
     return wide * min(max(gain, 1.0), MOST_GAIN)
 
 
