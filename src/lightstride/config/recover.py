@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from tyro.conf import Positional, arg
 
 from lightstride.config.base import (
+    OPTIONAL,
     FromPreset,
     OptionalPath,
     OptionalSize,
@@ -44,7 +45,9 @@ class RecoverConfig(PresetCommand):
     """The dense model; without it, the one that the pruned model's record names."""
     text: Annotated[tuple[str, ...], arg(metavar="SOURCE[:WEIGHT] ...")] = ("pydoc",)
     """Text to learn from: files, folders, hub data sets or pydoc, each with a weight (1)."""
-    answers: Annotated[tuple[str, ...], arg(metavar="PATH[:WEIGHT] ...")] = ()
+    answers: Annotated[
+        tuple[str, ...], arg(metavar="PATH[:WEIGHT] ...", help_behavior_hint=OPTIONAL)
+    ] = ()
     """Answers to learn from, each source with a weight (1): folders of smash's, with the dense
     model's own answers or the pruned model's, or instruction data with answers."""
     loss_on: LossOn = "all"
