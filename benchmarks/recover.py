@@ -53,9 +53,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=["ours"])
     parser.add_argument("--yardsticks", nargs="*", choices=YARDSTICKS, default=list(YARDSTICKS))
     parser.add_argument("--text", nargs="+", required=True, metavar="SOURCE[:WEIGHT]")
-    parser.add_argument(
-        "--answers", nargs="*", default=[], help="folders of a model's own answers", metavar="DIR"
-    )
+    parser.add_argument("--answers", nargs="*", default=[], metavar="PATH[:WEIGHT]")
     parser.add_argument("--held-out", help="text of the learning curve; else of the first text")
     parser.add_argument("--tokens", type=int, default=1_048_576, help="most tokens to learn from")
     parser.add_argument("--held-out-tokens", type=int, help="tokens of each measurement of it")

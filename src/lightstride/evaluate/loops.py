@@ -15,17 +15,16 @@ ROWS_AT_ONCE = 8
 
 def is_loop(tokens: Sequence[int]) -> bool:
     """Whether some run of tokens comes again and again."""
-    runs = Counter(tuple(tokens[i : i + RUN]) for i in range(len(tokens) - RUN + 1))
-    return bool(runs) and max(runs.values()) >= TIMES
+    return any(repeats(tokens, TIMES))
 
 
 def repeats(tokens: Sequence[int], times: int = TIMES - 1) -> list[bool]:
     """Of each token, whether a run that ends with it stands there so many times by then."""
     runs: Counter[tuple[int, ...]] = Counter()
-    found = []
-    for end in range(1, len(tokens) + 1):
-        run = tuple(tokens[max(0, end - RUN) : end])
-        runs[run] += len(run) == RUN
+    found = [False] * min(RUN - 1, len(tokens))
+    for end in range(RUN, len(tokens) + 1):
+        run = tuple(tokens[end - RUN : end])
+        runs[run] += 1
         found.append(runs[run] >= times)
     return found
 

@@ -101,7 +101,7 @@ def remove_panel(weight_LO: Tensor, inverse_LL: Tensor, count: int, chunk: int) 
         new = slice(start, start + len(chosen))
         rows_SL = inverse_LL[chosen].addmm_(rows_RL[:start, chosen].T, pulls_RL[:start], alpha=-1)
         targets = torch.cat([weight_LO[chosen], rows_SL], dim=1)
-        pulls_SV = torch.linalg.inv(rows_SL[:, chosen]) @ targets  # a solve is a tenth as fast
+        pulls_SV = torch.linalg.inv(rows_SL[:, chosen]) @ targets  # far faster than a solve
         pull_SO, pulls_RL[new] = pulls_SV.split([num_outputs, num_live], dim=1)
         rows_RL[new] = rows_SL
         weight_LO.addmm_(rows_SL.T, pull_SO, alpha=-1)
